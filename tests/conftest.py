@@ -1,0 +1,25 @@
+"""Settings of all tests: offline, one thread, no colours, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+# A tiny host's work is far smaller than the cost of sharing it out among threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and checkpoints named by UHL_SHARED; the test is skipped by name without it."""
+    folder = os.environ.get("UHL_SHARED", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("UHL_SHARED does not name a folder with data/ and hosts/")
+    return Path(folder)

@@ -1,0 +1,115 @@
+"""The canonical adapter: everything that is trained, in coordinates that belong to no host (DESIGN 2).
+
+It holds no tensor of a host's width.  `folding.fold` turns it, together with an alignment, into the maps of
+one host.  Parameters are kept in float32; `stored()` gives the values as the file will hold them, with
+straight-through gradients, and all computing uses those.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uhl_cli.adapter.fake_quantise import fake_quantise
+from uhl_cli.adapter.layout import bits_of, parameter_shapes
+from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which atoms act on which token.  T tokens, k = top_k.
+
+    `indices` int64 [T, k]; `weights` [T, k], zero where an atom does not fire; `active` [T], the number of
+    atoms that fire, with the gradient of the gates.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    active: Tensor
+
+
+class CanonicalAdapter(nn.Module):
+    """Atoms, mixer, router, hyper-MLP, readout and delta-theta, all of canonical shape.
+
+    A new adapter changes nothing: its atoms' U is zero.  The `head_*` parameters are the head-only control of
+    DESIGN 4, fitted apart on the frozen source and never trained with the rest.
+    """
+
+    def __init__(self, config: AdapterConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        for name, shape in parameter_shapes(config).items():
+            self.register_parameter(name, nn.Parameter(_initial(name, shape, generator)))
+        self.freeze_untrained()
+
+    def freeze_untrained(self) -> None:
+        """Mark what pretraining leaves alone: delta-theta (for `tune`) and the head-only control."""
+        for name in ("delta_theta", "head_weight", "head_bias"):
+            self.get_parameter(name).requires_grad_(False)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Every parameter as the file holds it, differentiable by straight-through."""
+        return {name: fake_quantise(value, bits_of(name)) for name, value in self.named_parameters()}
+
+    @property
+    def updates_are_zero(self) -> bool:
+        """True when no update can change a host."""
+        return not bool(self.stored()["atoms_u"].any())
+
+
+def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Starting values; zero where the name is not listed."""
+    if name == "atoms_v":
+        return functional.normalize(torch.randn(shape, generator=generator), dim=1)
+    if name == "router":
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+    if name in ("task_router", "task_embedding"):
+        return 0.1 * torch.randn(shape, generator=generator)
+    if name == "threshold":
+        return torch.full(shape, -1.0)
+    if name == "mixer_in_weight":  # spread frequencies over depth, and phases over types
+        return torch.randn(shape, generator=generator) * 1.5
+    if name == "mixer_out_weight":
+        return torch.randn(shape, generator=generator) * 0.1
+    if name in ("readout_in_weight", "readout_out_weight", "size_in_weight"):
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+    return torch.zeros(shape)
+
+
+def mix(stored: dict[str, Tensor], depth: float, update_type: str) -> Tensor:
+    """Mixing weights g(t, type) [M]: one plus a two-layer sine network plus delta-theta (DESIGN 2.4, 2.8)."""
+    index = UPDATE_TYPES.index(update_type)
+    weight = stored["mixer_in_weight"]
+    hidden = torch.sin(weight[:, 0] * depth + weight[:, 1 + index] + stored["mixer_in_bias"])
+    mixed = stored["mixer_out_weight"] @ hidden + stored["mixer_out_bias"]
+    return 1.0 + mixed + stored["delta_theta"][index]
+
+
+def size_gains(stored: dict[str, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """Gains s(log10 d) for reading and for writing, each [d0] and positive (DESIGN 2.2).
+
+    The logarithm is centred on a width of 100 to 1,000 so that one hidden layer resolves it.
+    """
+    hidden = functional.silu(stored["size_in_weight"][:, 0] * (math.log10(width) - 2.5) + stored["size_in_bias"])
+    gains = torch.exp(stored["size_out_weight"] @ hidden + stored["size_out_bias"])
+    canonical = gains.shape[0] // 2
+    return gains[:canonical], gains[canonical:]
+
+
+def route(logits: Tensor, threshold: Tensor) -> Routing:
+    """Choose at most k atoms a token from logits [T, M]; `threshold` [k] is for the first and the second.
+
+    Weights are the softmax over the chosen k; each atom fires when its logit passes its threshold, with the
+    gradient of a sigmoid gate.
+    """
+    values, indices = logits.topk(threshold.shape[0], dim=-1)
+    gates = torch.sigmoid(values - threshold)
+    fires = (gates > 0.5).to(gates.dtype)
+    if gates.requires_grad:
+        fires = fires + gates - gates.detach()
+    return Routing(indices, functional.softmax(values, dim=-1) * fires, fires.sum(-1))

@@ -1,0 +1,37 @@
+"""Between the adapter that torch computes with and the integer codes that the file holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.adapter.fake_quantise import codes_and_scales, dequantise
+from uhl_cli.adapter.layout import bits_of
+from uhl_cli.adapter.store import AdapterFile, Quantised
+from uhl_cli.align.bank import AnchorBank
+from uhl_cli.schema import Manifest
+
+
+def to_file(adapter: CanonicalAdapter, bank: AnchorBank, manifest: Manifest) -> AdapterFile:
+    """Quantise everything; what is read back equals `adapter.stored()` and `bank` bit for bit."""
+    parameters = {}
+    for name, value in adapter.named_parameters():
+        codes, scales = codes_and_scales(value.cpu(), bits_of(name))
+        parameters[name] = Quantised(codes.numpy(), scales.numpy())
+    return AdapterFile(manifest, parameters, bank.anchors, Quantised(bank.codes.numpy(), bank.scales.numpy()))
+
+
+def stored_parameters(content: AdapterFile) -> dict[str, Tensor]:
+    """The parameters' values, float32, as `CanonicalAdapter.stored` gives them."""
+    return {
+        name: dequantise(torch.from_numpy(entry.codes.copy()), torch.from_numpy(entry.scales.copy()))
+        for name, entry in content.parameters.items()
+    }
+
+
+def bank_of(content: AdapterFile) -> AnchorBank:
+    """The anchor bank in a file."""
+    codes = torch.from_numpy(content.coordinates.codes.copy())
+    scales = torch.from_numpy(content.coordinates.scales.copy())
+    return AnchorBank(content.anchors, content.manifest.config.knots, codes, scales)

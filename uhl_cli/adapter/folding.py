@@ -1,0 +1,177 @@
+"""Folding: canonical adapter + alignment + host weights -> the few matrices that a forward pass needs.
+
+All that does not depend on the token is multiplied out once (DESIGN 2.6): V P_in, R P_in, W P_out U^T, and the
+readout's first layer with the taps.  The same code serves training (with gradients) and porting (without).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from uhl_cli.adapter.canonical import mix, size_gains
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.host.hostmap import HostMap
+
+READERS = ("q", "k", "v", "up", "gate")
+WRITERS = ("o", "down")
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """Maps of one layer of a host of width d; M atoms.
+
+    `router` [M, d] and `router_bias` [M] give the logits of a stream state; `read` [M, d] and `read_bias` [M]
+    the atoms' responses v_j . z.  `edits[type]` [M, out_features] is added to that module's output, weighted by
+    routing weight times response; g(t, type) is folded in.  Writers' responses come from their own output.
+    """
+
+    router: Tensor
+    router_bias: Tensor
+    read: Tensor
+    read_bias: Tensor
+    edits: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FoldedReadout:
+    """The canonical readout on a host: `taps[depth]` [readout_size, d] and the layers after them.
+
+    `layer` routes the readout's own update from the final state; it is None when the update is left out, and
+    its single edit "readout" is [M, readout_size].  `pool` is None for token tasks.
+    """
+
+    taps: dict[int, Tensor]
+    bias: Tensor
+    layer: FoldedLayer | None
+    pool: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedAdapter:
+    """An adapter in the shape of one host: what `inject` attaches and what `port --output` keeps.
+
+    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.
+    """
+
+    threshold: Tensor
+    layers: dict[int, FoldedLayer]
+    readout: FoldedReadout
+    kind: str
+    noise_maps: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fold(
+    stored: dict[str, Tensor],
+    alignment: Alignment,
+    host_map: HostMap,
+    *,
+    kind: str,
+    layers: Collection[int] | None = None,
+    types: Collection[str] | None = None,
+    updates: bool = True,
+) -> FoldedAdapter:
+    """Fold `stored` parameters (see `CanonicalAdapter.stored`) for one host.
+
+    :param layers: Layers that get updates; all by default.  `types`: update types that are kept; all by default.
+    :param updates: False folds the readout alone, which is the control 'readout only'.
+    """
+    read_gain, write_gain = size_gains(stored, alignment.width)
+    task_bias = stored["task_router"] @ stored["task_embedding"]
+    device = stored["atoms_u"].device
+    kept = set(types) if types is not None else {*READERS, *WRITERS, "readout"}
+    folded: dict[int, FoldedLayer] = {}
+    for layer in host_map.layers if updates else ():
+        if layers is not None and layer.index not in layers:
+            continue
+        maps = alignment.layers[layer.index]
+        edits: dict[str, Tensor] = {}
+        for name, site in layer.sites.items():
+            if name not in kept:
+                continue
+            gain = mix(stored, maps.depth, name)[:, None]
+            atoms = stored["atoms_u"] * write_gain
+            if name in WRITERS:
+                edits[name] = gain * (atoms @ maps.write_stream.T.to(device))
+            else:
+                write = maps.write_mlp if name in ("up", "gate") else maps.write_attention
+                weight = site.weight().to(device=device, dtype=torch.float32)
+                edits[name] = gain * ((atoms @ write.T.to(device)) @ weight.T)
+        if edits:
+            folded[layer.index] = _folded_layer(stored, maps.read, maps.mean, read_gain, task_bias, edits)
+    readout = _fold_readout(stored, alignment, read_gain, task_bias, updates and "readout" in kept)
+    knots = stored["readout_in_weight"].shape[1] // read_gain.shape[0]
+    noise_maps = {
+        "router": stored["router"] * read_gain,
+        "read": stored["atoms_v"] * read_gain,
+        "readout": stored["readout_in_weight"] * read_gain.repeat(knots),
+    }
+    return FoldedAdapter(stored["threshold"], folded, readout, kind, noise_maps)
+
+
+def _folded_layer(
+    stored: dict[str, Tensor],
+    read: Tensor,
+    mean: Tensor,
+    gain: Tensor,
+    task_bias: Tensor,
+    edits: dict[str, Tensor],
+) -> FoldedLayer:
+    device = gain.device
+    inward = gain[:, None] * read.to(device)
+    router, atoms = stored["router"] @ inward, stored["atoms_v"] @ inward
+    mean = mean.to(device)
+    return FoldedLayer(router, task_bias - router @ mean, atoms, -(atoms @ mean), edits)
+
+
+def _fold_readout(
+    stored: dict[str, Tensor], alignment: Alignment, gain: Tensor, task_bias: Tensor, update: bool
+) -> FoldedReadout:
+    device = gain.device
+    weight = stored["readout_in_weight"]
+    knots = weight.shape[1] // gain.shape[0]
+    gained = weight * gain.repeat(knots)
+    taps = {depth: gained @ tap.to(device) for depth, tap in alignment.taps.items()}
+    bias = stored["readout_in_bias"] + gained @ alignment.tap_offset.to(device)
+    layer = None
+    if update:
+        # In canonical space the update edits z itself, so no projector stands between it and the readout.
+        final = weight[:, -gain.shape[0] :]
+        edit = mix(stored, 1.0, "readout")[:, None] * (stored["atoms_u"] @ final.T)
+        maps = alignment.layers[-1]
+        layer = _folded_layer(stored, maps.read, maps.mean, gain, task_bias, {"readout": edit})
+    return FoldedReadout(
+        taps,
+        bias,
+        layer,
+        stored.get("readout_pool"),
+        stored["readout_out_weight"],
+        stored["readout_out_bias"],
+    )
+
+
+def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> FoldedAdapter:
+    """The same adapter for inference: detached, every tensor on `device` in `dtype`, no noise maps."""
+
+    def one(value: Tensor) -> Tensor:
+        return value.detach().to(device=device, dtype=dtype).contiguous()
+
+    def layer(value: FoldedLayer) -> FoldedLayer:
+        edits = {name: one(edit) for name, edit in value.edits.items()}
+        return FoldedLayer(one(value.router), one(value.router_bias), one(value.read), one(value.read_bias), edits)
+
+    readout = FoldedReadout(
+        taps={depth: one(tap) for depth, tap in folded.readout.taps.items()},
+        bias=one(folded.readout.bias),
+        layer=None if folded.readout.layer is None else layer(folded.readout.layer),
+        pool=None if folded.readout.pool is None else one(folded.readout.pool),
+        out_weight=one(folded.readout.out_weight),
+        out_bias=one(folded.readout.out_bias),
+    )
+    layers = {index: layer(value) for index, value in folded.layers.items()}
+    return FoldedAdapter(one(folded.threshold), layers, readout, folded.kind)

@@ -1,0 +1,52 @@
+"""Layout of a stored adapter: the shape and the bits of every parameter.  Free of torch."""
+
+from __future__ import annotations
+
+from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
+
+# Bits of every stored parameter; what is not named here is stored in 8 bits.
+BITS: dict[str, int] = {
+    "mixer_in_weight": 4,
+    "mixer_in_bias": 4,
+    "mixer_out_weight": 4,
+    "mixer_out_bias": 4,
+    "delta_theta": 4,
+}
+# Parameters that every update goes through; the rest belong to the readout.
+UPDATE_PARAMETERS = ("atoms_u", "atoms_v", "router", "task_router", "task_embedding", "threshold", *BITS)
+
+
+def bits_of(name: str) -> int:
+    """Stored bits of the parameter `name`."""
+    return BITS.get(name, 8)
+
+
+def parameter_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every stored parameter; the reader checks a file against it."""
+    atoms, canonical, readout = config.num_atoms, config.canonical_size, config.readout_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "atoms_u": (atoms, canonical),
+        "atoms_v": (atoms, canonical),
+        "router": (atoms, canonical),
+        "task_router": (atoms, config.task_embedding_size),
+        "task_embedding": (config.task_embedding_size,),
+        "threshold": (config.top_k,),
+        "mixer_in_weight": (config.mixer_hidden_size, 1 + len(UPDATE_TYPES)),
+        "mixer_in_bias": (config.mixer_hidden_size,),
+        "mixer_out_weight": (atoms, config.mixer_hidden_size),
+        "mixer_out_bias": (atoms,),
+        "delta_theta": (len(UPDATE_TYPES), atoms),
+        "size_in_weight": (config.size_hidden_size, 1),
+        "size_in_bias": (config.size_hidden_size,),
+        "size_out_weight": (2 * canonical, config.size_hidden_size),
+        "size_out_bias": (2 * canonical,),
+        "readout_in_weight": (readout, len(config.knots) * canonical),
+        "readout_in_bias": (readout,),
+        "readout_out_weight": (config.num_labels, readout),
+        "readout_out_bias": (config.num_labels,),
+        "head_weight": (config.num_labels, canonical),
+        "head_bias": (config.num_labels,),
+    }
+    if config.kind == "sequence":
+        shapes["readout_pool"] = (readout,)
+    return shapes

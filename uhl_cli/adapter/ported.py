@@ -1,0 +1,137 @@
+"""A ported model: host, folded adapter and task together, ready to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from uhl_cli.adapter.folding import FoldedAdapter, FoldedReadout
+from uhl_cli.adapter.inject import Injection
+from uhl_cli.align.states import pooling_matrix
+from uhl_cli.data.examples import Examples
+from uhl_cli.data.tasks import Task
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import Encoded, encode
+
+Progress = Callable[[int, int], None]
+
+
+def readout_logits(readout: FoldedReadout, features: Tensor, content_mask: Tensor, words: Tensor | None) -> Tensor:
+    """Logits of the canonical readout (DESIGN 2.7).
+
+    :param features: [batch, tokens, readout_size], see `Injection.readout_features`.
+    :param content_mask: bool [batch, tokens]; the attention pool sees these tokens only.
+    :param words: For token tasks, averaging weights [words, batch * tokens].
+    :returns: [batch, labels] for sequence tasks, [words, labels] for token tasks.
+    """
+    hidden = functional.gelu(features)
+    if readout.pool is not None:
+        scores = (hidden @ readout.pool.to(hidden.dtype)).masked_fill(~content_mask, -torch.inf)
+        hidden = (functional.softmax(scores, dim=1).unsqueeze(-1) * hidden).sum(1)
+    else:
+        assert words is not None
+        hidden = words.to(hidden.dtype) @ hidden.reshape(-1, hidden.shape[-1])
+    return hidden @ readout.out_weight.to(hidden.dtype).T + readout.out_bias.to(hidden.dtype)
+
+
+def forward(host: Host, injection: Injection, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One forward pass of an attached host: logits (see `readout_logits`) and mean active atoms per token."""
+    injection.start()
+    output = host.map.base(**encoded.model_inputs())
+    features = injection.readout_features(output.last_hidden_state)
+    logits = readout_logits(injection.readout, features, encoded.content_mask, words)
+    return logits, injection.active_atoms(encoded.content_mask)
+
+
+@dataclass
+class PortedModel:
+    """A host that carries an adapter.
+
+    Calling it gives logits; the host itself is changed only while a call runs or inside `attached()`, and is
+    bit for bit as before afterwards.
+    """
+
+    host: Host
+    folded: FoldedAdapter
+    task: Task
+    report: dict[str, object] = field(default_factory=dict)
+
+    def attached(self) -> Injection:
+        """Context manager: inside it the host's own forward pass (any head it has) carries the updates."""
+        return Injection(self.host.map, self.folded)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
+        """Logits [texts, labels] of a sequence task for raw texts.
+
+        :raises ValueError: For a token task; use `predict` with word spans.
+        """
+        if self.task.kind != "sequence":
+            raise ValueError("a token task needs word spans: use predict(examples)")
+        with self.attached() as injection:
+            return self._logits(injection, encode(self.host, texts, pairs), None)[0]
+
+    def _logits(self, injection: Injection, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
+        return forward(self.host, injection, encoded.to(self.host.device), words)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Predictions:
+        """Predicted classes of every example, in order, and the mean number of active atoms per token."""
+        order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
+        classes: dict[int, list[int]] = {}
+        active, tokens = 0.0, 0
+        with self.attached() as injection:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                encoded, words, counts = encode_examples(self.host, examples, rows, max_length=max_length)
+                logits, mean_active = self._logits(injection, encoded, words)
+                best = logits.argmax(-1).tolist()
+                for row, count in zip(rows, counts, strict=True):
+                    classes[row], best = best[:count], best[count:]
+                size = int(encoded.content_mask.sum())
+                active, tokens = active + float(mean_active) * size, tokens + size
+                if progress:
+                    progress(min(start + batch_size, len(order)), len(order))
+        ordered = [classes[row] for row in range(len(examples))]
+        return Predictions(ordered, active / max(tokens, 1))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Classes per example (one for a sequence task, one a word for a token task), and active atoms per token."""
+
+    classes: list[list[int]]
+    atoms_per_token: float
+
+    def for_metric(self, kind: str) -> list[int] | list[list[int]]:
+        """As `metrics.score` wants them."""
+        return [row[0] for row in self.classes] if kind == "sequence" else self.classes
+
+
+def encode_examples(
+    host: Host, examples: Examples, rows: Sequence[int], *, max_length: int | None = None
+) -> tuple[Encoded, Tensor | None, list[int]]:
+    """Encode some examples; for token tasks also the words' averaging weights [words, batch * tokens].
+
+    A word that was cut off has weights of zero: it still gets a prediction, so that scores count it.
+    :returns: Encoded batch, weights or None, and the number of predictions of each row.
+    """
+    texts = [examples.texts[row] for row in rows]
+    pairs = [examples.pairs[row] for row in rows] if examples.pairs is not None else None
+    encoded = encode(host, texts, pairs, max_length=max_length)
+    if examples.words is None:
+        return encoded, None, [1] * len(rows)
+    spans = [list(examples.words[row]) for row in rows]
+    weights, _ = pooling_matrix(encoded, spans)
+    return encoded, weights.to(host.device), [len(row) for row in spans]

@@ -1,0 +1,133 @@
+"""A ported adapter on disk: the folded tensors of one host, so that loading needs no alignment.
+
+A folder holds `ported.safetensors`, one tensor a field of `FoldedAdapter` under dotted names, and in its
+header a JSON record of the task and of the host it was made for.  It fits that host alone; the fingerprint is
+checked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer, FoldedReadout, move
+from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.data.tasks import Task
+from uhl_cli.errors import FingerprintError, FormatError, UsageError
+from uhl_cli.files import write_bytes
+from uhl_cli.host.checkpoint import Host, load_host, wrap_host
+from uhl_cli.schema import Frozen, HostRecord
+
+FILE_NAME = "ported.safetensors"
+_HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
+
+
+class PortedRecord(Frozen):
+    """Header of a ported adapter."""
+
+    format_version: str = "1.0"
+    task: Task
+    target: HostRecord
+    strategy: str
+
+
+def save_ported(folder: Path, ported: PortedModel, target: HostRecord) -> Path:
+    """Write `folder/ported.safetensors`, whole or not at all, and return its path.
+
+    :raises OutputError: When it cannot be written.
+    """
+    record = PortedRecord(task=ported.task, target=target, strategy=str(ported.report.get("strategy", "anchors")))
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _flatten(ported.folded).items()}
+    path = folder / FILE_NAME
+    write_bytes(path, save(tensors, metadata={"uhl-ported": record.model_dump_json()}))
+    return path
+
+
+def load_ported(
+    folder: str | Path, model: nn.Module | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PortedModel:
+    """The ported model in a folder; the host is loaded by its recorded name unless a model is given.
+
+    :raises FormatError: When the folder holds no whole ported adapter.
+    :raises FingerprintError: When the host is not the one that it was made for.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("uhl-ported")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is not a ported adapter ({error}).", _HINT) from error
+    try:
+        record = PortedRecord.model_validate_json(header or "")
+    except ValidationError as error:
+        raise FormatError(f"{path} has no readable record of its task and host.", _HINT) from error
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise FormatError(f"{path} holds values that are not finite.", _HINT)
+    host = _host_for(record, model, tokenizer)
+    if host.fingerprint != record.target.fingerprint:
+        raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", _HINT)
+    folded = _unflatten(tensors, record.task.kind, path)
+    moved = move(folded, host.device, host.map.embeddings.weight.dtype)
+    return PortedModel(host, moved, record.task, {"strategy": record.strategy})
+
+
+def _host_for(record: PortedRecord, model: nn.Module | None, tokenizer: PreTrainedTokenizerBase | None) -> Host:
+    if model is None:
+        return load_host(record.target.name, revision=record.target.revision)
+    if tokenizer is None:
+        raise UsageError("a model needs its tokenizer.", "Call load_ported(folder, model, tokenizer).")
+    return wrap_host(model, tokenizer)
+
+
+def _flatten_layer(prefix: str, layer: FoldedLayer) -> dict[str, Tensor]:
+    flat = {f"{prefix}.{name}": getattr(layer, name) for name in ("router", "router_bias", "read", "read_bias")}
+    return flat | {f"{prefix}.edits.{name}": edit for name, edit in layer.edits.items()}
+
+
+def _flatten(folded: FoldedAdapter) -> dict[str, Tensor]:
+    readout = folded.readout
+    flat = {"threshold": folded.threshold}
+    for index, layer in folded.layers.items():
+        flat |= _flatten_layer(f"layers.{index}", layer)
+    flat |= {f"taps.{depth}": tap for depth, tap in readout.taps.items()}
+    flat |= {f"readout.{name}": getattr(readout, name) for name in ("bias", "out_weight", "out_bias")}
+    if readout.pool is not None:
+        flat["readout.pool"] = readout.pool
+    if readout.layer is not None:
+        flat |= _flatten_layer("readout_layer", readout.layer)
+    return flat
+
+
+def _unflatten_layer(prefix: str, tensors: dict[str, Tensor]) -> FoldedLayer:
+    edits = {name.rsplit(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{prefix}.edits.")}
+    return FoldedLayer(
+        router=tensors[f"{prefix}.router"],
+        router_bias=tensors[f"{prefix}.router_bias"],
+        read=tensors[f"{prefix}.read"],
+        read_bias=tensors[f"{prefix}.read_bias"],
+        edits=edits,
+    )
+
+
+def _unflatten(tensors: dict[str, Tensor], kind: str, path: Path) -> FoldedAdapter:
+    try:
+        indices = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("layers.")})
+        layers = {index: _unflatten_layer(f"layers.{index}", tensors) for index in indices}
+        readout = FoldedReadout(
+            taps={int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("taps.")},
+            bias=tensors["readout.bias"],
+            layer=_unflatten_layer("readout_layer", tensors) if "readout_layer.read" in tensors else None,
+            pool=tensors.get("readout.pool"),
+            out_weight=tensors["readout.out_weight"],
+            out_bias=tensors["readout.out_bias"],
+        )
+        return FoldedAdapter(tensors["threshold"], layers, readout, kind)
+    except (KeyError, ValueError, IndexError) as error:
+        raise FormatError(f"{path} lacks the part {error}.", _HINT) from error

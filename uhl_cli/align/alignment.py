@@ -1,0 +1,194 @@
+"""Alignment: frozen linear maps between a host's stream and canonical space, by one of three strategies.
+
+`anchors` regresses the host's own word states on the bank's coordinates and back (DESIGN 2.3).
+`embeddings` does so from the input-embedding rows of the anchor words alone, with no forward pass.
+`size` is a fixed smooth basis that depends on the width only: a control that knows nothing of the host.
+
+No strategy uses a label or a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uhl_cli.align.bank import AnchorBank, depth_index
+from uhl_cli.align.ridge import RidgeMap, fit_ridge
+from uhl_cli.align.states import WordStates
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """Maps at one depth of a host of width d; canonical width is d0.
+
+    `z = read @ (h - mean)`: `read` [d0, d], `mean` [d].  `write_*` [d, d0] go back: into the stream, and into
+    what the attention and the mlp modules read (the same space in hosts that normalise after the layer).
+    """
+
+    depth: float
+    mean: Tensor
+    read: Tensor
+    write_stream: Tensor
+    write_attention: Tensor
+    write_mlp: Tensor
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """All maps of one host.  `layers` has L + 1 entries, the last for the host's final state.
+
+    The canonical features of a token at all knots, [knots * d0], are
+    `sum over l of taps[l] @ h_l + tap_offset`, with `taps[l]` [knots * d0, d].
+    `quality` gives the held-out R^2 of each layer's `read`, averaged over coordinates; `tap_quality` that of
+    the features at each knot.  Both are NaN-free and empty where a strategy has nothing to measure.
+    """
+
+    strategy: str
+    width: int
+    layers: tuple[LayerMaps, ...]
+    taps: dict[int, Tensor]
+    tap_offset: Tensor
+    quality: tuple[float, ...]
+    tap_quality: tuple[float, ...]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers L."""
+        return len(self.layers) - 1
+
+
+def align_anchors(bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[int] | None = None) -> Alignment:
+    """Align by the anchors' states at every depth.
+
+    :param tap_depths: Depths, 0 to L, that the readout's features are regressed on; all of them by default.
+    :raises AlignmentError: When too few anchors remain or the states are degenerate.
+    """
+    depth = states.num_hidden_layers
+    present = states.present
+    groups = torch.from_numpy(bank.anchors.groups())[present]
+    layers, quality = [], []
+    for index in range(depth + 1):
+        z = bank.at_depth(index / depth)[present]
+        stream = states.stream[index][present]
+        inward = fit_ridge(stream, z, groups)
+        places = [stream]
+        if index < depth:
+            places += [states.attention[index][present], states.mlp[index][present]]
+        outward = fit_ridge(z, torch.cat(places, dim=1), groups).weight.T.contiguous()
+        writes = torch.split(outward, stream.shape[1]) if index < depth else (outward, outward, outward)
+        layers.append(LayerMaps(index / depth, inward.input_mean, inward.weight.T.contiguous(), *writes))
+        quality.append(_mean_r2(inward, z))
+    taps, offset, tap_quality = _fit_taps(
+        bank, states, groups, list(range(depth + 1)) if tap_depths is None else tap_depths
+    )
+    width = states.stream[0].shape[1]
+    return Alignment("anchors", width, tuple(layers), taps, offset, tuple(quality), tap_quality)
+
+
+def _fit_taps(
+    bank: AnchorBank, states: WordStates, groups: Tensor, depths: Sequence[int]
+) -> tuple[dict[int, Tensor], Tensor, tuple[float, ...]]:
+    """Maps from the given depths to the features at each knot, their offset [knots * d0] and held-out R^2.
+
+    Each knot is regressed on all depths at once or on the nearest one alone, whichever predicts held-out texts
+    better: many depths help a foreign host and only add noise on the source itself.
+    """
+    present = states.present
+    stream = [states.stream[index][present] for index in depths]
+    width, canonical = stream[0].shape[1], bank.scales.shape[1]
+    coordinates = bank.coordinates[:, present]
+    joint = None
+    if len(depths) > 1:
+        everything = coordinates.permute(1, 0, 2).reshape(int(present.sum()), -1)
+        joint = fit_ridge(torch.cat(stream, dim=1), everything, groups)
+    taps: dict[int, Tensor] = {}
+    offset = torch.zeros(len(bank.knots) * canonical)
+    quality = []
+    for place, knot in enumerate(bank.knots):
+        rows = slice(place * canonical, (place + 1) * canonical)
+        used = bank.scales[place] > 0
+        wanted = depth_index(knot, states.num_hidden_layers)
+        nearest = min(range(len(depths)), key=lambda index: (abs(depths[index] - wanted), index))
+        single = fit_ridge(stream[nearest], coordinates[place], groups)
+        single_r2 = float(single.r2[used].mean())
+        joint_r2 = float(joint.r2[rows][used].mean()) if joint is not None else -torch.inf
+        if joint is not None and joint_r2 > single_r2:
+            weight, mean, shift = joint.weight[:, rows], joint.input_mean, joint.output_mean[rows]
+            parts = {depths[index]: weight[index * width : (index + 1) * width] for index in range(len(depths))}
+        else:
+            weight, mean, shift = single.weight, single.input_mean, single.output_mean
+            parts = {depths[nearest]: weight}
+        for index, part in parts.items():
+            taps.setdefault(index, torch.zeros(len(bank.knots) * canonical, width))[rows] = part.T
+        offset[rows] = shift - mean @ weight
+        quality.append(max(joint_r2, single_r2))
+    return taps, offset, tuple(quality)
+
+
+def align_embeddings(bank: AnchorBank, rows: Tensor, present: Tensor, *, num_hidden_layers: int) -> Alignment:
+    """Align by the anchor words' input-embedding rows [N, d] alone; no forward pass.
+
+    One map, fitted on the rows, serves every depth, because a residual stream keeps its basis.
+
+    :raises AlignmentError: When too few anchors remain or the rows are degenerate.
+    """
+    groups = torch.from_numpy(bank.anchors.groups())[present]
+    kept = rows[present]
+    layers, quality = [], []
+    for index in range(num_hidden_layers + 1):
+        z = bank.at_depth(index / num_hidden_layers)[present]
+        inward, outward = fit_ridge(kept, z, groups), fit_ridge(z, kept, groups)
+        write = outward.weight.T.contiguous()
+        read = inward.weight.T.contiguous()
+        layers.append(LayerMaps(index / num_hidden_layers, inward.input_mean, read, write, write, write))
+        quality.append(_mean_r2(inward, z))
+    return _with_single_taps("embeddings", bank, tuple(layers), tuple(quality))
+
+
+def align_size(bank: AnchorBank, *, hidden_size: int, num_hidden_layers: int) -> Alignment:
+    """The fixed smooth basis: discrete cosines over the host's coordinates, by width alone (a control)."""
+    canonical = bank.scales.shape[1]
+    basis = cosine_basis(canonical, hidden_size)
+    layers = tuple(
+        LayerMaps(index / num_hidden_layers, torch.zeros(hidden_size), basis, basis.T, basis.T, basis.T)
+        for index in range(num_hidden_layers + 1)
+    )
+    return _with_single_taps("size", bank, layers, ())
+
+
+def cosine_basis(rows: int, columns: int) -> Tensor:
+    """float32 [rows, columns]: orthonormal discrete cosines, rows beyond `columns` zero."""
+    position = (torch.arange(columns, dtype=torch.float64) + 0.5) / columns
+    frequency = torch.arange(rows, dtype=torch.float64)[:, None]
+    basis = torch.cos(math.pi * frequency * position) * math.sqrt(2.0 / columns)
+    basis[0] /= math.sqrt(2.0)
+    basis[columns:] = 0.0
+    return basis.float()
+
+
+def _with_single_taps(
+    strategy: str, bank: AnchorBank, layers: tuple[LayerMaps, ...], quality: tuple[float, ...]
+) -> Alignment:
+    """Readout features from the one depth nearest to each knot, by that depth's own read map."""
+    canonical = bank.scales.shape[1]
+    depth = len(layers) - 1
+    width = layers[0].mean.shape[0]
+    taps: dict[int, Tensor] = {}
+    offset = torch.zeros(len(bank.knots) * canonical)
+    for place, knot in enumerate(bank.knots):
+        index = depth_index(knot, depth)
+        rows = slice(place * canonical, (place + 1) * canonical)
+        tap = taps.setdefault(index, torch.zeros(len(bank.knots) * canonical, width))
+        tap[rows] = layers[index].read
+        offset[rows] = -layers[index].read @ layers[index].mean
+    return Alignment(strategy, width, layers, taps, offset, quality, ())
+
+
+def _mean_r2(fit: RidgeMap, targets: Tensor) -> float:
+    """Mean held-out R^2 over the coordinates that vary at all."""
+    varies = targets.std(0) > 0
+    return float(fit.r2[varies].mean())

@@ -1,0 +1,143 @@
+"""Word states: what a host's stream holds at every depth for the words of some texts.
+
+A host is run once over the texts.  Of each word the mean over its sub-token
+states is kept (DESIGN 2.3), so that hosts with different tokenizers answer the
+same question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uhl_cli.align.texts import AnchorTexts
+from uhl_cli.errors import AlignmentError
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import Encoded, encode, spans_to_tokens
+from uhl_cli.host.hostmap import HostMap, read_layer_input
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class WordStates:
+    """States of N anchor words in a host of width d and depth L, float32.
+
+    `stream[l]` [N, d] is what enters layer l, and `stream[L]` the host's last hidden state.
+    `attention[l]`, `mlp[l]` [N, d] are what the q and the up module of layer l read; in hosts that normalise
+    after the layer, the former is the stream itself.
+    `present` [N] is False for words that the host never saw (cut off by its longest input).
+    """
+
+    stream: tuple[Tensor, ...]
+    attention: tuple[Tensor, ...]
+    mlp: tuple[Tensor, ...]
+    present: Tensor
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers L."""
+        return len(self.attention)
+
+    def present_only(self) -> WordStates:
+        """The states of the words that the host saw."""
+        stream, attention, mlp = (
+            tuple(state[self.present] for state in states) for states in (self.stream, self.attention, self.mlp)
+        )
+        return WordStates(stream, attention, mlp, self.present[self.present])
+
+
+@contextmanager
+def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None]) -> Iterator[None]:
+    """Call `record(place, layer, state)` for every layer's stream, attention input and mlp input, then let go."""
+    handles = []
+    try:
+        for layer in host_map.layers:
+
+            def on_layer(
+                _module: nn.Module,
+                args: tuple[object, ...],
+                kwargs: dict[str, object],
+                index: int = layer.index,
+            ) -> None:
+                record("stream", index, read_layer_input(args, kwargs))
+
+            handles.append(layer.module.register_forward_pre_hook(on_layer, with_kwargs=True))
+            for place, site_type in (("attention", "q"), ("mlp", "up")):
+
+                def on_site(
+                    _module: nn.Module, args: tuple[Tensor, ...], index: int = layer.index, place: str = place
+                ) -> None:
+                    record(place, index, args[0])
+
+                handles.append(layer.sites[site_type].module.register_forward_pre_hook(on_site))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pooling_matrix(encoded: Encoded, spans: list[list[tuple[int, int]]]) -> tuple[Tensor, Tensor]:
+    """Averaging weights [N, batch * tokens] of the words over the tokens, and which words were seen [N]."""
+    batch, tokens = encoded.input_ids.shape
+    weights = torch.zeros(sum(len(row) for row in spans), batch * tokens)
+    present = torch.zeros(len(weights), dtype=torch.bool)
+    word = 0
+    for row, row_spans in enumerate(spans):
+        for token_indices in spans_to_tokens(encoded, row, row_spans):
+            if token_indices:
+                weights[word, [row * tokens + token for token in token_indices]] = 1.0 / len(token_indices)
+                present[word] = True
+            word += 1
+    return weights, present
+
+
+@torch.inference_mode()
+def word_states(
+    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, progress: Progress | None = None
+) -> WordStates:
+    """Run `host` once over the anchor texts and return its word states.
+
+    :raises AlignmentError: When a state is not finite, or fewer than half of the words fit into the host.
+    """
+    kept: dict[tuple[str, int], list[Tensor]] = {}
+    seen = []
+    for start in range(0, len(anchors.texts), batch_size):
+        rows = range(start, min(start + batch_size, len(anchors.texts)))
+        encoded = encode(host, [anchors.texts[row] for row in rows])
+        weights, present = pooling_matrix(encoded, [anchors.spans(row) for row in rows])
+        seen.append(present)
+        weights = weights.to(host.device)
+
+        def record(place: str, index: int, state: Tensor, weights: Tensor = weights) -> None:
+            pooled = weights @ state.reshape(-1, state.shape[-1]).float()
+            kept.setdefault((place, index), []).append(pooled.cpu())
+
+        with record_states(host.map, record):
+            output = host.map.base(**encoded.to(host.device).model_inputs())
+        record("stream", host.num_hidden_layers, output.last_hidden_state)
+        if progress:
+            progress(rows[-1] + 1, len(anchors.texts))
+    present = torch.cat(seen)
+    joined = {key: torch.cat(parts) for key, parts in kept.items()}
+    if not all(torch.isfinite(state).all() for state in joined.values()):
+        raise AlignmentError(
+            f"the host {host.name} gives states that are not finite on the anchor texts.",
+            "Load it with --dtype float32, or check the checkpoint.",
+        )
+    if int(present.sum()) < max(16, len(present) // 2):
+        raise AlignmentError(
+            f"the host {host.name} takes in only {int(present.sum())} of {len(present)} anchor words.",
+            "Its longest input is too short; give shorter lines with --anchors FILE when pretraining.",
+        )
+    depth = host.num_hidden_layers
+    return WordStates(
+        stream=tuple(joined["stream", index] for index in range(depth + 1)),
+        attention=tuple(joined["attention", index] for index in range(depth)),
+        mlp=tuple(joined["mlp", index] for index in range(depth)),
+        present=present,
+    )

@@ -1,0 +1,135 @@
+"""Anchor texts and the words in them: which text positions every host is asked about.
+
+A word is a character span, so that any tokenizer serves: a host's state of a
+word is the mean over the tokens that overlap its span (DESIGN 2.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from uhl_cli.errors import AlignmentError, DataError
+
+_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
+MAX_TEXT_CHARACTERS = 2000
+MIN_WORDS = 32
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans of the words and single punctuation marks of `text`, in order."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+@dataclass(frozen=True)
+class AnchorTexts:
+    """Texts and the chosen words in them.
+
+    `chosen[i]` lists the ordinals, among `word_spans(texts[i])`, of the anchor words of text i.
+    """
+
+    texts: tuple[str, ...]
+    chosen: tuple[tuple[int, ...], ...]
+    origin: str
+
+    @property
+    def num_words(self) -> int:
+        """Number of anchor words in all texts."""
+        return sum(len(ordinals) for ordinals in self.chosen)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the texts and the chosen words."""
+        content = "\n".join(self.texts) + "\0" + repr(self.chosen)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def spans(self, index: int) -> list[tuple[int, int]]:
+        """Character spans of the anchor words of text `index`."""
+        spans = word_spans(self.texts[index])
+        return [spans[ordinal] for ordinal in self.chosen[index]]
+
+    def groups(self) -> np.ndarray:
+        """int64 [num_words]: the text of each anchor word; held-out splits keep a text's words together."""
+        return np.repeat(np.arange(len(self.texts)), [len(ordinals) for ordinals in self.chosen])
+
+    def keep(self, present: Sequence[bool]) -> AnchorTexts:
+        """The same texts with only those anchor words whose entry in `present` [num_words] is true.
+
+        :raises AlignmentError: When fewer than `MIN_WORDS` are left.
+        """
+        flags = iter(present)
+        kept = [tuple(ordinal for ordinal in ordinals if next(flags)) for ordinals in self.chosen]
+        pairs = [(text, ordinals) for text, ordinals in zip(self.texts, kept, strict=True) if ordinals]
+        left = sum(len(ordinals) for _, ordinals in pairs)
+        if left < MIN_WORDS:
+            raise AlignmentError(
+                f"the source host takes in only {left} of {self.num_words} anchor words.",
+                "Its longest input is too short for them; give shorter lines with --anchors FILE.",
+            )
+        return AnchorTexts(tuple(text for text, _ in pairs), tuple(ordinals for _, ordinals in pairs), self.origin)
+
+
+def choose_anchors(
+    texts: Sequence[str], *, num_words: int, words_per_text: int = 4, seed: int = 0, origin: str
+) -> AnchorTexts:
+    """Choose about `num_words` anchor words, spread over as many texts as `words_per_text` asks for.
+
+    Distinct texts are drawn at random among the longer half, because a word in context says more of a host
+    than a word alone.  Where there are too few texts, more words are taken from each.
+
+    :raises AlignmentError: When the texts hold fewer than `MIN_WORDS` words in all.
+    """
+    clean = sorted({" ".join(text.split())[:MAX_TEXT_CHARACTERS] for text in texts if text.strip()})
+    rng = np.random.default_rng(seed)
+    counts = np.array([len(word_spans(text)) for text in clean], dtype=np.int64)
+    if counts.sum() < MIN_WORDS:
+        raise AlignmentError(
+            f"the anchor texts of {origin} hold only {int(counts.sum())} words; at least {MIN_WORDS} are needed.",
+            "Give more text with --anchors FILE, or use --anchors general.",
+        )
+    wanted_texts = max(1, -(-num_words // words_per_text))
+    longest_first = np.argsort(-counts, kind="stable")
+    pool = longest_first[: max(wanted_texts, len(clean) // 2)]
+    picked = np.sort(rng.permutation(pool)[:wanted_texts])
+    # Every text gives its share; short texts give all their words and the others make up for them.
+    shares = np.zeros(len(picked), dtype=np.int64)
+    available = counts[picked]
+    while shares.sum() < min(num_words, available.sum()):
+        open_texts = np.flatnonzero(shares < available)
+        missing = min(num_words, available.sum()) - shares.sum()
+        shares[open_texts[:missing]] += 1
+    chosen = []
+    for index, share in zip(picked, shares, strict=True):
+        ordinals = rng.permutation(counts[index])[:share]
+        chosen.append(tuple(int(ordinal) for ordinal in np.sort(ordinals)))
+    kept = [(clean[index], ordinals) for index, ordinals in zip(picked, chosen, strict=True) if ordinals]
+    return AnchorTexts(tuple(text for text, _ in kept), tuple(ordinals for _, ordinals in kept), origin)
+
+
+def general_texts() -> list[str]:
+    """The package's own anchor sentences, on many subjects, written for this purpose."""
+    content = resources.files("uhl_cli.align").joinpath("general.txt").read_text(encoding="utf-8")
+    return [line for line in content.splitlines() if line.strip()]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Lines of a text file given by `--anchors FILE`.
+
+    :raises DataError: When the file is missing, is not UTF-8 text or holds no text.
+    """
+    hint = "Give a UTF-8 text file with one text a line, or use --anchors general."
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(f"cannot read the anchor texts {path}: {error.strerror}.", hint) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the anchor texts {path} are not UTF-8 text.", hint) from error
+    if not lines:
+        raise DataError(f"the anchor texts {path} are empty.", hint)
+    return lines

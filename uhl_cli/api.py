@@ -1,0 +1,146 @@
+"""The Python interface: load an adapter file, port it to any model, call the result.
+
+from uhl_cli import UniversalAdapter
+
+adapter = UniversalAdapter.load("adapter.safetensors")
+ported = adapter.port(model, tokenizer)
+logits = ported(["a fine film"])          # the host is changed only while this runs
+with ported.attached():                   # or for as long as you like
+    model(**inputs)
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from uhl_cli.adapter.convert import bank_of, stored_parameters
+from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.adapter.folding import fold, move
+from uhl_cli.adapter.plan import PortPlan, make_plan
+from uhl_cli.adapter.ported import PortedModel, Progress
+from uhl_cli.adapter.ported_store import load_ported
+from uhl_cli.adapter.store import AdapterFile, read_adapter
+from uhl_cli.align.alignment import Alignment, align_anchors, align_embeddings, align_size
+from uhl_cli.align.bank import AnchorBank
+from uhl_cli.align.embeddings import embedding_rows
+from uhl_cli.align.states import WordStates, word_states
+from uhl_cli.errors import UsageError
+from uhl_cli.host.checkpoint import Host, wrap_host
+from uhl_cli.schema import Manifest, Strategy
+
+__all__ = ["PortedModel", "UniversalAdapter", "align", "load_ported"]
+
+
+def align(
+    host: Host,
+    bank: AnchorBank,
+    strategy: Strategy,
+    *,
+    plan: PortPlan | None = None,
+    states: WordStates | None = None,
+    progress: Progress | None = None,
+) -> Alignment:
+    """Align a host to a bank's canonical space by the named strategy.
+
+    :param states: The host's word states, where they are known already.
+
+    :raises AlignmentError: When the host takes in too few anchors, or its states are degenerate.
+    """
+    if strategy == "size":
+        return align_size(bank, hidden_size=host.hidden_size, num_hidden_layers=host.num_hidden_layers)
+    if strategy == "embeddings":
+        rows, present = embedding_rows(host, bank.anchors)
+        return align_embeddings(bank, rows, present, num_hidden_layers=host.num_hidden_layers)
+    if states is None:
+        states = word_states(host, bank.anchors, progress=progress)
+    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths)
+
+
+@dataclass(frozen=True)
+class UniversalAdapter:
+    """A loaded adapter file: manifest, anchor bank, and the parameters as stored."""
+
+    manifest: Manifest
+    bank: AnchorBank
+    stored: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: str | Path) -> UniversalAdapter:
+        """Read and validate a file.
+
+        :raises FormatError: When it is missing, damaged, or breaks the format.
+        """
+        return cls.from_file(read_adapter(Path(path)))
+
+    @classmethod
+    def from_file(cls, content: AdapterFile) -> UniversalAdapter:
+        """The adapter of a file's content."""
+        return cls(content.manifest, bank_of(content), stored_parameters(content))
+
+    def port(
+        self,
+        model: nn.Module | Host,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        strategy: Strategy | None = None,
+        max_flops: float = 10.0,
+        progress: Progress | None = None,
+    ) -> PortedModel:
+        """Carry the adapter to a model: no label, no gradient, one pass over the anchor texts.
+
+        :param max_flops: Limit in percent of the host's own FLOPs; parts are left out to hold it (see `plan`).
+        :raises UsageError: When a bare model comes without its tokenizer.
+        :raises BudgetError: When nothing that fits the limit is left.
+        :raises UnknownFamilyError: When the model's family has no row.
+        """
+        if isinstance(model, Host):
+            host = model
+        elif tokenizer is None:
+            raise UsageError("a model needs its tokenizer to be ported to.", "Call port(model, tokenizer).")
+        else:
+            host = wrap_host(model, tokenizer)
+        alignment, plan, host_flops = self.align(host, strategy=strategy, max_flops=max_flops, progress=progress)
+        return self.inject(host, alignment, plan, host_flops)
+
+    def align(
+        self,
+        host: Host,
+        *,
+        strategy: Strategy | None = None,
+        max_flops: float = 10.0,
+        progress: Progress | None = None,
+    ) -> tuple[Alignment, PortPlan, int]:
+        """The host's alignment, the plan that holds the FLOP limit, and the host's own FLOPs at 128 tokens."""
+        host_flops = count_flops(host, None)
+        tokens = min(SEQUENCE_LENGTH, host.max_length)
+        config = self.manifest.config
+        plan = make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=max_flops)
+        chosen = strategy or config.strategy
+        return align(host, self.bank, chosen, plan=plan, progress=progress), plan, host_flops
+
+    def inject(self, host: Host, alignment: Alignment, plan: PortPlan, host_flops: int) -> PortedModel:
+        """The ported model of an alignment."""
+        started = time.monotonic()
+        with torch.inference_mode():
+            folded = fold(
+                self.stored,
+                alignment,
+                host.map,
+                kind=self.manifest.config.kind,
+                layers=plan.layers,
+                types=plan.types,
+            )
+            folded = move(folded, host.device, host.map.embeddings.weight.dtype)
+        report: dict[str, object] = {
+            "strategy": alignment.strategy,
+            "left_out": plan.left_out,
+            "host_flops": host_flops,
+            "fold_seconds": time.monotonic() - started,
+        }
+        return PortedModel(host, folded, self.manifest.task, report)

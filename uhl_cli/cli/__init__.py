@@ -1,0 +1,1 @@
+"""The command line: commands parse, call a pipeline and print; nothing is decided here."""

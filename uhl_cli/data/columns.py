@@ -1,0 +1,168 @@
+"""Which columns hold the text and the labels: by flag, by the task's row, or by name when only one fits.
+
+A choice between two columns that both fit is never made here; it is an error
+that lists the columns and names the flag that decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uhl_cli.data.table import Table
+from uhl_cli.data.tasks import Kind, TaskRow
+from uhl_cli.errors import DataError, UsageError
+
+PAIR_NAMES = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "passage"),
+    ("question", "sentence"),
+)
+TEXT_NAMES = (
+    "sentence",
+    "text",
+    "content",
+    "question",
+    "review",
+    "review_body",
+    "comment",
+    "tweet",
+    "document",
+    "sentence1",
+    "premise",
+    "question1",
+)
+LABEL_NAMES = ("label", "labels", "answer", "target", "class", "category", "sentiment")
+TOKENS_NAMES = ("tokens", "words")
+TAGS_NAMES = ("ner_tags", "tags", "labels")
+
+
+@dataclass(frozen=True)
+class ColumnFlags:
+    """The columns that the user named; None leaves one open."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    tokens: str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one task: `tokens` is set for a token task, `text` for a sequence task."""
+
+    label: str
+    text: str | None = None
+    pair: str | None = None
+    tokens: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of task that these columns serve."""
+        return "tokens" if self.tokens is not None else "sequence"
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of all columns in use."""
+        return tuple(name for name in (self.tokens, self.text, self.pair, self.label) if name is not None)
+
+
+def resolve_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Columns:
+    """The columns of `table`: flags first, then the row with its aliases, then inference.
+
+    :raises DataError: If a column is absent, or two fit and no flag decides.
+    :raises UsageError: If the flags ask for a text task and a token task at once.
+    """
+    if flags.tokens and (flags.text or flags.pair):
+        raise UsageError(
+            "A tokens column and a text column exclude each other.",
+            "Give --tokens-column for tagging words, --text-column for classifying texts.",
+        )
+    for flag, name in (
+        ("--text-column", flags.text),
+        ("--pair-column", flags.pair),
+        ("--label-column", flags.label),
+        ("--tokens-column", flags.tokens),
+    ):
+        if name is not None and name not in table.names:
+            raise _problem(table, f"no column {name!r}", flag)
+    if row is not None:
+        return _row_columns(table, row, flags)
+    if flags.tokens is not None:
+        return Columns(tokens=flags.tokens, label=flags.label or _only(table, TAGS_NAMES, True, "tags"))
+    if flags.text is None and flags.pair is None:
+        tokens = _present(table, TOKENS_NAMES, lists=True)
+        tags = [flags.label] if flags.label else _present(table, TAGS_NAMES, lists=True)
+        if tokens and any(table.is_list(name) for name in tags):
+            if _present(table, TEXT_NAMES) and _present(table, LABEL_NAMES) and not flags.label:
+                raise _problem(table, "columns for both words and texts", "--tokens-column or --text-column")
+            return Columns(
+                tokens=_only(table, TOKENS_NAMES, True, "tokens"),
+                label=flags.label or _only(table, TAGS_NAMES, True, "tags"),
+            )
+    text, pair = _text_columns(table, flags)
+    label = flags.label or _only(table, LABEL_NAMES, False, "label")
+    return Columns(text=text, pair=pair, label=label)
+
+
+def _row_columns(table: Table, row: TaskRow, flags: ColumnFlags) -> Columns:
+    if row.kind == "tokens":
+        if flags.text or flags.pair:
+            raise UsageError(f"{row.name} tags words; it has no text column.", "Give --tokens-column instead.")
+        return Columns(
+            tokens=flags.tokens or _row_column(table, row, row.tokens_column, "--tokens-column"),
+            label=flags.label or _row_column(table, row, row.label_column, "--label-column"),
+        )
+    if flags.tokens:
+        raise UsageError(f"{row.name} classifies texts; it has no tokens column.", "Give --text-column instead.")
+    text = flags.text or _row_column(table, row, row.text_column, "--text-column")
+    pair = flags.pair
+    # A text column that the user chose comes alone: the row's pair belongs to the row's own text column.
+    if pair is None and row.pair_column is not None and flags.text is None:
+        pair = _row_column(table, row, row.pair_column, "--pair-column")
+    label = flags.label or _row_column(table, row, row.label_column, "--label-column")
+    return Columns(text=text, pair=pair, label=label)
+
+
+def _row_column(table: Table, row: TaskRow, column: str | None, flag: str) -> str:
+    assert column is not None  # the table of tasks is checked by a test
+    names = (column, *row.aliases.get(column, ()))
+    for name in names:
+        if name in table.names:
+            return name
+    raise _problem(table, f"no column {' or '.join(repr(name) for name in names)} for {row.name}", flag)
+
+
+def _text_columns(table: Table, flags: ColumnFlags) -> tuple[str, str | None]:
+    if flags.text is not None:
+        return flags.text, flags.pair
+    found = [name for name in _present(table, TEXT_NAMES) if name not in (flags.pair, flags.label)]
+    if flags.pair is None:
+        for text, pair in PAIR_NAMES:
+            if text in found and pair in table.names and set(found) <= {text, pair}:
+                return text, pair
+    if len(found) == 1:
+        return found[0], flags.pair
+    what = f"several text columns ({', '.join(found)})" if found else "no known text column"
+    raise _problem(table, what, "--text-column (and --pair-column)")
+
+
+def _present(table: Table, names: Sequence[str], lists: bool = False) -> list[str]:
+    return [name for name in names if name in table.names and table.is_list(name) == lists]
+
+
+def _only(table: Table, names: Sequence[str], lists: bool, what: str) -> str:
+    found = _present(table, names, lists)
+    if len(found) == 1:
+        return found[0]
+    problem = f"several {what} columns ({', '.join(found)})" if found else f"no known {what} column"
+    raise _problem(table, problem, "--tokens-column" if what == "tokens" else "--label-column")
+
+
+def _problem(table: Table, problem: str, flag: str) -> DataError:
+    hint = f"Name the column with {flag}."
+    if table.origin.endswith((".csv", ".tsv")):
+        hint += " The first line of the file must hold the column names."
+    return DataError(f"{table.origin} has {problem}; its columns are {', '.join(table.names)}.", hint)

@@ -1,0 +1,91 @@
+"""Typed errors of uhl: what failed, on which input, and what to run next.
+
+Every error that a user can cause is a `UhlError`.  It carries one line of
+message and one line of hint; the command line prints both and exits with
+`exit_code`.  Nothing in the package raises a bare `Exception`, and nothing
+turns a failure into an empty result.
+"""
+
+from __future__ import annotations
+
+
+class UhlError(Exception):
+    """Base of all errors of uhl.
+
+    :param message: What failed, and on which input, in one line.
+    :param hint: What the user can do or run next, in one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class UsageError(UhlError):
+    """Options that contradict each other or have no meaning."""
+
+    exit_code = 2
+
+
+class HostError(UhlError):
+    """A host checkpoint cannot be found, loaded or used."""
+
+
+class HostNotFoundError(HostError):
+    """No such folder, hub id or builtin, or not cached while offline."""
+
+
+class TokenizerError(HostError):
+    """The host has no tokenizer, or one that gives no character offsets."""
+
+
+class UnknownFamilyError(HostError):
+    """The host's architecture has no row in the table of families."""
+
+
+class HostMapError(HostError):
+    """A family row does not fit the model that it should describe."""
+
+
+class FingerprintError(HostError):
+    """A ported adapter was made for another host."""
+
+
+class DataError(UhlError):
+    """A data set cannot be found, read or used."""
+
+
+class LabelError(DataError):
+    """Labels of the data differ from the labels that the adapter knows."""
+
+
+class AlignmentError(UhlError):
+    """A target cannot be aligned: too few anchors, or degenerate states."""
+
+
+class FormatError(UhlError):
+    """A file is not a uhl adapter, is damaged, or breaks the format."""
+
+
+class NewerFormatError(FormatError):
+    """The file was written by a newer major version of the format."""
+
+
+class BudgetError(UhlError):
+    """The adapter cannot hold the limits that were asked for."""
+
+    exit_code = 3
+
+
+class OutputError(UhlError):
+    """A result cannot be written: disk full, no permission, already there."""
+
+
+class TrainingError(UhlError):
+    """Training diverged, or a checkpoint does not fit the run."""

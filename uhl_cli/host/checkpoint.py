@@ -1,0 +1,176 @@
+"""Load a checkpoint as a host: frozen base model, tokenizer, proven map and fingerprint."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from uhl_cli.errors import HostError, UsageError
+from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.fingerprint import Fingerprint, fingerprint
+from uhl_cli.host.hostmap import HostMap, resolve
+from uhl_cli.host.loading import load_config, load_model, quiet
+from uhl_cli.host.locate import locate
+from uhl_cli.host.messages import first_line
+from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+# Tokenizers without a limit report a huge number; no host of the table reads this many tokens.
+_NO_LIMIT = 10**7
+_FALLBACK_LENGTH = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A frozen base model with everything that uhl needs to read it.
+
+    :param name: The name it was loaded by.
+    :param model: Base model without a head, in eval mode, no parameter requires a gradient.
+    :param tokenizer: Fast, pads and cuts on the right, has a padding token.
+    :param max_length: Longest input in tokens, special tokens included.
+    :param revision: Commit on the hub, or None for a folder, a builtin or a model in memory.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    map: HostMap
+    max_length: int
+    fingerprint: Fingerprint
+    revision: str | None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the stream."""
+        return self.map.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers."""
+        return self.map.num_hidden_layers
+
+    @property
+    def decoder(self) -> bool:
+        """Whether each token sees only those before it."""
+        return self.map.family.decoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input goes."""
+        return self.map.embeddings.weight.device
+
+
+def load_host(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Host:
+    """The host `name`: `builtin:NAME`, a local folder, or a hub id, with a proven map.
+
+    Only safetensors weights are loaded, every weight but a pooler's must be in the checkpoint, and
+    the caller's random state is left as it was.
+
+    :param revision: Branch, tag or commit of a hub id.
+    :param device: A torch device, or "auto": CUDA, else MPS, else CPU.
+    :param dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
+    :param offline: Read the hub's cache alone.
+    :param trust_remote_code: Run the checkpoint's own Python code.
+    :raises UsageError: Unknown dtype or device.
+    :raises HostNotFoundError: There is no such host, or it cannot be reached.
+    :raises UnknownFamilyError: Its model type has no row; raised before weights are loaded.
+    :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
+    :raises HostMapError: Its modules are not as its family's row says.
+    :raises HostError: Its configuration or weights are missing, damaged or do not fit each other.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype '{dtype}'.", f"Pass one of: {', '.join(DTYPES)}.")
+    target = _device(device)
+    located = locate(name, revision=revision, offline=offline, cache_dir=cache_dir, with_code=trust_remote_code)
+    with quiet():
+        config = load_config(name, located.folder, trust_remote_code)
+        family = family_of(config)
+        tokenizer = load_tokenizer(name, located.folder, config=config, trust_remote_code=trust_remote_code)
+        model = load_model(name, located.folder, config, family, dtype, trust_remote_code)
+        try:
+            model.to(target)
+        except (RuntimeError, AssertionError) as error:
+            raise HostError(
+                f"'{name}' does not fit on {target}: {first_line(error)}",
+                "Use --device cpu, or --dtype bfloat16.",
+            ) from error
+        return _host(name, model, tokenizer, located.revision)
+
+
+def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
+    """A host from objects; no file is read.
+
+    The model's base is put in eval mode and frozen in place.  The tokenizer is copied, so that the
+    caller's keeps its settings.
+
+    :raises UnknownFamilyError: The model's type has no row.
+    :raises TokenizerError: The tokenizer is not fast.
+    :raises HostMapError: The model is not as its family's row says.
+    :raises HostError: The tokenizer knows more tokens than the model has embeddings.
+    """
+    return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
+
+
+def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revision: str | None) -> Host:
+    family_of(getattr(model, "config", None))
+    base: nn.Module = getattr(model, "base_model", model)
+    base.eval().requires_grad_(False)
+    host_map = resolve(base)
+    rows = host_map.embeddings.num_embeddings
+    if len(tokenizer) > rows:
+        raise HostError(
+            f"The tokenizer of '{name}' has {len(tokenizer)} tokens, the model {rows} embeddings.",
+            "Use the tokenizer that belongs to the checkpoint.",
+        )
+    return Host(
+        name=name,
+        model=base,
+        tokenizer=tokenizer,
+        map=host_map,
+        max_length=_max_length(base, tokenizer, host_map.family),
+        fingerprint=fingerprint(host_map),
+        revision=revision,
+    )
+
+
+def _max_length(base: nn.Module, tokenizer: PreTrainedTokenizerBase, family: Family) -> int:
+    """Longest input that both the tokenizer and the model's positions allow, in tokens."""
+    limits = [_FALLBACK_LENGTH]
+    config: Any = base.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        unused = config.pad_token_id + 1 if family.positions_after_padding else 0
+        limits = [positions - unused]
+    if 0 < tokenizer.model_max_length < _NO_LIMIT:
+        limits.append(int(tokenizer.model_max_length))
+    return min(limits)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"Device '{device}' cannot be used: {first_line(error)}", "Pass --device auto, cpu or cuda."
+        ) from error
+    return target

@@ -1,0 +1,200 @@
+"""The table of families: the only place that knows how a model family names its modules.
+
+A row is data.  `hostmap.resolve` proves it against the model at hand, so a row
+that does not fit is an error and never a guess.  A new family is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from uhl_cli.errors import UnknownFamilyError
+
+MODULE_TYPES = ("q", "k", "v", "o", "up", "down", "gate")
+"""Linear modules of a layer; the readout is an eighth type of the adapter and no module of a host."""
+
+READER_TYPES = frozenset({"q", "k", "v", "up", "gate"})
+"""Modules whose input is the stream (or a normalised copy of it)."""
+
+WRITER_TYPES = frozenset({"o", "down"})
+"""Modules whose output is added to the stream."""
+
+
+@dataclass(frozen=True)
+class SiteRule:
+    """Where one module type is found inside a layer.
+
+    :param path: Dotted path from the layer.
+    :param slice: `(i, n)`: part i of n equal parts of a fused module's output; None: all of it.
+    :param transposed: The weight is stored [in, out], as GPT-2's Conv1D does.
+    """
+
+    path: str
+    slice: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: where the parts of a family's base model are.
+
+    :param name: Name of the row.
+    :param model_types: Values of `config.model_type` that the row serves.
+    :param layers: Dotted path from the base model to the list of layers.
+    :param sites: Module type -> rule; types that the family lacks are absent.
+    :param embeddings: Dotted path to the input embedding.
+    :param embedding_norm: Dotted path to the norm on the embeddings, if any.
+    :param embedding_projection: Dotted path to a linear map from embedding to hidden size; a model
+        may lack the module where both sizes are equal.
+    :param decoder: Each token sees only those before it.
+    :param pre_norm: Modules read a normalised copy of the stream, not the stream.
+    :param pooler: Module that takes no part in the hidden states; checkpoints may lack its weights.
+    :param positions_after_padding: Positions count from `pad_token_id + 1`, so that many rows of the
+        position table are never used.
+    """
+
+    name: str
+    model_types: frozenset[str]
+    layers: str
+    sites: Mapping[str, SiteRule]
+    embeddings: str
+    embedding_norm: str | None
+    embedding_projection: str | None
+    decoder: bool
+    pre_norm: bool
+    pooler: str | None = None
+    positions_after_padding: bool = False
+
+
+def _sites(**paths: str) -> Mapping[str, SiteRule]:
+    return MappingProxyType({kind: SiteRule(path) for kind, path in paths.items()})
+
+
+_BERT_SITES = _sites(
+    q="attention.self.query",
+    k="attention.self.key",
+    v="attention.self.value",
+    o="attention.output.dense",
+    up="intermediate.dense",
+    down="output.dense",
+)
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="bert",
+        model_types=frozenset({"bert"}),
+        layers="encoder.layer",
+        sites=_BERT_SITES,
+        embeddings="embeddings.word_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        embedding_projection=None,
+        decoder=False,
+        pre_norm=False,
+        pooler="pooler",
+    ),
+    Family(
+        name="distilbert",
+        model_types=frozenset({"distilbert"}),
+        layers="transformer.layer",
+        sites=_sites(
+            q="attention.q_lin",
+            k="attention.k_lin",
+            v="attention.v_lin",
+            o="attention.out_lin",
+            up="ffn.lin1",
+            down="ffn.lin2",
+        ),
+        embeddings="embeddings.word_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        embedding_projection=None,
+        decoder=False,
+        pre_norm=False,
+    ),
+    Family(
+        name="roberta",
+        model_types=frozenset({"roberta", "xlm-roberta", "camembert"}),
+        layers="encoder.layer",
+        sites=_BERT_SITES,
+        embeddings="embeddings.word_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        embedding_projection=None,
+        decoder=False,
+        pre_norm=False,
+        pooler="pooler",
+        positions_after_padding=True,
+    ),
+    Family(
+        name="electra",
+        model_types=frozenset({"electra"}),
+        layers="encoder.layer",
+        sites=_BERT_SITES,
+        embeddings="embeddings.word_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        embedding_projection="embeddings_project",
+        decoder=False,
+        pre_norm=False,
+    ),
+    Family(
+        name="llama",
+        model_types=frozenset({"llama", "mistral", "qwen2"}),
+        layers="layers",
+        sites=_sites(
+            q="self_attn.q_proj",
+            k="self_attn.k_proj",
+            v="self_attn.v_proj",
+            o="self_attn.o_proj",
+            up="mlp.up_proj",
+            down="mlp.down_proj",
+            gate="mlp.gate_proj",
+        ),
+        embeddings="embed_tokens",
+        embedding_norm=None,
+        embedding_projection=None,
+        decoder=True,
+        pre_norm=True,
+    ),
+    Family(
+        name="gpt2",
+        model_types=frozenset({"gpt2"}),
+        layers="h",
+        sites=MappingProxyType(
+            {
+                "q": SiteRule("attn.c_attn", slice=(0, 3), transposed=True),
+                "k": SiteRule("attn.c_attn", slice=(1, 3), transposed=True),
+                "v": SiteRule("attn.c_attn", slice=(2, 3), transposed=True),
+                "o": SiteRule("attn.c_proj", transposed=True),
+                "up": SiteRule("mlp.c_fc", transposed=True),
+                "down": SiteRule("mlp.c_proj", transposed=True),
+            }
+        ),
+        embeddings="wte",
+        embedding_norm=None,
+        embedding_projection=None,
+        decoder=True,
+        pre_norm=True,
+    ),
+)
+
+
+def known_model_types() -> tuple[str, ...]:
+    """Every `config.model_type` that has a row, sorted."""
+    return tuple(sorted(kind for family in FAMILIES for kind in family.model_types))
+
+
+def family_of(config: Any) -> Family:  # noqa: ANN401 - any family's configuration class
+    """The row that serves a model with this configuration.
+
+    :param config: A transformers configuration; `model_type` and `is_encoder_decoder` are read.
+    :raises UnknownFamilyError: No row serves it; the message lists those that exist.
+    """
+    model_type = getattr(config, "model_type", None)
+    for family in FAMILIES:
+        if model_type in family.model_types and not getattr(config, "is_encoder_decoder", False):
+            return family
+    raise UnknownFamilyError(
+        f"No family row serves model type '{model_type}'; known: {', '.join(known_model_types())}.",
+        "Use a host of a known type, or open an issue that names the type, to have a row added.",
+    )

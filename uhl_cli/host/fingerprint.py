@@ -1,0 +1,63 @@
+"""A host's fingerprint: enough to tell that a file was made for another host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+from uhl_cli.errors import HostError
+from uhl_cli.host.hostmap import HostMap
+from uhl_cli.schema import Fingerprint
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+_EMBEDDING_ROWS = 64
+
+
+def fingerprint(host_map: HostMap) -> Fingerprint:
+    """The fingerprint of a resolved host; it does not depend on the device or on a model's head.
+
+    The digest covers the sorted names and shapes of all parameters, and the values of three
+    tensors (first rows of the input embedding, the first layer's q, the last layer's down),
+    rounded to bfloat16.  So loads as float32 and as bfloat16 always agree.  A load as float16
+    agrees where float16 holds the checkpoint's values exactly, and else may differ, since
+    rounding twice is not rounding once.  A pooler is left out: checkpoints of the same weights
+    come with and without one.
+
+    :raises HostError: The weights are on the meta device, so have no values.
+    """
+    pooler = host_map.family.pooler
+    skipped = f"{pooler}." if pooler is not None else None
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in host_map.base.named_parameters()
+        if skipped is None or not name.startswith(skipped)
+    }
+    digest = hashlib.sha256(json.dumps(sorted(shapes.items())).encode())
+    for tensor in (
+        host_map.embeddings.weight.detach()[:_EMBEDDING_ROWS],
+        host_map.layers[0].sites["q"].weight(),
+        host_map.layers[-1].sites["down"].weight(),
+    ):
+        digest.update(_bytes(tensor))
+    config = host_map.base.config
+    return Fingerprint(
+        architecture=type(host_map.base).__name__,
+        model_type=str(config.model_type),  # type: ignore[union-attr]
+        hidden_size=host_map.hidden_size,
+        num_hidden_layers=host_map.num_hidden_layers,
+        vocab_size=host_map.embeddings.num_embeddings,
+        parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        digest=digest.hexdigest(),
+    )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:
+        raise HostError("A model without weights has no fingerprint.", "Load the host's weights first.")
+    # Through bfloat16 and back to float32, whose bytes numpy can give.
+    rounded = tensor.to("cpu").to(torch.bfloat16).to(torch.float32).contiguous()
+    return rounded.numpy().astype("<f4").tobytes()

@@ -1,0 +1,211 @@
+"""Resolve a family row against a model, and prove that the row tells the truth about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uhl_cli.errors import HostMapError
+from uhl_cli.host.families import READER_TYPES, WRITER_TYPES, Family, SiteRule, family_of
+
+_WEIGHT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_HINT = "Use an unmodified checkpoint of a known model type, or open an issue that names this one."
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One linear module of a layer, or the part of a fused one, that the adapter edits.
+
+    :param type: One of `families.MODULE_TYPES`.
+    :param name: Qualified name from the base model.
+    :param in_features: Width that the site reads.
+    :param out_features: Width that the site writes, of its own part alone.
+    :param columns: The site's features among the module's output features.
+    :param transposed: The module stores its weight [in, out].
+    """
+
+    type: str
+    name: str
+    module: nn.Module
+    in_features: int
+    out_features: int
+    columns: slice
+    transposed: bool
+
+    def weight(self) -> Tensor:
+        """The site's weight as a detached [out_features, in_features] view of the module's own."""
+        weight = self.module.get_parameter("weight").detach()
+        return (weight.T if self.transposed else weight)[self.columns]
+
+    @property
+    def module_features(self) -> int:
+        """Output features of the whole module, which is wider than the site when it is fused."""
+        return int(self.module.get_parameter("weight").shape[1 if self.transposed else 0])
+
+    def bias(self) -> Tensor | None:
+        """The site's bias as a detached [out_features] view, or None where the module has none."""
+        bias = getattr(self.module, "bias", None)
+        return bias.detach()[self.columns] if isinstance(bias, Tensor) else None
+
+
+@dataclass(frozen=True, eq=False)
+class HostLayer:
+    """One layer and its sites by module type."""
+
+    index: int
+    module: nn.Module
+    sites: Mapping[str, Site]
+
+
+@dataclass(frozen=True, eq=False)
+class HostMap:
+    """Where everything that uhl reads or edits is inside one model."""
+
+    family: Family
+    base: nn.Module
+    hidden_size: int
+    num_hidden_layers: int
+    layers: tuple[HostLayer, ...]
+    embeddings: nn.Embedding
+
+
+def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The stream that enters a layer, from the arguments of a `forward_pre_hook(with_kwargs=True)`.
+
+    :returns: [batch, tokens, hidden_size].
+    :raises HostMapError: Neither the first argument nor `hidden_states` is such a tensor.
+    """
+    stream = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(stream, Tensor) or stream.dim() != 3:
+        raise HostMapError("A layer was called without a [batch, tokens, hidden_size] stream.", _HINT)
+    return stream
+
+
+def resolve(model: nn.Module, *, prove: bool = True) -> HostMap:
+    """The map of a model, whose shapes fit its family row and, with `prove`, whose sites act.
+
+    The model may be a base model or one with a head; the map is of its base model.  Proving runs
+    some forward passes over five tokens and leaves weights, hooks and modes as they were.
+    Without it only shapes are read, so that models on the meta device can be resolved.
+
+    :raises UnknownFamilyError: The model's type has no row.
+    :raises HostMapError: The row does not fit the model.
+    """
+    base = getattr(model, "base_model", model)
+    config = getattr(base, "config", None)
+    family = family_of(config)
+    layers = _module(base, family.layers, "list of layers")
+    if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:  # type: ignore[union-attr]
+        raise HostMapError(f"'{family.layers}' is no list of the configuration's number of layers.", _HINT)
+    embeddings = _module(base, family.embeddings, "input embedding")
+    if not isinstance(embeddings, nn.Embedding):
+        raise HostMapError(f"'{family.embeddings}' is no nn.Embedding.", _HINT)
+    hidden_size = int(config.hidden_size)  # type: ignore[union-attr]
+    _check_embeddings(base, family, embeddings, hidden_size)
+    host_map = HostMap(
+        family=family,
+        base=base,
+        hidden_size=hidden_size,
+        num_hidden_layers=len(layers),
+        layers=tuple(_layer(family, index, layer, hidden_size) for index, layer in enumerate(layers)),
+        embeddings=embeddings,
+    )
+    if prove:
+        # The proof needs the types of this file, so it is imported late.
+        from uhl_cli.host.proof import prove_map
+
+        prove_map(host_map)
+    return host_map
+
+
+def _module(root: nn.Module, path: str, what: str) -> nn.Module:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        raise HostMapError(f"{type(root).__name__} has no {what} at '{path}'.", _HINT) from None
+
+
+def _check_embeddings(base: nn.Module, family: Family, embeddings: nn.Embedding, hidden_size: int) -> None:
+    """Embeddings reach the hidden size, by themselves or through the row's projection."""
+    if family.embedding_norm is not None:
+        _module(base, family.embedding_norm, "embedding norm")
+    if embeddings.embedding_dim == hidden_size:
+        return
+    if family.embedding_projection is not None:
+        projection = _module(base, family.embedding_projection, "embedding projection")
+        if tuple(getattr(projection, "weight", torch.empty(0)).shape) == (
+            hidden_size,
+            embeddings.embedding_dim,
+        ):
+            return
+    raise HostMapError(f"Embeddings have width {embeddings.embedding_dim} and no projection to {hidden_size}.", _HINT)
+
+
+def _layer(family: Family, index: int, layer: nn.Module, hidden_size: int) -> HostLayer:
+    sites = {kind: _site(family, kind, rule, index, layer) for kind, rule in family.sites.items()}
+    for kind, site in sites.items():
+        width = site.in_features if kind in READER_TYPES else site.out_features
+        verb = "reads" if kind in READER_TYPES else "writes"
+        if kind in READER_TYPES | WRITER_TYPES and width != hidden_size:
+            raise HostMapError(f"'{site.name}' ({kind}) {verb} {width} features, not {hidden_size}.", _HINT)
+    _check_widths(sites)
+    _check_parts(sites)
+    return HostLayer(index=index, module=layer, sites=MappingProxyType(sites))
+
+
+def _site(family: Family, kind: str, rule: SiteRule, index: int, layer: nn.Module) -> Site:
+    module = _module(layer, rule.path, f"module of type {kind}")
+    name = f"{family.layers}.{index}.{rule.path}"
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.dtype not in _WEIGHT_DTYPES:
+        raise HostMapError(
+            f"'{name}' ({type(module).__name__}) has no floating-point weight matrix.",
+            "Load the checkpoint without quantisation, or use an unquantised one.",
+        )
+    total, in_features = reversed(weight.shape) if rule.transposed else weight.shape
+    part, parts = rule.slice or (0, 1)
+    if total % parts != 0 or not 0 <= part < parts:
+        raise HostMapError(f"'{name}' has no part {part} of {parts} equal parts of {total}.", _HINT)
+    out_features = total // parts
+    return Site(
+        type=kind,
+        name=name,
+        module=module,
+        in_features=in_features,
+        out_features=out_features,
+        columns=slice(part * out_features, (part + 1) * out_features),
+        transposed=rule.transposed,
+    )
+
+
+def _check_widths(sites: Mapping[str, Site]) -> None:
+    """Widths agree inside attention (grouped queries allowed) and inside the feed-forward part."""
+    q, k, v, o, up, down = (sites[kind] for kind in ("q", "k", "v", "o", "up", "down"))
+    attention = q.out_features == o.in_features and k.out_features == v.out_features
+    grouped = k.out_features > 0 and q.out_features % k.out_features == 0
+    gate = sites.get("gate", up)
+    if not (attention and grouped):
+        raise HostMapError(f"The widths of q, k, v and o do not fit each other at '{q.name}'.", _HINT)
+    if not up.out_features == gate.out_features == down.in_features:
+        raise HostMapError(f"The widths of up, gate and down do not fit each other at '{up.name}'.", _HINT)
+
+
+def _check_parts(sites: Mapping[str, Site]) -> None:
+    """Sites that share a module split its output without overlap or rest."""
+    columns: dict[str, list[tuple[int, int]]] = {}
+    for site in sites.values():
+        columns.setdefault(site.name, []).append((site.columns.start, site.columns.stop))
+    for site in sites.values():
+        weight: Any = site.module.weight
+        end = 0
+        for start, stop in sorted(columns[site.name]):
+            if start != end:
+                raise HostMapError(f"The parts of '{site.name}' overlap or leave a gap.", _HINT)
+            end = stop
+        if end != weight.shape[1 if site.transposed else 0]:
+            raise HostMapError(f"The parts of '{site.name}' do not cover its output.", _HINT)

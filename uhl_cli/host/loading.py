@@ -1,0 +1,100 @@
+"""Read a folder's configuration and weights with transformers, quietly and with typed errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
+
+from uhl_cli.errors import HostError
+from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.messages import first_line
+
+
+def load_config(name: str, folder: Path, trust_remote_code: bool) -> Any:  # noqa: ANN401
+    """The configuration in a folder, of a type that has a row.
+
+    :raises UnknownFamilyError: No row serves its type.
+    :raises HostError: It cannot be read.
+    """
+    try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
+        # A type that transformers itself does not know has no row either; this says so with our list.
+        family_of(SimpleNamespace(**raw))
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HostError(
+            f"The configuration of '{name}' cannot be read: {first_line(error)}",
+            "Fetch the checkpoint again, or check its config.json.",
+        ) from error
+
+
+def load_model(
+    name: str,
+    folder: Path,
+    config: Any,  # noqa: ANN401 - any family's configuration class
+    family: Family,
+    dtype: str,
+    trust_remote_code: bool,
+) -> nn.Module:
+    """The base model in a folder, with every weight but a pooler's from its safetensors files.
+
+    The caller's random state is left as it was.
+
+    :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
+    :raises HostError: Weights are damaged, missing or of other shapes than the configuration's.
+    """
+    # The argument was called torch_dtype before 4.56.
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    dtype_argument = "dtype" if release >= (4, 56) else "torch_dtype"
+    try:
+        # Weights that the checkpoint lacks (a pooler's) are drawn at random; not from the caller's state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, report = AutoModel.from_pretrained(
+                str(folder),
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **{dtype_argument: dtype if dtype == "auto" else getattr(torch, dtype)},
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise HostError(
+            f"The weights of '{name}' cannot be loaded: {first_line(error)}",
+            "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
+        ) from error
+    pooler = f"{family.pooler}." if family.pooler is not None else None
+    missing = sorted(key for key in report["missing_keys"] if pooler is None or not key.startswith(pooler))
+    if missing:
+        raise HostError(
+            f"The checkpoint of '{name}' lacks {len(missing)} weights, the first is '{missing[0]}'.",
+            "Use a complete checkpoint of this model type; missing weights would be random.",
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it transformers reports errors alone and shows no progress bars."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

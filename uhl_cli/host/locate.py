@@ -1,0 +1,192 @@
+"""From the name of a host to a local folder that holds its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
+
+from uhl_cli.errors import HostError, HostNotFoundError
+from uhl_cli.host.builtin import PREFIX, builtin_path
+from uhl_cli.host.messages import first_line
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# The hub's HTTP errors derive from its HTTP library's base error, whichever library this release uses;
+# errors of the connection itself (a proxy that refuses, a read that breaks off) derive from it too.
+_HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A host's files on disk.
+
+    :param revision: Commit of the hub that the files are from; None for a folder and a builtin.
+    """
+
+    folder: Path
+    revision: str | None
+
+
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    cache_dir: str | Path | None = None,
+    with_code: bool = False,
+) -> Located:
+    """The folder that holds configuration, tokenizer and safetensors weights of `name`.
+
+    A name is `builtin:NAME`, an existing folder, or a hub id, in this order.  Hub ids follow the
+    ecosystem's rules: HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE, the shared cache, and
+    the cached files where the hub cannot be reached.  Pickled weights are never downloaded.
+
+    :param revision: Branch, tag or commit of a hub id; ignored for folders.
+    :param offline: Use the cache alone.
+    :param with_code: Also fetch Python files (for `trust_remote_code`).
+    :raises HostNotFoundError: No such folder, hub id, revision or builtin, or no access to it.
+    :raises HostError: It is there, but has no configuration or no safetensors weights.
+    """
+    if name.startswith(PREFIX):
+        located = Located(builtin_path(name.removeprefix(PREFIX)), None)
+    elif name and Path(name).expanduser().is_dir():
+        located = Located(Path(name).expanduser(), None)
+    else:
+        _check_hub_id(name)
+        located = _from_hub(name, revision, offline, cache_dir, with_code)
+    _check_folder(name, located.folder)
+    return located
+
+
+def _check_hub_id(name: str) -> None:
+    if name and Path(name).expanduser().exists():
+        raise HostNotFoundError(f"'{name}' is a file, not a folder.", "Pass the folder that holds config.json.")
+    separators = name.count("/") + name.count(os.sep if os.sep != "/" else "\\")
+    if name.startswith((".", "/", "~")) or name.endswith(("/", "\\")) or separators > 1 or "\\" in name:
+        raise HostNotFoundError(f"There is no folder '{name}'.", "Check the path, or pass a hub id such as org/name.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise HostNotFoundError(
+            f"'{name}' is neither a folder nor a valid hub id.",
+            "Pass an existing folder, or a hub id such as org/name.",
+        ) from None
+
+
+def _from_hub(name: str, revision: str | None, offline: bool, cache_dir: str | Path | None, with_code: bool) -> Located:
+    small = [
+        CONFIG_FILE,
+        INDEX_FILE,
+        *TOKENIZER_FILES,
+        *_TOKENIZER_SETTINGS,
+        *(["*.py"] if with_code else []),
+    ]
+    folder = _snapshot(name, revision, small, offline, cache_dir)
+    if (folder / CONFIG_FILE).is_file():
+        # Names of the shards are in the index, so that other copies of the weights are not fetched.
+        _snapshot(name, revision, sorted(_weight_files(folder)), offline, cache_dir)
+    return Located(folder, folder.name)
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: list[str], offline: bool, cache_dir: str | Path | None
+) -> Path:
+    where = f"'{name}'" + (f" at revision '{revision}'" if revision else "")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                cache_dir=cache_dir,
+                local_files_only=offline,
+            )
+        )
+    except GatedRepoError as error:
+        raise HostNotFoundError(
+            f"Access to {where} is restricted on the hub.",
+            "Ask for access on the model's page, then run `hf auth login` or set HF_TOKEN.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HostNotFoundError(
+            f"The hub has no revision '{revision}' of '{name}'.", "Pass an existing branch, tag or commit."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HostNotFoundError(
+            f"The hub has no model '{name}', or it is private.",
+            "Check the id; for a private model run `hf auth login` or set HF_TOKEN.",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        # The cache holds part of the snapshot: what is missing, if anything, the checks of the folder tell.
+        partial = getattr(error, "snapshot_path", None)
+        if partial is not None:
+            return Path(partial)
+        raise HostNotFoundError(
+            f"{where} is not in the cache, and the hub cannot be reached or offline mode is on.",
+            "Run once with network access and without offline mode, or pass a local folder.",
+        ) from error
+    except (OSError, RuntimeError, EntryNotFoundError, _HTTP_ERROR) as error:
+        raise HostNotFoundError(
+            f"{where} could not be fetched: {first_line(error)}",
+            "Check the network and the disk, then run again; finished files are kept.",
+        ) from error
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Names of the safetensors files that the folder's index lists, or of the single file."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return {WEIGHTS_FILE}
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise HostError(f"'{index}' is no index of weight files.", "Fetch the checkpoint again.") from None
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise HostError(f"'{index}' lists no plain file names.", "Fetch the checkpoint again.")
+    return names
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / CONFIG_FILE).is_file():
+        raise HostError(
+            f"'{name}' has no {CONFIG_FILE}.",
+            "Pass a folder that `save_pretrained` wrote, or a hub id of a transformers model.",
+        )
+    missing = sorted(file for file in _weight_files(folder) if not (folder / file).is_file())
+    if not missing:
+        return
+    if any((folder / file).exists() for file in _PICKLE_FILES):
+        raise HostError(
+            f"'{name}' has pickled weights only, which are not loaded since they can run code.",
+            "Convert them: load with transformers and call save_pretrained(folder), then pass the folder.",
+        )
+    raise HostError(
+        f"'{name}' has no weights: {missing[0]} is missing.",
+        "Only safetensors weights are loaded; convert others with save_pretrained, or fetch it again.",
+    )

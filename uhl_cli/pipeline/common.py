@@ -1,0 +1,111 @@
+"""What several pipelines need: records of hosts, counts of FLOPs, predictions and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.controls import head_predictions, mean_final_states, randomised, without_updates
+from uhl_cli.data import Examples
+from uhl_cli.host.checkpoint import Host, load_host
+from uhl_cli.metrics import majority_class
+from uhl_cli.pipeline.options import HostOptions
+from uhl_cli.reports import DepthQuality, FlopReport, Reporter, phase
+from uhl_cli.schema import HostRecord
+
+Classes = list[int] | list[list[int]]
+
+
+def load(options: HostOptions) -> Host:
+    """The host that the options name.
+
+    :raises HostError: When it cannot be found, loaded or used.
+    """
+    return load_host(**options.model_dump())
+
+
+def host_record(host: Host) -> HostRecord:
+    """Name, revision and fingerprint of a host; of an absolute path the last part alone."""
+    name = Path(host.name).name if Path(host.name).is_absolute() else host.name
+    return HostRecord(name=name, revision=host.revision, fingerprint=host.fingerprint)
+
+
+def depth_quality(alignment: Alignment) -> tuple[DepthQuality, ...]:
+    """Held-out R^2 of every depth; empty for a strategy that fits nothing."""
+    return tuple(
+        DepthQuality(depth=index, normalised_depth=alignment.layers[index].depth, r2=r2)
+        for index, r2 in enumerate(alignment.quality)
+    )
+
+
+def flop_report(host: Host, ported: PortedModel, host_flops: int) -> FlopReport:
+    """The adapter's FLOPs, counted as the difference that attaching it makes."""
+    added = count_flops(host, ported.folded) - host_flops
+    return FlopReport(
+        sequence_length=min(SEQUENCE_LENGTH, host.max_length),
+        host=host_flops,
+        adapter=added,
+        percent=100 * added / host_flops,
+    )
+
+
+def references_of(examples: Examples) -> Classes:
+    """True classes as `metrics.score` wants them."""
+    if examples.tags is not None:
+        return [list(row) for row in examples.tags]
+    assert examples.labels is not None
+    return list(examples.labels)
+
+
+class Predictor:
+    """Predictions of an adapter and of its controls on one host, for the same examples."""
+
+    def __init__(self, adapter: UniversalAdapter, examples: Examples, *, batch_size: int, reporter: Reporter) -> None:
+        self._adapter = adapter
+        self._examples = examples
+        self._batch_size = batch_size
+        self._reporter = reporter
+        self._max_length = adapter.manifest.training.config.max_length
+
+    def carried(self, ported: PortedModel, label: str) -> tuple[Classes, float]:
+        """Classes by a ported model, and its active atoms per token."""
+        predictions = ported.predict(
+            self._examples,
+            batch_size=self._batch_size,
+            max_length=min(self._max_length, ported.host.max_length),
+            progress=phase(self._reporter, f"scoring: {label}"),
+        )
+        return predictions.for_metric(ported.task.kind), predictions.atoms_per_token
+
+    def readout_only(self, ported: PortedModel) -> Classes:
+        """Classes by the readout with updates off."""
+        bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
+        return self.carried(bare, "readout only")[0]
+
+    def random_update(self, ported: PortedModel, seed: int) -> Classes:
+        """Classes with updates of the same norm in random directions."""
+        redirected = PortedModel(ported.host, randomised(ported.folded, seed=seed), ported.task)
+        return self.carried(redirected, "random update")[0]
+
+    def head_only(self, host: Host, alignment: Alignment) -> Classes:
+        """Classes by the linear head on the untouched host's final state."""
+        states, counts = mean_final_states(
+            host,
+            self._examples,
+            batch_size=self._batch_size,
+            max_length=min(self._max_length, host.max_length),
+            progress=phase(self._reporter, "scoring: head only"),
+        )
+        stored = self._adapter.stored
+        rows = head_predictions(states, counts, stored["head_weight"], stored["head_bias"], alignment.layers[-1])
+        return [row[0] for row in rows] if self._adapter.manifest.config.kind == "sequence" else rows
+
+    def untouched(self) -> Classes:
+        """The majority class of the training labels, for every example or word."""
+        guess = majority_class(self._adapter.manifest.label_counts)
+        if self._examples.tags is not None:
+            return [[guess] * len(row) for row in self._examples.tags]
+        return [guess] * len(self._examples)

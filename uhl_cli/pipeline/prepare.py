@@ -1,0 +1,76 @@
+"""What is settled before pretraining's first step: anchors, canonical space, alignments, and the FLOP plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.adapter.plan import PortPlan, make_plan
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.align.bank import AnchorBank, build_bank
+from uhl_cli.align.states import word_states
+from uhl_cli.align.texts import AnchorTexts, choose_anchors, general_texts, read_texts
+from uhl_cli.align.views import width_views
+from uhl_cli.api import align
+from uhl_cli.data import TaskData
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.pipeline.options import PretrainOptions
+from uhl_cli.reports import Reporter, phase
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`views` are the alignments to train under, the host's own first."""
+
+    bank: AnchorBank
+    views: list[Alignment]
+    plan: PortPlan
+    host_flops: int
+
+
+def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Reporter) -> Prepared:
+    """Choose anchors, define canonical space by the host, align the host to it, and imitate other widths.
+
+    The host's own maps are found from the quantised bank exactly as `port` finds them, so that the trained
+    scores are those of the file.
+
+    :raises BudgetError: When the FLOP limit leaves nothing.
+    :raises AlignmentError: When there are too few anchors or the host's states are degenerate.
+    """
+    config = options.adapter
+    host_flops = count_flops(host, None)
+    tokens = min(SEQUENCE_LENGTH, host.max_length)
+    plan = make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=options.max_flops)
+    anchors = _anchors(data, options)
+    states = word_states(host, anchors, progress=phase(reporter, "anchors"))
+    if not bool(states.present.all()):  # texts longer than the host takes
+        anchors, states = anchors.keep(states.present.tolist()), states.present_only()
+    total = 2 + options.training.width_views
+    reporter("aligning", 0, total)
+    bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+    views = [align(host, bank, config.strategy, plan=plan, states=states)]
+    if config.strategy == "anchors":
+        views += width_views(
+            bank,
+            states,
+            views[0],
+            plan.tap_depths,
+            count=options.training.width_views,
+            seed=options.training.seed,
+        )
+    reporter("aligning", total, total)
+    return Prepared(bank, views, plan, host_flops)
+
+
+def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:
+    """Anchor words: from the task's training texts by default, the package's own, or a file's."""
+    if options.anchors is None:
+        assert data.train is not None  # pretrain has checked it
+        texts: list[str] = [*data.train.texts, *(data.train.pairs or ())]
+        origin = f"training texts of {data.task.name}"
+    elif options.anchors == "general":
+        texts, origin = general_texts(), "general"
+    else:
+        texts, origin = read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
+    return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)

@@ -1,0 +1,239 @@
+"""`uhl pretrain`: a frozen host and a task in, one adapter file out."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from uhl_cli import __version__
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.adapter.convert import to_file
+from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
+from uhl_cli.align.bank import AnchorBank
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.data import TaskData, load_task
+from uhl_cli.errors import BudgetError, DataError, OutputError, UsageError
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.metrics import Score, score
+from uhl_cli.pipeline.common import Predictor, depth_quality, flop_report, host_record, load, references_of
+from uhl_cli.pipeline.options import PretrainOptions
+from uhl_cli.pipeline.prepare import Prepared, prepare
+from uhl_cli.reports import PretrainReport, Reporter, phase, silent
+from uhl_cli.schema import AnchorRecord, Manifest, TrainingRecord
+from uhl_cli.train.checkpoint import run_digest
+from uhl_cli.train.head import fit_head
+from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
+
+
+def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> PretrainReport:
+    """Load what the options name, train, and write the file.
+
+    :raises UhlError: Any of its kinds; nothing half-written is left.
+    """
+    files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
+    _refuse_overwriting(options, files)
+    accelerator = Accelerator(cpu=options.host.device == "cpu", mixed_precision=options.training.mixed_precision)
+    chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
+    host = load(options.host.model_copy(update={"device": chosen}))
+    if options.data.task is None:
+        raise UsageError("there is no task to train on.", "Name one with --task.")
+    data = load_task(
+        options.data.task,
+        offline=options.host.offline,
+        seed=options.training.seed,
+        **options.data.model_dump(exclude={"task"}),
+    )
+    return pretrain(host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+
+
+def pretrain(
+    host: Host,
+    data: TaskData,
+    options: PretrainOptions,
+    *,
+    accelerator: Accelerator,
+    files: RunFiles | None = None,
+    reporter: Reporter = silent,
+) -> PretrainReport:
+    """Train on loaded objects and write `options.output`.
+
+    :raises BudgetError: Before training, when the file or the FLOPs cannot hold the limits.
+    :raises TrainingError: When training diverges or the checkpoint does not fit.
+    """
+    started = time.monotonic()
+    examples, training = data.train, options.training
+    if examples is None or len(examples) == 0:
+        raise DataError("there is no training example.", "Check --data and --limit-train.")
+    prepared = prepare(host, data, options, reporter)
+    config = options.adapter.model_copy(update={"num_labels": len(data.task.labels), "kind": data.task.kind})
+    adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
+    steps = total_steps(len(examples), training)
+    manifest = _manifest(host, data, options, adapter, prepared.bank, steps)
+    _refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
+
+    def on_step(report: StepReport) -> None:
+        note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
+        reporter("training", report.step, report.steps, note)
+
+    identity = {
+        "training": training.model_dump(),
+        "adapter": config.model_dump(),
+        "host": host.fingerprint.model_dump(),
+        "data": manifest.training.train_digest,
+        "anchors": prepared.bank.anchors.digest,
+        "steps": steps,
+        "processes": accelerator.num_processes,
+    }
+    reporter("training", 0, steps)
+    train(
+        adapter,
+        host,
+        prepared.views,
+        examples,
+        training,
+        accelerator=accelerator,
+        plan=prepared.plan,
+        files=files,
+        digest=run_digest(identity),
+        resume=options.resume,
+        save_every=options.save_every,
+        on_step=on_step,
+    )
+    weight, bias = fit_head(
+        host,
+        prepared.views[0],
+        examples,
+        num_labels=config.num_labels,
+        seed=training.seed,
+        max_length=training.max_length,
+        progress=phase(reporter, "head-only control"),
+    )
+    with torch.no_grad():
+        adapter.get_parameter("head_weight").copy_(weight)
+        adapter.get_parameter("head_bias").copy_(bias)
+    return _finish(host, data, adapter, prepared, manifest, options, started, accelerator, reporter)
+
+
+def _finish(
+    host: Host,
+    data: TaskData,
+    adapter: CanonicalAdapter,
+    prepared: Prepared,
+    manifest: Manifest,
+    options: PretrainOptions,
+    started: float,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> PretrainReport:
+    """Score the integer codes that the file will hold, as a reader of it will, and write them."""
+    loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest))
+    ported = loaded.inject(host, prepared.views[0], prepared.plan, prepared.host_flops)
+    scores: dict[str, Score] = {}
+    atoms = None
+    if data.evaluation is not None and len(data.evaluation):
+        predictor = Predictor(loaded, data.evaluation, batch_size=options.evaluation_batch_size, reporter=reporter)
+        classes, atoms = predictor.carried(ported, "adapter")
+        found = {
+            "adapter": classes,
+            "readout_only": predictor.readout_only(ported),
+            "head_only": predictor.head_only(host, prepared.views[0]),
+        }
+        references = references_of(data.evaluation)
+        scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
+    atoms = None if atoms is None else round(atoms, 6)
+    update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
+    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update))
+    size = len(to_bytes(content))
+    _refuse_too_large(content, options.max_bytes)
+    if accelerator.is_main_process:
+        write_adapter(options.output, content)
+    accelerator.wait_for_everyone()
+    return PretrainReport(
+        output=str(options.output),
+        bytes=size,
+        source=manifest.source,
+        task=data.task.name,
+        train_examples=manifest.training.train_examples,
+        steps=manifest.training.steps,
+        seconds=time.monotonic() - started,
+        score=scores.get("adapter"),
+        head_only=scores.get("head_only"),
+        readout_only=scores.get("readout_only"),
+        atoms_per_token=atoms,
+        quality=depth_quality(prepared.views[0]),
+        anchor_words=prepared.bank.anchors.num_words,
+        flops=flop_report(host, ported, prepared.host_flops),
+    )
+
+
+def _manifest(
+    host: Host,
+    data: TaskData,
+    options: PretrainOptions,
+    adapter: CanonicalAdapter,
+    bank: AnchorBank,
+    steps: int,
+) -> Manifest:
+    """Everything that is known before training; the score comes last."""
+    assert data.train is not None  # pretrain has checked it
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        config=adapter.config,
+        task=data.task,
+        label_counts=data.train.label_counts(len(data.task.labels)),
+        source=host_record(host),
+        training=TrainingRecord(
+            command=options.command(),
+            config=options.training,
+            steps=steps,
+            train_examples=len(data.train),
+            train_digest=data.train.digest(),
+            data=_without_folders(data.source),
+        ),
+        anchors=AnchorRecord(
+            origin=bank.anchors.origin,
+            texts=len(bank.anchors.texts),
+            words=bank.anchors.num_words,
+            digest=bank.anchors.digest,
+        ),
+        versions={
+            "uhl": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        licence=options.licence,
+    )
+
+
+def _without_folders(source: str) -> str:
+    """A description of data with absolute paths shortened to their last part: a file is shared, a disk is not."""
+    return " ".join(Path(part).name if part.startswith("/") else part for part in source.split(" "))[:1000]
+
+
+def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
+    size = len(to_bytes(content))
+    if size > max_bytes:
+        config = content.manifest.config
+        per_anchor = len(config.knots) * config.canonical_size // 2 + 8  # coordinates, and some of the text
+        fitting = content.manifest.anchors.words - math.ceil((size - max_bytes) / per_anchor)
+        hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
+        raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
+
+
+def _refuse_overwriting(options: PretrainOptions, files: RunFiles) -> None:
+    if options.resume or options.overwrite:
+        return
+    if options.output.exists():
+        raise OutputError(f"{options.output} is there already.", "Choose another --output, or add --overwrite.")
+    if files.checkpoint.exists():
+        raise OutputError(
+            f"an unfinished run lies in {files.folder}.",
+            "Go on with --resume, or begin anew with --overwrite.",
+        )

@@ -1,0 +1,85 @@
+"""Reports: what the commands hand out, as data.  `--json` prints exactly these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from pydantic import Field
+
+from uhl_cli.metrics import Difference, Score
+from uhl_cli.schema import Frozen, HostRecord
+
+
+class Reporter(Protocol):
+    """Takes progress; the command line draws a bar from it, a library user may ignore it."""
+
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` parts of the phase `label`; `note` is shown beside the bar."""
+
+
+def silent(label: str, done: int, total: int, note: str = "") -> None:
+    """A reporter that says nothing."""
+
+
+def phase(reporter: Reporter, label: str) -> Callable[[int, int], None]:
+    """A reporter of one phase, in the form that the working modules take."""
+    return lambda done, total: reporter(label, done, total)
+
+
+class DepthQuality(Frozen):
+    """How well one depth of a host predicts canonical coordinates of held-out anchor texts."""
+
+    depth: int
+    normalised_depth: float
+    r2: float
+
+
+class FlopReport(Frozen):
+    """FLOPs of one forward pass over one sequence; a multiply-add is two."""
+
+    sequence_length: int
+    host: int
+    adapter: int
+    percent: float
+
+
+class PretrainReport(Frozen):
+    """What `pretrain` did."""
+
+    output: str
+    bytes: int
+    source: HostRecord
+    task: str
+    train_examples: int
+    steps: int
+    seconds: float
+    score: Score | None
+    head_only: Score | None
+    readout_only: Score | None
+    atoms_per_token: float | None
+    quality: tuple[DepthQuality, ...]
+    anchor_words: int
+    flops: FlopReport
+
+
+class PortReport(Frozen):
+    """What `port` did.  `scores` has "ported" and the controls; `gains` is ported minus each control, paired."""
+
+    adapter: str
+    bytes: int
+    target: HostRecord
+    strategy: str
+    task: str
+    source: str
+    source_score: Score | None
+    quality: tuple[DepthQuality, ...]
+    readout_quality: tuple[float, ...] = Field(description="held-out R^2 of the readout's features, one a knot")
+    left_out: tuple[str, ...]
+    flops: FlopReport
+    seconds: dict[str, float]
+    data: str | None
+    scores: dict[str, Score]
+    gains: dict[str, Difference]
+    atoms_per_token: float | None
+    output: str | None = None

@@ -1,0 +1,139 @@
+"""Frozen configurations: what shapes an adapter and what its manifest records.
+
+Everything here is plain data, validated by pydantic, importable without torch.
+Sizes are bounded because a manifest may come from a stranger's file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from uhl_cli.data.tasks import Task
+from uhl_cli.metrics import Score
+
+# The module types that an update can edit; "readout" is the canonical task head, not a host module (DESIGN 2.4).
+UPDATE_TYPES: tuple[str, ...] = ("q", "k", "v", "o", "up", "down", "gate", "readout")
+
+Strategy = Literal["anchors", "embeddings", "size"]
+
+
+class Frozen(BaseModel):
+    """Base of all records: immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AdapterConfig(Frozen):
+    """Shape of a canonical adapter; every tensor's size follows from it (DESIGN 1 and 2)."""
+
+    num_atoms: int = Field(128, ge=1, le=1024)
+    canonical_size: int = Field(256, ge=4, le=1024)
+    top_k: Literal[1, 2] = 2
+    knots: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field((0.0, 0.5, 1.0), min_length=1, max_length=9)
+    readout_size: int = Field(64, ge=1, le=1024)
+    task_embedding_size: int = Field(16, ge=1, le=256)
+    mixer_hidden_size: int = Field(15, ge=1, le=256)
+    size_hidden_size: int = Field(8, ge=1, le=64)
+    num_labels: int = Field(2, ge=1, le=1000)
+    kind: Literal["sequence", "tokens"] = "sequence"
+    strategy: Strategy = "anchors"
+
+    @model_validator(mode="after")
+    def _knots_rise(self) -> AdapterConfig:
+        if list(self.knots) != sorted(set(self.knots)) or self.knots[-1] != 1.0:
+            raise ValueError("knots must rise strictly and end at 1")
+        return self
+
+
+class AnchorRecord(Frozen):
+    """Where the anchor texts came from, how many, and their digest."""
+
+    origin: str = Field(max_length=200)
+    texts: int = Field(ge=1, le=100_000)
+    words: int = Field(ge=1, le=100_000)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TrainingConfig(Frozen):
+    """How an adapter is trained; the defaults were chosen on a slice of SST-2's training set."""
+
+    epochs: float = Field(3.0, gt=0, le=1000)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    readout_learning_rate: float = Field(1e-3, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    warmup_fraction: float = Field(0.06, ge=0, le=1)
+    active_weight: float = Field(0.05, ge=0, le=10, description="lambda_F of the loss")
+    delta_weight: float = Field(1e-5, ge=0, le=10, description="lambda_Q of the loss")
+    noise: float = Field(1.0, ge=0, le=10, description="alignment noise of the readout, in standard deviations of z")
+    update_noise: float = Field(0.0, ge=0, le=10, description="the same in the updates' input")
+    width_views: int = Field(4, ge=0, le=64, description="widths shown to the hyper-MLP besides the host's own")
+    updates: bool = True
+    max_length: int = Field(128, ge=4, le=100_000)
+    gradient_clip: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+
+class TrainingRecord(Frozen):
+    """What a manifest says of the training that made it."""
+
+    command: str = Field(max_length=10_000)
+    config: TrainingConfig
+    steps: int = Field(ge=0)
+    train_examples: int = Field(ge=0)
+    train_digest: str = Field(max_length=64)
+    data: str = Field(max_length=1000)
+
+
+class Fingerprint(Frozen):
+    """What a host is, in a few fields; equal for equal checkpoints.  Computed by `host.fingerprint`.
+
+    :param architecture: Class of the base model.
+    :param vocab_size: Rows of the input embedding.
+    :param parameters: Number of parameters of the base model, without a pooler.
+    :param digest: sha256 in hexadecimal digits.
+    """
+
+    architecture: str = Field(max_length=200)
+    model_type: str = Field(max_length=200)
+    hidden_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    parameters: int = Field(ge=1)
+    digest: str = Field(max_length=128)
+
+
+class HostRecord(Frozen):
+    """The source host: the name that was given, and what it was."""
+
+    name: str = Field(max_length=500)
+    revision: str | None = Field(None, max_length=200)
+    fingerprint: Fingerprint
+
+
+class Manifest(Frozen):
+    """The JSON that stands in an adapter file's header."""
+
+    format_version: str = Field(pattern=r"^\d{1,4}\.\d{1,4}$")
+    config: AdapterConfig
+    task: Task
+    label_counts: tuple[Annotated[int, Field(ge=0)], ...]
+    source: HostRecord
+    training: TrainingRecord
+    anchors: AnchorRecord
+    versions: dict[str, str]
+    score: Score | None = None
+    atoms_per_token: float | None = Field(default=None, ge=0)
+    licence: str = Field("unspecified", max_length=500)
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Manifest:
+        if len(self.task.labels) != self.config.num_labels or len(self.label_counts) != self.config.num_labels:
+            raise ValueError("number of labels differs between task, label counts and configuration")
+        if self.task.kind != self.config.kind:
+            raise ValueError("kind of task differs between task and configuration")
+        return self

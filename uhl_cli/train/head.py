@@ -1,0 +1,60 @@
+"""The head-only control: logistic regression on the frozen source's mean final state (DESIGN 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.controls import Progress, mean_final_states
+from uhl_cli.data.examples import Examples
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.train.loop import targets_of
+
+INVERSE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+
+
+def fit_head(
+    host: Host,
+    alignment: Alignment,
+    examples: Examples,
+    *,
+    num_labels: int,
+    seed: int,
+    limit: int = 20_000,
+    max_length: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weight [labels, d0] and bias [labels] of the best linear head on canonical coordinates.
+
+    Its strength is chosen on a tenth of the (at most `limit`) training examples that is held out for it.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = np.sort(generator.permutation(len(examples))[:limit]).tolist()
+    subset = examples.select(chosen)
+    states, _ = mean_final_states(host, subset, max_length=max_length, progress=progress)
+    maps = alignment.layers[-1]
+    features = ((states - maps.mean) @ maps.read.T).numpy()
+    targets = np.array(targets_of(subset, list(range(len(subset)))))
+    weight, bias = np.zeros((num_labels, features.shape[1])), np.zeros(num_labels)
+    if len(np.unique(targets)) < 2:  # a single class needs no regression, only its bias
+        bias[targets[0]] = 1.0
+        return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+    held = generator.permutation(len(targets)) < len(targets) // 10
+    best, best_right = INVERSE_STRENGTHS[0], -1
+    for strength in INVERSE_STRENGTHS if held.any() and len(np.unique(targets[~held])) > 1 else ():
+        model = LogisticRegression(C=strength, max_iter=500).fit(features[~held], targets[~held])
+        right = int((model.predict(features[held]) == targets[held]).sum())
+        if right > best_right:
+            best, best_right = strength, right
+    model = LogisticRegression(C=best, max_iter=500).fit(features, targets)
+    present = model.classes_
+    if len(present) == 2:  # scikit-learn keeps one row for two classes
+        weight[present[1]], bias[present[1]] = model.coef_[0], model.intercept_[0]
+    else:
+        weight[present], bias[present] = model.coef_, model.intercept_
+        absent = np.setdiff1d(np.arange(num_labels), present)
+        bias[absent] = bias[present].min() - 10.0  # a class never seen in training is hardly ever predicted
+    return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()

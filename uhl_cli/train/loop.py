@@ -1,0 +1,227 @@
+"""The pretraining loop: accelerate, a frozen host, and a state that can be resumed at any step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.adapter.layout import UPDATE_PARAMETERS
+from uhl_cli.adapter.plan import PortPlan
+from uhl_cli.adapter.ported import encode_examples
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.data.examples import Examples
+from uhl_cli.errors import DataError, TrainingError
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.schema import TrainingConfig
+from uhl_cli.train.batches import batches_from, steps_per_epoch
+from uhl_cli.train.checkpoint import load_checkpoint, save_checkpoint
+from uhl_cli.train.model import Losses, TrainedModel
+
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Averages over the steps since the report before; `atoms` is active atoms per token."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    atoms: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps its checkpoint and its JSON-lines log."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The latest checkpoint."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line, one line every `LOG_EVERY` steps."""
+        return self.folder / "log.jsonl"
+
+
+def total_steps(num_examples: int, config: TrainingConfig) -> int:
+    """Optimiser steps of a run."""
+    if num_examples == 0:
+        raise DataError("there is no training example.", "Check --data and --limit-train.")
+    return config.max_steps or max(1, math.ceil(steps_per_epoch(num_examples, config.batch_size) * config.epochs))
+
+
+def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    warmup = max(1, round(steps * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def optimizer_for(adapter: CanonicalAdapter, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors do not; updates and readout have a learning rate each."""
+    groups = []
+    for updates in (True, False):
+        rate = config.learning_rate if updates else config.readout_learning_rate
+        for matrices in (True, False):
+            chosen = [
+                parameter
+                for name, parameter in adapter.named_parameters()
+                if parameter.requires_grad
+                and (name in UPDATE_PARAMETERS) == updates
+                and (parameter.dim() > 1) == matrices
+            ]
+            if chosen:
+                decay = config.weight_decay if matrices else 0.0
+                groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def targets_of(examples: Examples, rows: list[int]) -> list[int]:
+    """Class ids of the rows, one an example, or one a word."""
+    if examples.tags is not None:
+        return [tag for row in rows for tag in examples.tags[row]]
+    assert examples.labels is not None
+    return [examples.labels[row] for row in rows]
+
+
+def train(
+    adapter: CanonicalAdapter,
+    host: Host,
+    views: list[Alignment],
+    examples: Examples,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    plan: PortPlan,
+    files: RunFiles | None = None,
+    digest: str = "",
+    resume: bool = False,
+    save_every: int = 200,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> int:
+    """Train `adapter` in place on a frozen host and return the number of steps.
+
+    :param views: Alignments to train under, the host's own first.
+    :param plan: Parts that the host carries within the FLOP limit.
+    :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
+    """
+    steps = total_steps(len(examples), config)
+    model = TrainedModel(adapter, host, views, plan, config)
+    optimizer = optimizer_for(adapter, config)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare: TrainedModel = accelerator.unwrap_model(model)
+    first = 0
+    if files is not None:
+        if resume and files.checkpoint.exists():
+            first = load_checkpoint(files.checkpoint, bare.adapter, _inner(optimizer), digest=digest)
+        if accelerator.is_main_process:
+            _trim_log(files.log, first)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    window = _Window(accelerator.device)
+    started = time.monotonic()
+    batches = batches_from(examples, batch_size=config.batch_size, seed=config.seed, first_step=first, last_step=steps)
+    for step, rows in batches:
+        mine = rows[rank::world] or rows[:1]  # a rank without a row repeats one, so that all ranks take the step
+        factor = learning_rate_factor(step, steps, config.warmup_fraction)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        encoded, words, _ = encode_examples(host, examples, mine, max_length=config.max_length)
+        targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
+        with accelerator.autocast():
+            losses = model(encoded.to(accelerator.device), words, targets, config.seed * 1_000_003 + step * 64 + rank)
+        accelerator.backward(losses.total)
+        accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        window.add(losses, len(targets))
+        done = step + 1
+        if done % LOG_EVERY == 0 or done == steps:
+            report = window.report(accelerator, done, steps, config.learning_rate * factor, time.monotonic() - started)
+            if not math.isfinite(report.loss):
+                raise TrainingError(
+                    f"the loss is {report.loss} at step {done}.",
+                    "Try a smaller --learning-rate or --dtype float32.",
+                )
+            if accelerator.is_main_process:
+                if files is not None:
+                    _append_log(files.log, report)
+                if on_step:
+                    on_step(report)
+        if files is not None and accelerator.is_main_process and (done % save_every == 0 or done == steps):
+            save_checkpoint(files.checkpoint, bare.adapter, _inner(optimizer), step=done, digest=digest)
+    accelerator.wait_for_everyone()
+    return steps
+
+
+class _Window:
+    """Sums over the steps since the last report, kept on the device so that no step waits for a transfer."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, device=device)
+        self._steps = 0
+
+    def add(self, losses: Losses, count: int) -> None:
+        """Take in one step with `count` predictions."""
+        new = torch.stack(
+            [
+                losses.task.float(),
+                losses.correct.float(),
+                losses.active.float(),
+                losses.task.new_tensor(count),
+            ]
+        )
+        self._sums += new.float()
+        self._steps += 1
+
+    def report(self, accelerator: Accelerator, step: int, steps: int, rate: float, seconds: float) -> StepReport:
+        """Averages over all processes; starts a new window."""
+        sums: Tensor = accelerator.reduce(self._sums, reduction="sum")
+        loss, correct, active, count = sums.tolist()
+        parts = self._steps * accelerator.num_processes
+        self._sums.zero_()
+        self._steps = 0
+        return StepReport(step, steps, loss / parts, correct / max(count, 1), active / parts, rate, seconds)
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's wrapper."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _append_log(path: Path, report: StepReport) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(report.__dict__) + "\n")
+
+
+def _trim_log(path: Path, first: int) -> None:
+    """Drop the log's lines behind the checkpoint that the run goes on from."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that a kill cut short
+        if entry["step"] <= first:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

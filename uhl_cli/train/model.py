@@ -1,0 +1,85 @@
+"""The model that pretraining optimises: a frozen host that carries the adapter, folded anew at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.adapter.folding import fold
+from uhl_cli.adapter.inject import AlignmentNoise, Injection
+from uhl_cli.adapter.layout import UPDATE_PARAMETERS
+from uhl_cli.adapter.plan import PortPlan
+from uhl_cli.adapter.ported import forward
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import Encoded
+from uhl_cli.schema import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Terms of the loss (DESIGN 2.8), number of right predictions, and mean active atoms per token."""
+
+    total: Tensor
+    task: Tensor
+    correct: Tensor
+    active: Tensor
+
+
+class TrainedModel(nn.Module):
+    """Adapter parameters and a frozen host; the host is no submodule, so that nothing trains or copies it."""
+
+    def __init__(
+        self,
+        adapter: CanonicalAdapter,
+        host: Host,
+        views: list[Alignment],
+        plan: PortPlan,
+        config: TrainingConfig,
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self._host = (host,)
+        self._views = views
+        self._plan = plan
+        self._config = config
+        if not config.updates:
+            for name in UPDATE_PARAMETERS:
+                adapter.get_parameter(name).requires_grad_(False)
+
+    @property
+    def host(self) -> Host:
+        """The frozen host."""
+        return self._host[0]
+
+    def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
+        """Losses of one batch; `targets` [examples] or [words]; `seed` draws the noise and the width view."""
+        config = self._config
+        cpu = torch.Generator().manual_seed(seed)
+        # Every other step shows the host's own width; the views share the rest.
+        view = self._views[0]
+        if len(self._views) > 1 and torch.rand((), generator=cpu) < 0.5:
+            view = self._views[1 + int(torch.randint(len(self._views) - 1, (), generator=cpu))]
+        device = targets.device
+        noise = AlignmentNoise(config.noise, config.update_noise, torch.Generator(device=device).manual_seed(seed))
+        folded = fold(
+            self.adapter.stored(),
+            view,
+            self.host.map,
+            kind=self.adapter.config.kind,
+            layers=self._plan.layers,
+            types=self._plan.types,
+            updates=config.updates,
+        )
+        with Injection(
+            self.host.map, folded, dense=True, noise=noise if config.noise + config.update_noise > 0 else None
+        ) as injection:
+            logits, active = forward(self.host, injection, encoded, words)
+        task = functional.cross_entropy(logits.float(), targets)
+        delta = self.adapter.delta_theta.square().sum()
+        total = task + config.active_weight * active + config.delta_weight * delta
+        return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach())
