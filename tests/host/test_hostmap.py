@@ -17,9 +17,7 @@ from uhl_cli.host.hostmap import read_layer_input, resolve
 
 def with_rule(monkeypatch, name, **rules):
     """Replace rules of the row `name` for one test."""
-    rows = tuple(
-        replace(row, sites={**row.sites, **rules}) if row.name == name else row for row in families.FAMILIES
-    )
+    rows = tuple(replace(row, sites={**row.sites, **rules}) if row.name == name else row for row in families.FAMILIES)
     monkeypatch.setattr(families, "FAMILIES", rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from uhl_cli.adapter.flops import SEQUENCE_LENGTH
 from uhl_cli.adapter.folding import READERS
 from uhl_cli.align.bank import depth_index
 from uhl_cli.errors import BudgetError
@@ -39,8 +40,13 @@ def full_plan(host_map: HostMap) -> PortPlan:
     return PortPlan((*types, "readout"), tuple(range(depth)), tuple(range(depth + 1)))
 
 
-def adapter_flops_per_token(plan: PortPlan, host_map: HostMap, config: AdapterConfig) -> int:
-    """FLOPs that the adapter adds for one token, two for a multiply-add, as `flops.count_flops` counts them."""
+def adapter_flops_per_token(
+    plan: PortPlan, host_map: HostMap, config: AdapterConfig, *, sequence_length: int = SEQUENCE_LENGTH
+) -> int:
+    """FLOPs that the adapter adds for one token, two for a multiply-add, as `flops.count_flops` counts them.
+
+    :param sequence_length: Matters to token tasks alone, whose words are averaged by a product over all tokens.
+    """
     width, atoms, chosen, readout = host_map.hidden_size, config.num_atoms, config.top_k, config.readout_size
     routing = 2 * atoms * width + 2 * chosen * width  # logits, and the chosen atoms' responses
     total = 0
@@ -59,7 +65,7 @@ def adapter_flops_per_token(plan: PortPlan, host_map: HostMap, config: AdapterCo
     if "readout" in plan.types:
         total += routing + 2 * chosen * readout
     total += 2 * readout * width * len(plan.tap_depths)
-    return total + (4 * readout if config.kind == "sequence" else 2 * readout * config.num_labels)
+    return total + (4 * readout if config.kind == "sequence" else 2 * readout * (config.num_labels + sequence_length))
 
 
 def make_plan(

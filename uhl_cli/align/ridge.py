@@ -1,8 +1,12 @@
-"""Ridge regression in closed form, its strength chosen on held-out texts.
+"""Ridge regression in closed form, its strength chosen per output on held-out texts.
 
-Guarantee: the returned map minimises `|y - x W|^2 + strength |W|^2` over the given rows, inputs standardised
-per feature, and `r2` was measured on rows whose group took no part in the fit that predicted them (the map
-itself is then refitted on all rows).
+Guarantee: each column w of the returned map minimises `|y - x w|^2 + strength |w|^2` over the given rows, inputs
+standardised per feature, and `r2` was measured on rows whose group took no part in the fit that predicted them
+(the map itself is then refitted on all rows).  The strength was chosen on the same rows, among few values, so
+`r2` flatters a little.
+
+A strength for each output matters: leading coordinates are predicted well and want little shrinkage, trailing
+ones hardly at all and are best left near their mean.
 """
 
 from __future__ import annotations
@@ -15,37 +19,49 @@ from torch import Tensor
 from uhl_cli.errors import AlignmentError
 
 # Relative to the mean eigenvalue of the (feature or kernel) Gram matrix.
-STRENGTHS: tuple[float, ...] = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+STRENGTHS: tuple[float, ...] = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True)
 class RidgeMap:
     """`y = (x - input_mean) @ weight + output_mean`, float32.
 
-    `weight` [features, outputs]; `r2` [outputs] held-out; `strength` the chosen one of `STRENGTHS`.
+    `weight` [features, outputs]; `r2` [outputs] held-out; `strengths` [outputs], each one of `STRENGTHS`.
     """
 
     weight: Tensor
     input_mean: Tensor
     output_mean: Tensor
     r2: Tensor
-    strength: float
+    strengths: Tensor
 
 
-def _solve(inputs: Tensor, outputs: Tensor, strengths: tuple[float, ...]) -> list[Tensor]:
-    """Weights [features, outputs] for each strength, of centred float64 inputs [rows, features]."""
-    rows, features = inputs.shape
-    primal = features <= rows
-    gram = inputs.T @ inputs if primal else inputs @ inputs.T
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    eigenvalues = eigenvalues.clamp_min(0.0)
-    scale = eigenvalues.mean().clamp_min(1e-12)
-    moment = vectors.T @ (inputs.T @ outputs if primal else outputs)
-    weights = []
-    for strength in strengths:
-        solution = vectors @ (moment / (eigenvalues + strength * scale)[:, None])
-        weights.append(solution if primal else inputs.T @ solution)
-    return weights
+@dataclass(frozen=True)
+class _Spectrum:
+    """Eigenvectors of the smaller Gram matrix, in which every strength is solved by a division.
+
+    `weight(strength) = basis @ (moment / (eigenvalues + strength * scale))`, with `basis` [features, n],
+    `moment` [n, outputs], `eigenvalues` [n].
+    """
+
+    basis: Tensor
+    moment: Tensor
+    eigenvalues: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor, outputs: Tensor) -> _Spectrum:
+        """From centred float64 inputs [rows, features] and outputs [rows, outputs]."""
+        rows, features = inputs.shape
+        primal = features <= rows
+        eigenvalues, vectors = torch.linalg.eigh(inputs.T @ inputs if primal else inputs @ inputs.T)
+        basis = vectors if primal else inputs.T @ vectors
+        moment = vectors.T @ (inputs.T @ outputs if primal else outputs)
+        return cls(basis, moment, eigenvalues.clamp_min(0.0))
+
+    def coefficients(self, strength: float | Tensor) -> Tensor:
+        """Solution in the eigenbasis [n, outputs]; a tensor gives each output a strength of its own."""
+        scale = self.eigenvalues.mean().clamp_min(1e-12)
+        return self.moment / (self.eigenvalues[:, None] + strength * scale)
 
 
 def fit_ridge(
@@ -83,16 +99,19 @@ def fit_ridge(
         x_fit, y_fit = x_all[~held], y_all[~held]
         shift_x, shift_y = x_fit.mean(0), y_fit.mean(0)
         x_held, y_held = x_all[held] - shift_x, y_all[held] - shift_y
-        for index, weight in enumerate(_solve(x_fit - shift_x, y_fit - shift_y, strengths)):
-            errors[index] += (y_held - x_held @ weight).square().sum(0)
+        spectrum = _Spectrum.of(x_fit - shift_x, y_fit - shift_y)
+        projected = x_held @ spectrum.basis
+        for index, strength in enumerate(strengths):
+            errors[index] += (y_held - projected @ spectrum.coefficients(strength)).square().sum(0)
         total += y_held.square().sum(0)
-    # Each output counts by its share of unexplained variance, so that outputs of any scale can be fitted together.
-    best = int((errors / total.clamp_min(1e-300)).where(total > 0, 0.0).sum(1).argmin())
+    best = errors.argmin(0)
     # A coordinate that never varies is not predicted at all: its R^2 is zero, not a division by zero.
-    r2 = torch.where(total > 0, 1.0 - errors[best] / total.clamp_min(1e-300), torch.zeros_like(total))
-    (weight,) = _solve(x_all, y_all, (strengths[best],))
-    weight = weight / x_std[:, None]
-    return RidgeMap(weight.float(), x_mean.float(), y_mean.float(), r2.float(), strengths[best])
+    unexplained = errors.gather(0, best[None])[0] / total.clamp_min(1e-300)
+    r2 = torch.where(total > 0, 1.0 - unexplained, torch.zeros_like(total))
+    chosen = torch.tensor(strengths, dtype=torch.float64)[best]
+    spectrum = _Spectrum.of(x_all, y_all)
+    weight = spectrum.basis @ spectrum.coefficients(chosen) / x_std[:, None]
+    return RidgeMap(weight.float(), x_mean.float(), y_mean.float(), r2.float(), chosen.float())
 
 
 def _fold_of(groups: Tensor, folds: int) -> Tensor:

@@ -28,8 +28,8 @@ def load(options: HostOptions) -> Host:
 
 
 def host_record(host: Host) -> HostRecord:
-    """Name, revision and fingerprint of a host; of an absolute path the last part alone."""
-    name = Path(host.name).name if Path(host.name).is_absolute() else host.name
+    """Name, revision and fingerprint of a host; of a local folder the last part alone, since files are shared."""
+    name = Path(host.name).resolve().name if Path(host.name).is_dir() else host.name
     return HostRecord(name=name, revision=host.revision, fingerprint=host.fingerprint)
 
 

@@ -22,6 +22,7 @@ from uhl_cli.pipeline.common import (
 )
 from uhl_cli.pipeline.options import PortOptions
 from uhl_cli.reports import PortReport, Reporter, phase, silent
+from uhl_cli.schema import HostRecord
 
 
 def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedModel, PortReport]:
@@ -41,7 +42,9 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
     ported, report = port(adapter, host, options, data=data, reporter=reporter, seconds=seconds)
     report = report.model_copy(update={"data": reason if data is None else data.source})
     if options.output is not None:
-        save_ported(options.output, ported, host_record(host))
+        # The full name, unlike the report's, so that the folder can be loaded without naming the host again.
+        record = HostRecord(name=host.name, revision=host.revision, fingerprint=host.fingerprint)
+        save_ported(options.output, ported, record)
         report = report.model_copy(update={"output": str(options.output)})
     return ported, report
 

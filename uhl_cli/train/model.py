@@ -64,8 +64,10 @@ class TrainedModel(nn.Module):
         view = self._views[0]
         if len(self._views) > 1 and torch.rand((), generator=cpu) < 0.5:
             view = self._views[1 + int(torch.randint(len(self._views) - 1, (), generator=cpu))]
-        device = targets.device
-        noise = AlignmentNoise(config.noise, config.update_noise, torch.Generator(device=device).manual_seed(seed))
+        noise = None
+        if config.noise + config.update_noise > 0:
+            generator = torch.Generator(device=targets.device).manual_seed(seed)
+            noise = AlignmentNoise(config.noise, config.update_noise, generator)
         folded = fold(
             self.adapter.stored(),
             view,
@@ -75,11 +77,9 @@ class TrainedModel(nn.Module):
             types=self._plan.types,
             updates=config.updates,
         )
-        with Injection(
-            self.host.map, folded, dense=True, noise=noise if config.noise + config.update_noise > 0 else None
-        ) as injection:
+        with Injection(self.host.map, folded, dense=True, noise=noise) as injection:
             logits, active = forward(self.host, injection, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
-        delta = self.adapter.delta_theta.square().sum()
+        delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach())

@@ -1,0 +1,109 @@
+"""Files are written whole or not at all."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from uhl_cli.errors import OutputError
+from uhl_cli.files import atomic_path, write_bytes, write_text
+
+
+def full_disk(*_arguments, **_options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_content_is_written_and_replaces_the_old(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    write_bytes(path, b"first, and longer")
+    write_text(path, "zweite Fassung: ü")
+    assert path.read_text(encoding="utf-8") == "zweite Fassung: ü"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "any").write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "any").stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), KeyboardInterrupt()])
+def test_error_inside_leaves_no_trace_and_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half of the n")
+        assert path.read_bytes() == b"old"
+        assert len(list(tmp_path.iterdir())) == 2  # the temporary file lies beside it, so that it can take its place
+        raise error
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "write_bytes"), (os, "fsync"), (Path, "replace")])
+@pytest.mark.parametrize("old", [b"old", None])
+def test_full_disk_leaves_no_trace_and_keeps_the_old_file(tmp_path, monkeypatch, owner, name, old):
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full_disk)
+        with pytest.raises(OutputError, match="No space left") as caught:
+            write_bytes(path, b"new")
+    assert "file" in caught.value.message
+    assert caught.value.hint
+    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == ([] if old is None else [old])
+    write_bytes(path, b"new")  # the control: with space, it is written
+    assert path.read_bytes() == b"new"
+
+
+def test_full_disk_before_the_first_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.mkstemp", full_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        write_bytes(tmp_path / "file", b"new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_bytes(b"old")
+    with pytest.raises(OutputError) as caught:
+        write_bytes(tmp_path / "taken" / "file", b"new")
+    assert caught.value.hint
+    assert (tmp_path / "taken").read_bytes() == b"old"
+
+
+def test_path_that_is_a_folder_is_refused(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "inside").write_bytes(b"old")
+    with pytest.raises(OutputError):
+        write_bytes(tmp_path / "taken", b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_read_only_folder_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    if os.geteuid() == 0:  # permissions do not bind root, so the refusal is imitated
+
+        def refuse(*_arguments, **_options):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr("tempfile.mkstemp", refuse)
+    else:
+        folder.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied") as caught:
+        write_bytes(folder / "file", b"new")
+    assert "--output" in caught.value.hint
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_really_full_device(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(OutputError, match="No space left"), atomic_path(path) as temporary:
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        temporary.write_bytes(b"new")
+    assert not list(tmp_path.iterdir())

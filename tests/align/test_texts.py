@@ -1,0 +1,141 @@
+"""Anchor texts: words, their choice, and files of texts."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from tiny_hosts import SENTENCES
+
+from uhl_cli.align.texts import (
+    MIN_WORDS,
+    AnchorTexts,
+    choose_anchors,
+    general_texts,
+    read_texts,
+    word_spans,
+)
+from uhl_cli.errors import AlignmentError, DataError
+
+
+def words_of(text):
+    return [text[start:end] for start, end in word_spans(text)]
+
+
+def test_word_spans_are_words_and_single_marks():
+    assert words_of("He didn't re-run it... «naïve»!") == [
+        *("He", "didn't", "re-run", "it", ".", ".", ".", "«", "naïve", "»", "!"),
+    ]
+    assert words_of("  ") == []
+
+
+def test_word_spans_cover_all_but_white_space():
+    for text in SENTENCES:
+        spans = word_spans(text)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        assert "".join(words_of(text)) == "".join(text.split())
+
+
+def test_choice_is_deterministic_in_the_seed():
+    first, again, other = (choose_anchors(SENTENCES, num_words=40, seed=seed, origin="s") for seed in (1, 1, 2))
+    assert first == again
+    assert first.digest == again.digest
+    assert other.chosen != first.chosen
+    assert other.digest != first.digest
+
+
+def test_choice_does_not_depend_on_order_white_space_or_repeats():
+    plain = choose_anchors(SENTENCES, num_words=40, origin="s")
+    messy = [f" {text.replace(' ', '  ')}\n" for text in reversed(SENTENCES)] * 2 + ["", " \t"]
+    assert choose_anchors(messy, num_words=40, origin="s") == plain
+
+
+@pytest.mark.parametrize("num_words", [33, 40, 41, 100, 200])
+@pytest.mark.parametrize("words_per_text", [1, 4, 7])
+def test_count_is_exact_and_words_are_distinct(num_words, words_per_text):
+    anchors = choose_anchors(SENTENCES, num_words=num_words, words_per_text=words_per_text, origin="s")
+    total = sum(len(word_spans(text)) for text in SENTENCES)
+    reachable = anchors.num_words if len(anchors.texts) < len(SENTENCES) else min(num_words, total)
+    assert anchors.num_words == min(num_words, reachable)
+    if words_per_text == 4:
+        assert anchors.num_words == num_words
+    for index, ordinals in enumerate(anchors.chosen):
+        assert list(ordinals) == sorted(set(ordinals))
+        assert ordinals[-1] < len(word_spans(anchors.texts[index]))
+        assert len(anchors.spans(index)) == len(ordinals)
+
+
+def test_choice_spreads_over_texts():
+    wide = choose_anchors(SENTENCES, num_words=40, words_per_text=4, origin="s")
+    assert len(wide.texts) == 10
+    assert {len(ordinals) for ordinals in wide.chosen} == {4}
+    narrow = choose_anchors(SENTENCES, num_words=40, words_per_text=10, origin="s")
+    assert len(narrow.texts) == 4
+
+
+def test_short_texts_give_all_they_have_and_others_make_up():
+    texts = ["one two", "a b c", *SENTENCES[:4]]
+    anchors = choose_anchors(texts, num_words=45, words_per_text=1, origin="s")
+    counts = dict(zip(anchors.texts, map(len, anchors.chosen), strict=True))
+    assert (counts["one two"], counts["a b c"]) == (2, 3)
+    assert anchors.num_words == 45
+
+
+def test_groups_name_the_text_of_each_word():
+    anchors = AnchorTexts(("a b c", "d e"), ((0, 2), (1,)), "s")
+    assert anchors.groups().tolist() == [0, 0, 1]
+    assert anchors.num_words == 3
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "], ["one two three"]])
+def test_too_little_text_is_refused(texts):
+    with pytest.raises(AlignmentError, match=str(MIN_WORDS)) as caught:
+        choose_anchors(texts, num_words=100, origin="here")
+    assert caught.value.hint
+    assert choose_anchors(["w " * MIN_WORDS], num_words=100, origin="here").num_words == MIN_WORDS  # the control
+
+
+def test_keep_leaves_out_words_and_emptied_texts():
+    anchors = choose_anchors(SENTENCES, num_words=60, origin="s")
+    present = np.ones(anchors.num_words, dtype=bool)
+    present[anchors.groups() == 2] = False
+    present[0] = False
+    kept = anchors.keep(present.tolist())
+    assert kept.num_words == present.sum()
+    assert kept.texts == anchors.texts[:2] + anchors.texts[3:]
+    assert kept.chosen[0] == anchors.chosen[0][1:]
+    assert anchors.keep([True] * anchors.num_words) == anchors
+
+
+def test_keep_needs_enough_words():
+    anchors = choose_anchors(SENTENCES, num_words=60, origin="s")
+    few = [index < MIN_WORDS - 1 for index in range(60)]
+    with pytest.raises(AlignmentError) as caught:
+        anchors.keep(few)
+    assert caught.value.hint
+    few[MIN_WORDS - 1] = True
+    assert anchors.keep(few).num_words == MIN_WORDS
+
+
+def test_general_texts_are_many_distinct_and_ascii():
+    texts = general_texts()
+    assert len(texts) >= 500
+    assert len({text.strip().lower() for text in texts}) == len(texts)
+    assert all(text.isascii() and text == text.strip() and len(word_spans(text)) >= 3 for text in texts)
+
+
+def test_read_texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("first line\n\n  \nzweite Zeile: ü\n", encoding="utf-8")
+    assert read_texts(path) == ["first line", "zweite Zeile: ü"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00", None])
+def test_read_texts_refuses(tmp_path, content):
+    path = tmp_path / "texts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"texts\.txt") as caught:
+        read_texts(path)
+    assert caught.value.hint
+    with pytest.raises(DataError):
+        read_texts(tmp_path)

@@ -1,0 +1,176 @@
+"""Small valid adapters, banks and files, made in milliseconds from fake states or a tiny host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from tiny_hosts import SENTENCES
+from torch import Tensor
+
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.adapter.convert import to_file
+from uhl_cli.adapter.folding import FoldedAdapter, fold
+from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile
+from uhl_cli.align.alignment import Alignment, align_anchors
+from uhl_cli.align.bank import AnchorBank, build_bank
+from uhl_cli.align.states import WordStates, word_states
+from uhl_cli.align.texts import AnchorTexts, choose_anchors
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.data.tasks import Task
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.schema import (
+    AdapterConfig,
+    AnchorRecord,
+    Fingerprint,
+    HostRecord,
+    Manifest,
+    TrainingConfig,
+    TrainingRecord,
+)
+
+# Odd sizes on purpose: half bytes and unequal widths must be handled everywhere.
+SMALL = AdapterConfig(
+    num_atoms=7,
+    canonical_size=9,
+    readout_size=5,
+    task_embedding_size=3,
+    mixer_hidden_size=3,
+    size_hidden_size=3,
+    num_labels=3,
+)
+NO_HOST = Fingerprint(
+    architecture="None",
+    model_type="none",
+    hidden_size=32,
+    num_hidden_layers=2,
+    vocab_size=300,
+    parameters=1,
+    digest="0" * 64,
+)
+
+
+def tiny_anchors(num_words: int = 96, *, seed: int = 0) -> AnchorTexts:
+    """Anchor words in the sentences that the tiny tokenizers know."""
+    return choose_anchors(SENTENCES, num_words=num_words, seed=seed, origin="sentences")
+
+
+def fake_states(
+    words: int, *, width: int, depth: int, rank: int, seed: int = 0, latent: Tensor | None = None
+) -> WordStates:
+    """Low-rank random states: one latent vector a word, another random map at every depth and place."""
+    generator = torch.Generator().manual_seed(seed)
+    if latent is None:
+        latent = torch.randn(words, rank, generator=generator)
+
+    def state() -> Tensor:
+        return latent @ torch.randn(latent.shape[1], width, generator=generator) + 3 * torch.randn(
+            width, generator=generator
+        )
+
+    return WordStates(
+        stream=tuple(state() for _ in range(depth + 1)),
+        attention=tuple(state() for _ in range(depth)),
+        mlp=tuple(state() for _ in range(depth)),
+        present=torch.ones(words, dtype=torch.bool),
+    )
+
+
+def random_adapter(config: AdapterConfig = SMALL, *, seed: int = 0) -> CanonicalAdapter:
+    """An adapter whose every parameter matters; some tokens get two atoms, some one, some none."""
+    adapter = CanonicalAdapter(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, value in adapter.named_parameters():
+            value.add_(0.3 * torch.randn(value.shape, generator=generator))
+            if name == "threshold":
+                value.copy_(torch.tensor([0.2, -0.1])[: config.top_k])
+    return adapter
+
+
+def tiny_task(config: AdapterConfig = SMALL) -> Task:
+    """A task that fits the configuration."""
+    labels = tuple(f"label {index}" for index in range(config.num_labels))
+    if config.kind == "tokens":
+        return Task(
+            name="tags", kind="tokens", labels=labels, metric="accuracy", tokens_column="words", label_column="tags"
+        )
+    return Task(name="moods", kind="sequence", labels=labels, metric="accuracy", text_column="t", label_column="l")
+
+
+def tiny_manifest(
+    config: AdapterConfig, anchors: AnchorTexts, *, fingerprint: Fingerprint = NO_HOST, name: str = "fake"
+) -> Manifest:
+    """A manifest that fits configuration and anchors."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        config=config,
+        task=tiny_task(config),
+        label_counts=tuple(range(1, config.num_labels + 1)),
+        source=HostRecord(name=name, fingerprint=fingerprint),
+        training=TrainingRecord(
+            command="uhl pretrain",
+            config=TrainingConfig(),
+            steps=1,
+            train_examples=2,
+            train_digest="0" * 64,
+            data="none",
+        ),
+        anchors=AnchorRecord(
+            origin=anchors.origin, texts=len(anchors.texts), words=anchors.num_words, digest=anchors.digest
+        ),
+        versions={"uhl": "0"},
+    )
+
+
+def fake_bank(config: AdapterConfig = SMALL, *, num_words: int = 40) -> AnchorBank:
+    """A bank of fake states on tiny anchors."""
+    anchors = tiny_anchors(num_words)
+    states = fake_states(anchors.num_words, width=16, depth=4, rank=12)
+    return build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+
+
+def tiny_file(config: AdapterConfig = SMALL, *, seed: int = 0) -> AdapterFile:
+    """A valid file's content; no host is run."""
+    bank = fake_bank(config)
+    return to_file(random_adapter(config, seed=seed), bank, tiny_manifest(config, bank.anchors))
+
+
+def host_bank(host: Host, config: AdapterConfig = SMALL) -> tuple[AnchorBank, WordStates]:
+    """A bank that the host itself defines, with the host's word states."""
+    anchors = tiny_anchors()
+    states = word_states(host, anchors)
+    return build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size), states
+
+
+def tiny_universal(host: Host, config: AdapterConfig = SMALL, *, seed: int = 0) -> UniversalAdapter:
+    """A random universal adapter whose source is the host."""
+    bank, _ = host_bank(host, config)
+    manifest = tiny_manifest(config, bank.anchors, fingerprint=host.fingerprint, name=host.name)
+    return UniversalAdapter.from_file(to_file(random_adapter(config, seed=seed), bank, manifest))
+
+
+def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:
+    """The same alignment with random taps at every depth, so that nothing depends on which were chosen."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = alignment.tap_offset.shape[0]
+    taps = {
+        depth: torch.randn(rows, alignment.width, generator=generator) / alignment.width
+        for depth in range(alignment.num_hidden_layers + 1)
+    }
+    return replace(alignment, taps=taps)
+
+
+def tiny_folded(
+    host: Host, config: AdapterConfig = SMALL, *, zero: bool = False, seed: int = 0
+) -> tuple[FoldedAdapter, Alignment, dict[str, Tensor]]:
+    """A random adapter folded for a host, with the alignment and the stored parameters that it was folded from."""
+    bank, states = host_bank(host, config)
+    alignment = align_anchors(bank, states)
+    adapter = random_adapter(config, seed=seed)
+    if zero:
+        with torch.no_grad():
+            adapter.get_parameter("atoms_u").zero_()
+    with torch.no_grad():
+        stored = adapter.stored()
+        return fold(stored, alignment, host.map, kind=config.kind), alignment, stored
