@@ -58,6 +58,7 @@ class PretrainReport(Frozen):
     head_only: Score | None
     readout_only: Score | None
     atoms_per_token: float | None
+    truncated: int = Field(description="evaluation texts that were cut at the longest input")
     quality: tuple[DepthQuality, ...]
     anchor_words: int
     flops: FlopReport
@@ -82,4 +83,5 @@ class PortReport(Frozen):
     scores: dict[str, Score]
     gains: dict[str, Difference]
     atoms_per_token: float | None
+    truncated: int = Field(description="evaluation texts that were cut at the longest input")
     output: str | None = None

@@ -66,7 +66,7 @@ class TrainingConfig(Frozen):
     readout_learning_rate: float = Field(1e-3, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0, le=1)
     warmup_fraction: float = Field(0.06, ge=0, le=1)
-    active_weight: float = Field(0.05, ge=0, le=10, description="lambda_F of the loss")
+    active_weight: float = Field(0.01, ge=0, le=10, description="lambda_F of the loss")
     delta_weight: float = Field(1e-5, ge=0, le=10, description="lambda_Q of the loss")
     noise: float = Field(1.0, ge=0, le=10, description="alignment noise of the readout, in standard deviations of z")
     update_noise: float = Field(0.0, ge=0, le=10, description="the same in the updates' input")

@@ -122,7 +122,6 @@ def test_readout_equals_the_construction_by_hand(family):
         for layer in host.map.layers
     ]
     with torch.inference_mode(), Injection(host.map, folded) as injection:
-        injection.start()
         final = host.model(**encoded.model_inputs()).last_hidden_state
         found = injection.readout_features(final)[0]
     for handle in handles:

@@ -56,7 +56,7 @@ def test_token_task_and_left_out_parts_come_back(tmp_path):
     assert loaded.folded.readout.pool is None
     assert loaded.report["strategy"] == "size"
     host = tiny_host("bert")
-    poor = tiny_universal(host).port(host, max_flops=1.2)
+    poor = tiny_universal(host).port(host, max_flops=2.0)
     assert not poor.folded.layers
     assert poor.folded.readout.layer is None
     save_ported(tmp_path, poor, HostRecord(name=host.name, fingerprint=host.fingerprint))
@@ -126,10 +126,11 @@ def test_records_that_are_not_ours_are_refused(tmp_path, saved):
 
 def test_missing_parts_are_refused(tmp_path, saved):
     tensors = load(saved)
-    optional = ("readout.pool", "taps.", "edits")
+    optional = ("layers.0.edits", "layers.1.edits", "taps.")  # a port may leave these out
     for name in tensors:
-        if not any(part in name for part in optional):
+        if not name.startswith(optional):
             refused(tmp_path, save({key: value for key, value in tensors.items() if key != name}, header_of(saved)))
+    refused(tmp_path, save({key: value for key, value in tensors.items() if "taps" not in key}, header_of(saved)))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,8 @@ def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, funct
         {"layers.0.edits.q": "layers.0.edits.nonsense"},
         {"taps.2": "taps.77"},
         {"taps.2": "taps.x"},
+        {"layers.1.router": "layers.01.router"},
+        {"taps.0": "taps.-1"},
         {"readout_layer.edits.readout": "readout_layer.edits.q"},
         {"readout.pool": "readout.well"},
         {"threshold": "threshhold"},
@@ -189,8 +192,7 @@ def test_flipped_bytes_are_refused_or_run(tmp_path, saved):
         try:
             assert load_ported(tmp_path, model, tokenizer)(SENTENCES[:1]).shape == (1, 3)
             found.add("run")
-        except UhlError as error:
-            assert error.hint
+        except UhlError:
             found.add("refused")
     assert found == {"run", "refused"}
 

@@ -180,6 +180,9 @@ def test_width_views_imitate_other_widths():
         z = read_z(view, states, 2)
         assert 0.4 < correlation(z, bank.at_depth(0.5)) < correlation(read_z(own, states, 2), bank.at_depth(0.5))
         assert z.mean(0).abs().max() < 0.05
+        # Predictions have the right size: regressed on them, the wanted coordinates have slope one.
+        slope = float((z * bank.at_depth(0.5)).sum() / z.square().sum())
+        assert 0.95 < slope < 1.1
     assert sum(views[4].quality) < sum(views[0].quality) < sum(views[2].quality)
     assert not width_views(bank, states, own, range(DEPTH + 1), count=0, seed=0)
 

@@ -44,6 +44,18 @@ def test_principal_directions_come_first():
     assert first > 0.98  # and its sign is that of the largest component
 
 
+def test_sign_of_a_direction_is_that_of_its_largest_component():
+    generator = torch.Generator().manual_seed(5)
+    spread = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    axes = spread * torch.randn(96, 8, generator=generator) + 1
+    states = replace(fake_states(96, width=8, depth=1, rank=6), stream=(axes, axes))
+    bank = build_bank(tiny_anchors(96), states, knots=(1.0,), canonical_size=8)
+    # Each principal direction lies near one axis; were signs left to the solver, about half would point the other way.
+    both = torch.corrcoef(torch.cat([bank.coordinates[0].T, axes.T]))[:8, 8:]
+    strongest = both.gather(1, both.abs().argmax(1, keepdim=True))
+    assert bool((strongest > 0.5).all())
+
+
 def test_codes_fit_four_bits():
     bank, _ = make()
     assert bank.codes.dtype == torch.int8

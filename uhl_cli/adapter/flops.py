@@ -59,7 +59,6 @@ def count_flops(host: Host, folded: FoldedAdapter | None, *, sequence_length: in
             host.map.base(input_ids=ids, attention_mask=mask)
         else:
             with Injection(host.map, folded) as injection:
-                injection.start()
                 output = host.map.base(input_ids=ids, attention_mask=mask)
                 features = injection.readout_features(output.last_hidden_state)
                 words = torch.eye(length, device=host.device) if folded.kind == "tokens" else None

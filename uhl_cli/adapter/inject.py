@@ -64,10 +64,11 @@ class Injection:
             raise HostError("this adapter is attached already.", "Leave the first context before entering it again.")
         try:
             for layer in self._host_map.layers:
-                self._handles.append(
-                    layer.module.register_forward_pre_hook(self._layer_hook(layer.index), with_kwargs=True)
-                )
                 folded = self._folded.layers.get(layer.index)
+                # The first layer always gets a hook: it marks the start of a forward pass.
+                if layer.index == 0 or folded is not None or layer.index in self._folded.readout.taps:
+                    hook = self._layer_hook(layer.index)
+                    self._handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
                 if folded is not None:
                     for module, sites in _by_module(layer.sites, folded).items():
                         self._handles.append(module.register_forward_hook(self._site_hook(sites, folded)))
@@ -85,16 +86,16 @@ class Injection:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._routing = self._features = None
+        self._start()
 
     @property
     def readout(self) -> FoldedReadout:
         """The readout of the attached adapter."""
         return self._folded.readout
 
-    def start(self) -> None:
-        """Forget the last forward pass; call before each one whose readout is wanted."""
-        self._features = None
+    def _start(self) -> None:
+        """Forget the forward pass before; the first layer's hook calls it, so that nothing piles up."""
+        self._routing = self._features = None
         self._active = []
 
     def readout_features(self, final_state: Tensor) -> Tensor:
@@ -126,6 +127,8 @@ class Injection:
 
         def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             state = read_layer_input(args, kwargs)
+            if index == 0:
+                self._start()
             self._tap(index, state)
             self._routing = None if folded is None else self._respond(folded, state)
 

@@ -40,7 +40,6 @@ def readout_logits(readout: FoldedReadout, features: Tensor, content_mask: Tenso
 
 def forward(host: Host, injection: Injection, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
     """One forward pass of an attached host: logits (see `readout_logits`) and mean active atoms per token."""
-    injection.start()
     output = host.map.base(**encoded.model_inputs())
     features = injection.readout_features(output.last_hidden_state)
     logits = readout_logits(injection.readout, features, encoded.content_mask, words)
@@ -90,12 +89,13 @@ class PortedModel:
         """Predicted classes of every example, in order, and the mean number of active atoms per token."""
         order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
         classes: dict[int, list[int]] = {}
-        active, tokens = 0.0, 0
+        active, tokens, truncated = 0.0, 0, 0
         with self.attached() as injection:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 encoded, words, counts = encode_examples(self.host, examples, rows, max_length=max_length)
                 logits, mean_active = self._logits(injection, encoded, words)
+                truncated += encoded.truncated
                 best = logits.argmax(-1).tolist()
                 for row, count in zip(rows, counts, strict=True):
                     classes[row], best = best[:count], best[count:]
@@ -104,15 +104,19 @@ class PortedModel:
                 if progress:
                     progress(min(start + batch_size, len(order)), len(order))
         ordered = [classes[row] for row in range(len(examples))]
-        return Predictions(ordered, active / max(tokens, 1))
+        return Predictions(ordered, active / max(tokens, 1), truncated)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Classes per example (one for a sequence task, one a word for a token task), and active atoms per token."""
+    """Classes per example (one for a sequence task, one a word for a token task), and active atoms per token.
+
+    `truncated` counts the texts that were cut because they are longer than the host or `max_length` takes.
+    """
 
     classes: list[list[int]]
     atoms_per_token: float
+    truncated: int
 
     def for_metric(self, kind: str) -> list[int] | list[list[int]]:
         """As `metrics.score` wants them."""

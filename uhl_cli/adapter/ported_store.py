@@ -22,9 +22,11 @@ from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FingerprintError, FormatError, UsageError
 from uhl_cli.files import write_bytes
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
+from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import Frozen, HostRecord
 
 FILE_NAME = "ported.safetensors"
+_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
 
@@ -58,22 +60,30 @@ def load_ported(
     :raises FingerprintError: When the host is not the one that it was made for.
     """
     path = Path(folder) / FILE_NAME
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise FormatError(f"{path} is not a regular file.", _HINT)
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("uhl-ported")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
+        # Besides its own error, the library lets unknown dtypes and odd headers through as these.
         raise FormatError(f"{path} is not a ported adapter ({error}).", _HINT) from error
     try:
         record = PortedRecord.model_validate_json(header or "")
     except ValidationError as error:
         raise FormatError(f"{path} has no readable record of its task and host.", _HINT) from error
-    if not all(torch.isfinite(value).all() for value in tensors.values()):
-        raise FormatError(f"{path} holds values that are not finite.", _HINT)
+    if not all(value.dtype in _DTYPES and torch.isfinite(value).all() for value in tensors.values()):
+        raise FormatError(f"{path} holds values that are not finite floating-point numbers.", _HINT)
     host = _host_for(record, model, tokenizer)
     if host.fingerprint != record.target.fingerprint:
         raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", _HINT)
     folded = _unflatten(tensors, record.task.kind, path)
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wanted = _shapes(folded, host.map, len(record.task.labels))
+    if found != wanted:
+        odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise FormatError(f"{path} has parts that do not fit its host and task: {', '.join(odd[:5])[:200]}.", _HINT)
     moved = move(folded, host.device, host.map.embeddings.weight.dtype)
     return PortedModel(host, moved, record.task, {"strategy": record.strategy})
 
@@ -103,6 +113,40 @@ def _flatten(folded: FoldedAdapter) -> dict[str, Tensor]:
     if readout.layer is not None:
         flat |= _flatten_layer("readout_layer", readout.layer)
     return flat
+
+
+def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a ported adapter with these parts has on this host; parts out of place are absent."""
+    width, readout = host_map.hidden_size, folded.readout
+    size = readout.bias.numel()
+
+    def layer(prefix: str, part: FoldedLayer, outputs: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        atoms = part.read_bias.numel()
+        shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}": (atoms, width) for name in ("router", "read")}
+        shapes |= {f"{prefix}.{name}": (atoms,) for name in ("router_bias", "read_bias")}
+        return shapes | {f"{prefix}.edits.{name}": (atoms, outputs[name]) for name in part.edits if name in outputs}
+
+    # No layer can choose more atoms than it has.
+    parts = [*folded.layers.values(), *([readout.layer] if readout.layer is not None else [])]
+    fewest = min((part.read_bias.numel() for part in parts), default=2)
+    chosen = folded.threshold.numel()
+    shapes: dict[str, tuple[int, ...]] = {"threshold": (chosen,)} if 1 <= chosen <= min(2, fewest) else {}
+    for index, part in folded.layers.items():
+        if index in range(host_map.num_hidden_layers):
+            sites = host_map.layers[index].sites
+            shapes |= layer(f"layers.{index}", part, {name: site.out_features for name, site in sites.items()})
+    for depth in readout.taps:
+        if depth in range(host_map.num_hidden_layers + 1):
+            shapes[f"taps.{depth}"] = (size, width)
+    shapes |= {"readout.bias": (size,), "readout.out_weight": (labels, size), "readout.out_bias": (labels,)}
+    if folded.kind == "sequence":
+        shapes["readout.pool"] = (size,)
+    if readout.layer is not None:
+        shapes |= layer("readout_layer", readout.layer, {"readout": size})
+        shapes.setdefault("readout_layer.edits.readout", (readout.layer.read_bias.numel(), size))
+    if not readout.taps:
+        shapes[f"taps.{host_map.num_hidden_layers}"] = (size, width)
+    return shapes
 
 
 def _unflatten_layer(prefix: str, tensors: dict[str, Tensor]) -> FoldedLayer:

@@ -119,6 +119,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         size = path.stat().st_size
         if path.is_dir():
             raise FormatError(f"{path} is a folder, not an adapter file.", "Give the .safetensors file in it.")
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FormatError(f"{path} is not a regular file.", "Write the adapter to a file first.")
         if size > MAX_FILE_BYTES:
             raise FormatError(f"{path} holds {size:,} bytes; no adapter is larger than {MAX_FILE_BYTES:,}.", _HINT)
         with safe_open(path, framework="numpy") as file:

@@ -130,6 +130,17 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def warn_truncated(truncated: int) -> None:
+    """One line on stderr when evaluation texts were cut."""
+    if truncated:
+        stderr().print(
+            f"warning: {truncated} evaluation texts were cut at the longest input; "
+            "pretrain with a larger --max-length, or choose a host that takes longer texts.",
+            markup=False,
+            highlight=False,
+        )
+
+
 def print_result(text: str) -> None:
     """Write a result to stdout as it is."""
     sys.stdout.write(text + "\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result, progress_bar
+from uhl_cli.cli.edge import error_edge, print_result, progress_bar, warn_truncated
 
 
 def port(
@@ -114,6 +114,7 @@ def port(
 
         with progress_bar(quiet=quiet) as reporter:
             _, report = run_port(options, reporter)
+        warn_truncated(report.truncated)
         if json:
             print_result(report.model_dump_json(indent=2))
         elif quiet:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, is_main_process, print_result, progress_bar
+from uhl_cli.cli.edge import error_edge, is_main_process, print_result, progress_bar, warn_truncated
 
 TRAINING_PANEL = "Training"
 ADAPTER_PANEL = "Adapter"
@@ -80,7 +80,7 @@ def pretrain(
     readout_learning_rate: Annotated[float, _training("Peak learning rate of the readout.")] = 1e-3,
     weight_decay: Annotated[float, _training("Weight decay of matrices.")] = 0.01,
     warmup_fraction: Annotated[float, _training("Share of the steps that warm up.")] = 0.06,
-    active_weight: Annotated[float, _training("Weight of active atoms in the loss (lambda_F).")] = 0.05,
+    active_weight: Annotated[float, _training("Weight of active atoms in the loss (lambda_F).")] = 0.01,
     noise: Annotated[float, _training("Alignment noise of the readout's input, in standard deviations.")] = 1.0,
     update_noise: Annotated[float, _training("Alignment noise of the updates' input.")] = 0.0,
     views: Annotated[int, _training("Imitated widths shown to the hyper-MLP.")] = 4,
@@ -172,6 +172,7 @@ def pretrain(
             report = run_pretrain(options, reporter)
         if not is_main_process():
             return
+        warn_truncated(report.truncated)
         if json:
             print_result(report.model_dump_json(indent=2))
         elif quiet:

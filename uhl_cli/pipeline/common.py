@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
 from uhl_cli.adapter.ported import PortedModel
@@ -60,6 +61,14 @@ def references_of(examples: Examples) -> Classes:
     return list(examples.labels)
 
 
+class Carried(NamedTuple):
+    """Predictions of a host that carries an adapter; see `adapter.ported.Predictions`."""
+
+    classes: Classes
+    atoms_per_token: float
+    truncated: int
+
+
 class Predictor:
     """Predictions of an adapter and of its controls on one host, for the same examples."""
 
@@ -70,25 +79,25 @@ class Predictor:
         self._reporter = reporter
         self._max_length = adapter.manifest.training.config.max_length
 
-    def carried(self, ported: PortedModel, label: str) -> tuple[Classes, float]:
-        """Classes by a ported model, and its active atoms per token."""
+    def carried(self, ported: PortedModel, label: str) -> Carried:
+        """Classes by a ported model, its active atoms per token, and how many texts were cut."""
         predictions = ported.predict(
             self._examples,
             batch_size=self._batch_size,
             max_length=min(self._max_length, ported.host.max_length),
             progress=phase(self._reporter, f"scoring: {label}"),
         )
-        return predictions.for_metric(ported.task.kind), predictions.atoms_per_token
+        return Carried(predictions.for_metric(ported.task.kind), predictions.atoms_per_token, predictions.truncated)
 
     def readout_only(self, ported: PortedModel) -> Classes:
         """Classes by the readout with updates off."""
         bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
-        return self.carried(bare, "readout only")[0]
+        return self.carried(bare, "readout only").classes
 
     def random_update(self, ported: PortedModel, seed: int) -> Classes:
         """Classes with updates of the same norm in random directions."""
         redirected = PortedModel(ported.host, randomised(ported.folded, seed=seed), ported.task)
-        return self.carried(redirected, "random update")[0]
+        return self.carried(redirected, "random update").classes
 
     def head_only(self, host: Host, alignment: Alignment) -> Classes:
         """Classes by the linear head on the untouched host's final state."""

@@ -73,18 +73,18 @@ def port(
     ported = adapter.inject(host, alignment, plan, host_flops)
     times["inject"] = time.monotonic() - started
     predictions: dict[str, Classes] = {}
-    atoms = None
+    atoms, truncated = None, 0
     examples = None if data is None else data.evaluation
     if examples is not None:
         started = time.monotonic()
         predictor = Predictor(adapter, examples, batch_size=options.batch_size, reporter=reporter)
-        predictions["ported"], atoms = predictor.carried(ported, "ported")
+        predictions["ported"], atoms, truncated = predictor.carried(ported, "ported")
         predictions["readout_only"] = predictor.readout_only(ported)
         predictions["untouched"] = predictor.untouched()
         predictions["random_update"] = predictor.random_update(ported, options.seed)
         predictions["head_only"] = predictor.head_only(host, alignment)
         by_size = adapter.inject(host, align(host, adapter.bank, "size", plan=plan), plan, host_flops)
-        predictions["size"] = predictor.carried(by_size, "size")[0]
+        predictions["size"] = predictor.carried(by_size, "size").classes
         times["score"] = time.monotonic() - started
     manifest = adapter.manifest
     scores, gains = {}, {}
@@ -113,6 +113,7 @@ def port(
         scores=scores,
         gains=gains,
         atoms_per_token=atoms,
+        truncated=truncated,
     )
     return ported, report
 

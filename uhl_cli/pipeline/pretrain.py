@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 import time
-from pathlib import Path
 
 import torch
 import transformers
@@ -49,7 +48,10 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
         seed=options.training.seed,
         **options.data.model_dump(exclude={"task"}),
     )
-    return pretrain(host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+    try:
+        return pretrain(host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+    finally:
+        accelerator.end_training()  # leaves the process group, where there are several processes
 
 
 def pretrain(
@@ -135,10 +137,10 @@ def _finish(
     loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest))
     ported = loaded.inject(host, prepared.views[0], prepared.plan, prepared.host_flops)
     scores: dict[str, Score] = {}
-    atoms = None
+    atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
         predictor = Predictor(loaded, data.evaluation, batch_size=options.evaluation_batch_size, reporter=reporter)
-        classes, atoms = predictor.carried(ported, "adapter")
+        classes, atoms, truncated = predictor.carried(ported, "adapter")
         found = {
             "adapter": classes,
             "readout_only": predictor.readout_only(ported),
@@ -166,6 +168,7 @@ def _finish(
         head_only=scores.get("head_only"),
         readout_only=scores.get("readout_only"),
         atoms_per_token=atoms,
+        truncated=truncated,
         quality=depth_quality(prepared.views[0]),
         anchor_words=prepared.bank.anchors.num_words,
         flops=flop_report(host, ported, prepared.host_flops),
@@ -194,7 +197,7 @@ def _manifest(
             steps=steps,
             train_examples=len(data.train),
             train_digest=data.train.digest(),
-            data=_without_folders(data.source),
+            data=data.source[:1000],
         ),
         anchors=AnchorRecord(
             origin=bank.anchors.origin,
@@ -212,17 +215,13 @@ def _manifest(
     )
 
 
-def _without_folders(source: str) -> str:
-    """A description of data with absolute paths shortened to their last part: a file is shared, a disk is not."""
-    return " ".join(Path(part).name if part.startswith("/") else part for part in source.split(" "))[:1000]
-
-
 def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
     size = len(to_bytes(content))
     if size > max_bytes:
         config = content.manifest.config
-        per_anchor = len(config.knots) * config.canonical_size // 2 + 8  # coordinates, and some of the text
-        fitting = content.manifest.anchors.words - math.ceil((size - max_bytes) / per_anchor)
+        per_anchor = len(config.knots) * config.canonical_size / 2
+        # Other anchors bring other texts, whose size is not known before; a few anchors less make room for them.
+        fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
         raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
 

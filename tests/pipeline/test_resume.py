@@ -1,0 +1,104 @@
+"""A run that is killed at a random moment and resumed ends with the same file as one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_hosts import SENTENCES, save_tiny_host
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    save_tiny_host(folder / "host", "bert")
+    rows = [f"{int('w' in text)}\t{text}" for text in SENTENCES]
+    for name in ("train", "dev"):
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / f"{name}.tsv").write_text("label\tsentence\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+def start(workplace: Path, output: str, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "uhl_cli", "pretrain", "--host", "host", "--task", "sst2", "--data", "data"]
+    command += ["--output", output, "--max-steps", str(STEPS), "--batch-size", "4", "--num-anchors", "64"]
+    command += ["--max-flops", "1000", "--views", "1", "--save-every", "3", "--device", "cpu", "--offline", *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_checkpoint(workplace: Path, output: str, process: subprocess.Popen[str]) -> None:
+    checkpoint = workplace / f"{output}.uhl-run" / "checkpoint.safetensors"
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(workplace) -> bytes:
+    process = start(workplace, "whole.safetensors")
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    return (workplace / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_is_the_same_file(workplace, whole):
+    moments = random.Random(20)
+    kills = 0
+    more: tuple[str, ...] = ()
+    while True:
+        process = start(workplace, "killed.safetensors", *more)
+        if kills < 2:
+            wait_for_checkpoint(workplace, "killed.safetensors", process)
+            time.sleep(moments.uniform(0.0, 1.0) if kills == 0 else moments.uniform(4.0, 7.0))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            if process.returncode == -signal.SIGKILL:
+                kills += 1
+                more = ("--resume",)
+                assert not list(workplace.glob("killed.safetensors")), "the killed run had finished; use more steps"
+                continue
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
+        break
+    assert kills >= 1
+    assert (workplace / "killed.safetensors").read_bytes() == whole
+    log = (workplace / "killed.safetensors.uhl-run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [20, 40, 60]
+
+
+@pytest.mark.slow
+def test_interrupted_by_hand_says_how_to_go_on(workplace, whole):
+    process = start(workplace, "stopped.safetensors")
+    wait_for_checkpoint(workplace, "stopped.safetensors", process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == ""
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("error: interrupted.")
+    assert "--resume" in last
+    assert not (workplace / "stopped.safetensors").exists()
+    assert not list(workplace.glob(".*tmp")), "a half-written file was left"
+    # Not resumed and not overwritten: refused.  Resumed with other options: refused.
+    for more, words in (((), "unfinished run"), (("--resume", "--seed", "9"), "other options")):
+        again = start(workplace, "stopped.safetensors", *more)
+        _, stderr = again.communicate(timeout=120)
+        assert again.returncode == 1
+        assert words in stderr
+    resumed = start(workplace, "stopped.safetensors", "--resume")
+    _, stderr = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, stderr
+    assert (workplace / "stopped.safetensors").read_bytes() == whole

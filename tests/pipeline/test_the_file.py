@@ -1,0 +1,126 @@
+"""What the file promises: same bytes for the same run, the score that training reported, limits held early."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_hosts import SENTENCES, tiny_host
+from toy_runs import carry, make_adapter, sequence_data
+
+from uhl_cli.adapter.ported_store import load_ported, save_ported
+from uhl_cli.adapter.store import read_adapter
+from uhl_cli.errors import BudgetError, DataError, FingerprintError, OutputError
+from uhl_cli.pipeline.common import host_record
+from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
+from uhl_cli.pipeline.pretrain import run_pretrain
+from uhl_cli.schema import TrainingConfig
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
+    files = []
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        path = tmp_path / f"{name}.safetensors"
+        make_adapter(tiny_host("bert"), sequence_data(), path, seed=seed)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    report = make_adapter(tiny_host(family), sequence_data(), path, max_steps=12)
+    _, carried = carry(path, tiny_host(family), sequence_data())
+    manifest = read_adapter(path).manifest
+    assert carried.scores["ported"] == report.score == manifest.score
+    assert carried.scores["readout_only"] == report.readout_only
+    assert carried.scores["head_only"] == report.head_only
+    assert round(carried.atoms_per_token, 6) == manifest.atoms_per_token
+    assert manifest.source == host_record(tiny_host(family))
+
+
+def test_anchors_come_from_the_task_from_the_package_or_from_a_file(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{sentence} indeed" for sentence in SENTENCES))
+    words = {}
+    for name, anchors in (("task", None), ("general", "general"), ("file", str(texts))):
+        path = tmp_path / f"{name}.safetensors"
+        make_adapter(tiny_host("bert"), sequence_data(), path, anchors=anchors)
+        content = read_adapter(path)
+        assert content.manifest.anchors.digest == content.anchors.digest
+        words[name] = content.anchors
+    assert words["task"].origin == "training texts of toy"
+    assert set(words["task"].texts) <= set(sequence_data().train.texts)
+    assert words["general"].origin == "general"
+    assert not set(words["general"].texts) & set(SENTENCES)
+    assert words["file"].origin == "file texts.txt"
+    assert all(text.endswith("indeed") for text in words["file"].texts)
+
+
+def test_a_missing_anchor_file_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no-such-file"):
+        make_adapter(tiny_host("bert"), sequence_data(), tmp_path / "a.safetensors", anchors="no-such-file.txt")
+
+
+def test_too_many_bytes_are_refused_before_training_with_a_number_that_fits(tmp_path, monkeypatch):
+    path = tmp_path / "adapter.safetensors"
+    monkeypatch.setattr("uhl_cli.pipeline.pretrain.train", lambda *_, **__: pytest.fail("training began"))
+    with pytest.raises(BudgetError, match="the limit is 200,000") as caught:
+        make_adapter(tiny_host("bert"), sequence_data(), path, max_bytes=200_000, num_anchors=256)
+    assert not path.exists()
+    monkeypatch.undo()
+    fitting = int(caught.value.hint.rstrip(".").rsplit(" ", 1)[1])
+    report = make_adapter(tiny_host("bert"), sequence_data(), path, max_bytes=200_000, num_anchors=fitting)
+    assert report.bytes <= 200_000
+
+
+def test_too_many_flops_are_refused_before_training(tmp_path):
+    with pytest.raises(BudgetError, match="FLOPs"):
+        make_adapter(tiny_host("bert"), sequence_data(), tmp_path / "a.safetensors", max_flops=1.0)
+
+
+def test_parts_are_left_out_to_hold_a_middling_limit(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    make_adapter(tiny_host("bert"), sequence_data(), path)
+    wide = tiny_host("bert", hidden_size=64)
+    _, full = carry(path, wide, sequence_data())
+    _, held = carry(path, wide, sequence_data(), max_flops=full.flops.percent * 0.8)
+    assert full.left_out == ()
+    assert held.left_out[0] == "module up"
+    assert held.flops.percent <= full.flops.percent * 0.8
+
+
+def test_a_kept_ported_adapter_gives_the_same_logits_without_aligning(tmp_path, monkeypatch):
+    path = tmp_path / "adapter.safetensors"
+    make_adapter(tiny_host("bert"), sequence_data(), path)
+    target = tiny_host("gpt2", hidden_size=40)
+    ported, _ = carry(path, target, None)
+    save_ported(tmp_path / "ported", ported, host_record(target))
+    monkeypatch.setattr("uhl_cli.align.states.word_states", lambda *_, **__: pytest.fail("aligned again"))
+    again = load_ported(tmp_path / "ported", target.model, target.tokenizer)
+    assert (again(list(SENTENCES)) == ported(list(SENTENCES))).all()
+    other = tiny_host("gpt2", hidden_size=40, seed=5)
+    with pytest.raises(FingerprintError):
+        load_ported(tmp_path / "ported", other.model, other.tokenizer)
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    path.write_text("precious")
+    options = PretrainOptions(host=HostOptions(name="x"), data=DataOptions(task="sst2"), output=path)
+    with pytest.raises(OutputError, match="there already"):
+        run_pretrain(options)
+    assert path.read_text() == "precious"
+
+
+def test_the_command_in_the_manifest_names_what_decides_the_file_and_nothing_else():
+    options = PretrainOptions(
+        host=HostOptions(name="/secret/disk/bert", offline=True),
+        data=DataOptions(task="sst2", data="/secret/disk/sst2"),
+        training=TrainingConfig(max_steps=7, seed=3, updates=False),
+        anchors="general",
+        resume=True,
+    )
+    command = options.command()
+    assert command == (
+        "uhl pretrain --host bert --task sst2 --data sst2 --anchors general --max-steps 7 --no-updates --seed 3"
+    )

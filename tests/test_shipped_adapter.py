@@ -1,0 +1,74 @@
+"""The adapters that ship: whole, within the limits, portable, and as good as their card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_hosts import tiny_host
+
+from uhl_cli import UniversalAdapter
+from uhl_cli.adapter.store import read_adapter
+from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions
+from uhl_cli.pipeline.port import run_port
+
+FOLDER = Path(__file__).parents[1] / "adapters"
+SST2 = FOLDER / "sst2-minilm-l6.safetensors"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_is_whole_small_and_has_a_card(path: Path):
+    content = read_adapter(path)
+    assert path.stat().st_size <= 1_000_000
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert content.manifest.training.command in card
+    assert f"{content.manifest.score.value:.3f}" in card
+    assert content.manifest.licence in card
+
+
+def test_ships_no_text_of_a_data_set():
+    manifest = read_adapter(SST2).manifest
+    assert manifest.anchors.origin == "general"
+
+
+@pytest.mark.parametrize("family", ["distilbert", "gpt2", "llama"])
+def test_ports_to_hosts_of_other_shape_and_restores_them(family: str):
+    host = tiny_host(family, hidden_size=48, num_hidden_layers=3)
+    ids = torch.arange(5, 17).unsqueeze(0)
+    with torch.inference_mode():
+        before = host.map.base(input_ids=ids).last_hidden_state
+        ported = UniversalAdapter.load(SST2).port(host, max_flops=1000)
+        logits = ported(["a fine film", "not a fine film at all"])
+        with ported.attached():
+            inside = host.map.base(input_ids=ids).last_hidden_state
+        after = host.map.base(input_ids=ids).last_hidden_state
+    assert logits.shape == (2, 2)
+    assert torch.isfinite(logits).all()
+    assert torch.equal(before, after)
+    assert not torch.equal(before, inside)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "least"), [("minilm-l6", 0.86), ("minilm-l3", 0.80), ("wiki-256x4", 0.77)])
+def test_scores_on_real_hosts(shared: Path, target: str, least: float):
+    _, report = run_port(
+        PortOptions(
+            adapter=SST2,
+            target=HostOptions(name=str(shared / "hosts" / target), device="cpu"),
+            data=DataOptions(data=str(shared / "data" / "sst2")),
+            data_required=True,
+        )
+    )
+    scores = {name: score.value for name, score in report.scores.items()}
+    assert report.scores["ported"].examples == 872
+    assert scores["ported"] >= least
+    # Controls: what the score would be without what the adapter brings.
+    for control in ("untouched", "head_only", "size"):
+        assert report.gains[control].low > 0, (control, scores)
+    assert report.flops.percent <= 10
+    if target == "minilm-l6":  # the file's score is what training reported, to within a float's last bits
+        assert scores["ported"] == pytest.approx(read_adapter(SST2).manifest.score.value, abs=2 / 872)
+    print(json.dumps(scores))
