@@ -11,7 +11,9 @@ from uhl_cli.adapter.store import read_adapter
 from uhl_cli.host.checkpoint import Host
 
 # Targets differ from the sources in width and depth, and each in another way.
-SHAPES = {family: {"hidden_size": 32 + 8 * (i % 3), "num_hidden_layers": 2 + i % 2} for i, family in enumerate(FAMILIES)}
+SHAPES = {
+    family: {"hidden_size": 32 + 8 * (i % 3), "num_hidden_layers": 2 + i % 2} for i, family in enumerate(FAMILIES)
+}
 ALL_SCORES = {"ported", "readout_only", "untouched", "random_update", "head_only", "size"}
 
 

@@ -65,7 +65,7 @@ def adapter_flops_per_token(
     if "readout" in plan.types:
         total += routing + 2 * chosen * readout
     total += 2 * readout * width * len(plan.tap_depths)
-    return total + (4 * readout if config.kind == "sequence" else 2 * readout * (config.num_labels + sequence_length))
+    return total + (4 * readout if config.kind == "sequence" else 2 * config.num_labels * (readout + sequence_length))
 
 
 def make_plan(

@@ -32,10 +32,12 @@ def readout_logits(readout: FoldedReadout, features: Tensor, content_mask: Tenso
     if readout.pool is not None:
         scores = (hidden @ readout.pool.to(hidden.dtype)).masked_fill(~content_mask, -torch.inf)
         hidden = (functional.softmax(scores, dim=1).unsqueeze(-1) * hidden).sum(1)
-    else:
+    logits = hidden @ readout.out_weight.to(hidden.dtype).T
+    if readout.pool is None:
         assert words is not None
-        hidden = words.to(hidden.dtype) @ hidden.reshape(-1, hidden.shape[-1])
-    return hidden @ readout.out_weight.to(hidden.dtype).T + readout.out_bias.to(hidden.dtype)
+        # Averaged after the linear layer, which commutes with it and leaves fewer columns to average.
+        logits = words.to(logits.dtype) @ logits.reshape(-1, logits.shape[-1])
+    return logits + readout.out_bias.to(hidden.dtype)
 
 
 def forward(host: Host, injection: Injection, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:

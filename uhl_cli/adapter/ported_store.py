@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -19,21 +19,23 @@ from transformers import PreTrainedTokenizerBase
 from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer, FoldedReadout, move
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import FingerprintError, FormatError, UsageError
+from uhl_cli.errors import FingerprintError, FormatError, NewerFormatError, UsageError
 from uhl_cli.files import write_bytes
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import Frozen, HostRecord
 
 FILE_NAME = "ported.safetensors"
+FORMAT_VERSION = "1.0"
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
 
 class PortedRecord(Frozen):
-    """Header of a ported adapter."""
+    """Header of a ported adapter; `parts` are the names of its tensors, so that a lost one is noticed."""
 
-    format_version: str = "1.0"
+    format_version: str = Field(FORMAT_VERSION, pattern=r"^\d{1,4}\.\d{1,4}$")
+    parts: tuple[str, ...] = Field(max_length=100_000)
     task: Task
     target: HostRecord
     strategy: str
@@ -44,8 +46,9 @@ def save_ported(folder: Path, ported: PortedModel, target: HostRecord) -> Path:
 
     :raises OutputError: When it cannot be written.
     """
-    record = PortedRecord(task=ported.task, target=target, strategy=str(ported.report.get("strategy", "anchors")))
     tensors = {name: value.detach().cpu().contiguous() for name, value in _flatten(ported.folded).items()}
+    strategy = str(ported.report.get("strategy", "anchors"))
+    record = PortedRecord(parts=tuple(sorted(tensors)), task=ported.task, target=target, strategy=strategy)
     path = folder / FILE_NAME
     write_bytes(path, save(tensors, metadata={"uhl-ported": record.model_dump_json()}))
     return path
@@ -73,6 +76,13 @@ def load_ported(
         record = PortedRecord.model_validate_json(header or "")
     except ValidationError as error:
         raise FormatError(f"{path} has no readable record of its task and host.", _HINT) from error
+    if int(record.format_version.split(".")[0]) > int(FORMAT_VERSION.split(".")[0]):
+        raise NewerFormatError(
+            f"{path} has format {record.format_version}; this uhl reads up to {FORMAT_VERSION}.",
+            "Run `pip install --upgrade uhl`.",
+        )
+    if set(record.parts) != set(tensors):
+        raise FormatError(f"{path} lacks or adds parts that its record names.", _HINT)
     if not all(value.dtype in _DTYPES and torch.isfinite(value).all() for value in tensors.values()):
         raise FormatError(f"{path} holds values that are not finite floating-point numbers.", _HINT)
     host = _host_for(record, model, tokenizer)

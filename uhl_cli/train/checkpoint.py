@@ -50,6 +50,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         raise TrainingError(f"the checkpoint {path} cannot be read.", "Begin anew without --resume.") from error
     if metadata.get("digest") != digest:
         raise TrainingError(f"the checkpoint {path} belongs to a run with other options, host or data.", hint)
+    shapes = {f"parameter.{name}": parameter.shape for name, parameter in model.named_parameters()}
+    if shapes != {name: value.shape for name, value in tensors.items() if name.startswith("parameter.")}:
+        raise TrainingError(f"the checkpoint {path} lacks some of the adapter's parts.", "Begin anew without --resume.")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])

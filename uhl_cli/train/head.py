@@ -51,10 +51,10 @@ def fit_head(
             best, best_right = strength, right
     model = LogisticRegression(C=best, max_iter=500).fit(features, targets)
     present = model.classes_
-    if len(present) == 2:  # scikit-learn keeps one row for two classes
-        weight[present[1]], bias[present[1]] = model.coef_[0], model.intercept_[0]
-    else:
-        weight[present], bias[present] = model.coef_, model.intercept_
-        absent = np.setdiff1d(np.arange(num_labels), present)
-        bias[absent] = bias[present].min() - 10.0  # a class never seen in training is hardly ever predicted
+    rows, offsets = model.coef_, model.intercept_
+    if len(present) == 2:  # scikit-learn keeps one row for two classes, that of the second against the first
+        rows, offsets = np.concatenate([np.zeros_like(rows), rows]), np.concatenate([np.zeros_like(offsets), offsets])
+    weight[present], bias[present] = rows, offsets
+    # Some present class has a logit of 0 or more, so that one never seen in training is never predicted.
+    bias[np.setdiff1d(np.arange(num_labels), present)] = offsets.min() - 10.0
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()

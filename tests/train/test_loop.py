@@ -1,0 +1,332 @@
+"""Training changes the adapter and nothing else; schedule, checkpoints and the head-only control are exact."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_hosts import FAMILIES, SENTENCES, tiny_host
+
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.adapter.layout import UPDATE_PARAMETERS
+from uhl_cli.adapter.plan import full_plan
+from uhl_cli.adapter.ported import encode_examples
+from uhl_cli.align.alignment import align_anchors
+from uhl_cli.align.bank import build_bank
+from uhl_cli.align.states import word_states
+from uhl_cli.align.texts import choose_anchors
+from uhl_cli.align.views import width_views
+from uhl_cli.controls import head_predictions, mean_final_states
+from uhl_cli.data import Examples
+from uhl_cli.data.examples import token_examples
+from uhl_cli.errors import DataError, TrainingError
+from uhl_cli.schema import AdapterConfig, TrainingConfig
+from uhl_cli.train.checkpoint import load_checkpoint, run_digest, save_checkpoint
+from uhl_cli.train.head import fit_head
+from uhl_cli.train.loop import RunFiles, learning_rate_factor, optimizer_for, total_steps, train
+from uhl_cli.train.model import TrainedModel
+
+NEVER_TRAINED = ("delta_theta", "head_weight", "head_bias")
+READOUT = ("readout_in_weight", "readout_in_bias", "readout_out_weight", "readout_out_bias", "readout_pool")
+SIZE_MLP = ("size_in_weight", "size_in_bias", "size_out_weight", "size_out_bias")
+CONFIG = TrainingConfig(max_steps=40, batch_size=16, max_length=48, noise=0.0, active_weight=0.0)
+
+
+class Toy:
+    """A tiny host with its anchors' alignment and two imitated widths."""
+
+    def __init__(self, family="bert", **sizes):
+        self.host = tiny_host(family, **sizes)
+        anchors = choose_anchors(list(SENTENCES), num_words=128, seed=0, origin="test")
+        states = word_states(self.host, anchors)
+        bank = build_bank(anchors, states, knots=(0.0, 0.5, 1.0), canonical_size=256)
+        self.plan = full_plan(self.host.map)
+        own = align_anchors(bank, states)
+        self.views = [own, *width_views(bank, states, own, self.plan.tap_depths, count=2, seed=0)]
+
+    def train(self, adapter, examples, config, **options):
+        losses = []
+        options.setdefault("on_step", lambda report: losses.append(report))
+        train(
+            adapter,
+            self.host,
+            self.views,
+            examples,
+            config,
+            accelerator=Accelerator(cpu=True),
+            plan=self.plan,
+            **options,
+        )
+        return losses
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Toy()
+
+
+def separable(count=64):
+    """Cold texts speak of soup, warm ones of dogs: a word apart, so any host can tell them."""
+    texts = tuple(SENTENCES[15] if row % 2 else SENTENCES[9] for row in range(count))
+    return Examples(texts=texts, labels=tuple(row % 2 for row in range(count)))
+
+
+def state(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(before, after):
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_schedule_warms_up_and_falls_to_zero():
+    factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
+    assert factors[100] == pytest.approx(0.0, abs=1e-12)
+    assert factors[99] > 0
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 1.0), (2, 0.06), (5, 1.0)])
+def test_schedule_of_short_runs_trains(steps, warmup):
+    factors = [learning_rate_factor(step, steps, warmup) for step in range(steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_number_of_steps():
+    assert total_steps(100, TrainingConfig(batch_size=32, epochs=3)) == 12
+    assert total_steps(100, TrainingConfig(batch_size=32, epochs=0.5)) == 2
+    assert total_steps(1, TrainingConfig(batch_size=32, epochs=0.001)) == 1
+    assert total_steps(100, TrainingConfig(batch_size=32, max_steps=7)) == 7
+    with pytest.raises(DataError, match="no training example"):
+        total_steps(0, TrainingConfig())
+
+
+def test_only_matrices_decay_and_rates_differ():
+    adapter = CanonicalAdapter(AdapterConfig())
+    names = {id(parameter): name for name, parameter in adapter.named_parameters()}
+    groups = optimizer_for(adapter, TrainingConfig(learning_rate=0.5, readout_learning_rate=0.25)).param_groups
+    seen = []
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.append(name)
+            assert group["lr"] == (0.5 if name in UPDATE_PARAMETERS else 0.25)
+            assert (group["weight_decay"] > 0) == (parameter.dim() > 1)
+    assert sorted(seen) == sorted(name for name in names.values() if name not in NEVER_TRAINED)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_learns_and_leaves_the_host_alone(family):
+    toy = Toy(family, hidden_size=32, num_hidden_layers=2)
+    before = state(toy.host.model)
+    adapter = CanonicalAdapter(AdapterConfig())
+    first, *_, last = toy.train(adapter, separable(), CONFIG.model_copy(update={"max_steps": 60}))
+    assert last.loss < 0.5 * first.loss
+    assert last.accuracy == 1.0
+    assert same(before, state(toy.host.model))
+    assert not any(parameter.grad is not None for parameter in toy.host.model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in toy.host.model.modules())
+    assert all(not bool(adapter.get_parameter(name).any()) for name in NEVER_TRAINED)
+
+
+def test_without_a_learning_rate_nothing_is_learnt(toy):
+    adapter = CanonicalAdapter(AdapterConfig())
+    before = state(adapter)
+    # One width alone, so that every step sees the same function; the options refuse a rate of zero.
+    config = CONFIG.model_copy(update={"learning_rate": 0.0, "readout_learning_rate": 0.0})
+    own = copy.copy(toy)
+    own.views = toy.views[:1]
+    first, last = own.train(adapter, separable(), config)
+    assert last.loss == pytest.approx(first.loss, rel=1e-5)
+    assert same(before, state(adapter))
+
+
+def test_without_updates_the_readout_alone_is_trained(toy):
+    adapter = CanonicalAdapter(AdapterConfig())
+    before = state(adapter)
+    toy.train(adapter, separable(), CONFIG.model_copy(update={"updates": False, "max_steps": 5}))
+    changed = {name for name, value in state(adapter).items() if not torch.equal(value, before[name])}
+    assert changed & set(UPDATE_PARAMETERS) == set()
+    assert {"readout_in_weight", "readout_out_weight"} <= changed
+    assert adapter.updates_are_zero
+
+
+def one_step(toy, adapter, examples, config):
+    model = TrainedModel(adapter, toy.host, toy.views, toy.plan, config)
+    encoded, words, _ = encode_examples(toy.host, examples, list(range(len(examples))), max_length=48)
+    labels = examples.labels or [tag for row in examples.tags for tag in row]
+    losses = model(encoded, words, torch.tensor(labels), 0)
+    losses.total.backward()
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["sequence", "tokens"])
+def test_gradient_reaches_every_trained_part(toy, kind):
+    adapter = CanonicalAdapter(AdapterConfig(kind=kind))
+    with torch.no_grad():  # at U = 0 nothing behind U can have a gradient
+        adapter.get_parameter("atoms_u").normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+        adapter.get_parameter("size_out_weight").normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+    examples = separable(8)
+    if kind == "tokens":
+        words = [text.split() for text in examples.texts]
+        examples = token_examples(words, [[place % 2 for place in range(len(row))] for row in words])
+    losses = one_step(toy, adapter, examples, TrainingConfig(max_length=48))
+    assert losses.active > 0
+    reached = {name for name, value in adapter.named_parameters() if value.grad is not None and bool(value.grad.any())}
+    wanted = {"atoms_u", "atoms_v", "router", "task_router", "task_embedding", "threshold", *SIZE_MLP, *READOUT}
+    wanted |= {name for name in UPDATE_PARAMETERS if name.startswith("mixer")}
+    if kind == "tokens":
+        wanted -= {"readout_pool"}
+    assert wanted <= reached
+    assert reached.isdisjoint(NEVER_TRAINED)
+    assert all(parameter.grad is None for parameter in toy.host.model.parameters())
+
+
+def test_a_new_adapter_gives_gradient_to_u_and_none_to_what_lies_behind_it(toy):
+    adapter = CanonicalAdapter(AdapterConfig())
+    one_step(toy, adapter, separable(8), TrainingConfig(active_weight=0.0))
+    assert bool(adapter.get_parameter("atoms_u").grad.any())
+    assert not bool(adapter.get_parameter("atoms_v").grad.any())
+
+
+def test_noise_depends_on_the_seed_alone(toy):
+    adapter = CanonicalAdapter(AdapterConfig())
+    model = TrainedModel(adapter, toy.host, toy.views, toy.plan, TrainingConfig(noise=1.0, update_noise=1.0))
+    encoded, words, _ = encode_examples(toy.host, separable(8), list(range(8)))
+    targets = torch.tensor(separable(8).labels)
+    losses = [model(encoded, words, targets, seed).total.item() for seed in (4, 4, 5)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_loss_that_is_not_finite_is_an_error(toy):
+    adapter = CanonicalAdapter(AdapterConfig())
+    with torch.no_grad():
+        adapter.get_parameter("readout_out_bias").fill_(math.nan)
+    with pytest.raises(TrainingError, match="the loss is nan at step 2") as caught:
+        toy.train(adapter, separable(), CONFIG.model_copy(update={"max_steps": 2}))
+    assert "--learning-rate" in caught.value.hint
+
+
+def trained(toy, steps=3):
+    adapter = CanonicalAdapter(AdapterConfig())
+    optimizer = optimizer_for(adapter, CONFIG)
+    for _ in range(steps):
+        one_step(toy, adapter, separable(8), TrainingConfig())
+        optimizer.step()
+        optimizer.zero_grad()
+    return adapter, optimizer
+
+
+def moments(adapter, optimizer):
+    return {
+        f"{name}.{key}": torch.as_tensor(value).clone()
+        for name, parameter in adapter.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def test_checkpoint_restores_parameters_and_moments_exactly(toy, tmp_path):
+    adapter, optimizer = trained(toy)
+    save_checkpoint(tmp_path / "c.safetensors", adapter, optimizer, step=3, digest="d")
+    fresh = CanonicalAdapter(AdapterConfig(), seed=9)
+    fresh_optimizer = optimizer_for(fresh, CONFIG)
+    assert load_checkpoint(tmp_path / "c.safetensors", fresh, fresh_optimizer, digest="d") == 3
+    assert same(state(adapter), state(fresh))
+    assert moments(adapter, optimizer)
+    assert same(moments(adapter, optimizer), moments(fresh, fresh_optimizer))
+    for model, stepper in ((adapter, optimizer), (fresh, fresh_optimizer)):
+        one_step(toy, model, separable(8), TrainingConfig())
+        stepper.step()
+    assert same(state(adapter), state(fresh))
+
+
+def test_checkpoint_of_another_run_is_refused(toy, tmp_path):
+    adapter, optimizer = trained(toy, 1)
+    save_checkpoint(tmp_path / "c.safetensors", adapter, optimizer, step=1, digest="d")
+    before = state(adapter)
+    with pytest.raises(TrainingError, match="other options"):
+        load_checkpoint(tmp_path / "c.safetensors", adapter, optimizer, digest="e")
+    assert same(before, state(adapter))
+    assert run_digest({"a": 1, "b": 2}) == run_digest({"b": 2, "a": 1}) != run_digest({"a": 1, "b": 3})
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "other tensors", "folder"])
+def test_damaged_checkpoint_is_a_training_error(toy, tmp_path, damage):
+    path = tmp_path / "c.safetensors"
+    adapter, optimizer = trained(toy, 1)
+    save_checkpoint(path, adapter, optimizer, step=1, digest="d")
+    data = path.read_bytes()
+    if damage == "other tensors":
+        save_checkpoint(path, torch.nn.Linear(2, 2), torch.optim.AdamW([torch.zeros(1)]), step=1, digest="d")
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "text": b"not a checkpoint"}[damage])
+    with pytest.raises(TrainingError) as caught:
+        load_checkpoint(path, adapter, optimizer, digest="d")
+    assert caught.value.hint
+
+
+def test_interrupted_training_goes_on_as_if_nothing_had_happened(toy, tmp_path):
+    config = CONFIG.model_copy(update={"max_steps": 12, "noise": 1.0})
+    whole = CanonicalAdapter(AdapterConfig())
+    toy.train(whole, separable(), config, files=RunFiles(tmp_path / "whole"), save_every=4)
+
+    class Stop(Exception):
+        pass
+
+    def stop(_report):
+        raise Stop
+
+    files = RunFiles(tmp_path / "cut")
+    cut = CanonicalAdapter(AdapterConfig())
+    with pytest.raises(Stop):  # the report of the last step comes before its checkpoint
+        toy.train(cut, separable(), config, files=files, save_every=4, on_step=stop)
+    resumed = CanonicalAdapter(AdapterConfig(), seed=77)
+    toy.train(resumed, separable(), config, files=files, save_every=4, resume=True)
+    assert same(state(whole), state(resumed))
+    assert files.log.read_text().count("\n") == 1
+
+
+def test_log_has_one_line_a_window_and_loses_those_behind_the_checkpoint(toy, tmp_path):
+    files = RunFiles(tmp_path)
+    toy.train(CanonicalAdapter(AdapterConfig()), separable(), CONFIG, files=files, save_every=20)
+    lines = files.log.read_text().splitlines()
+    assert len(lines) == 2
+    files.log.write_text("\n".join([*lines, lines[-1].replace('"step": 40', '"step": 60'), '{"step": 80, "lo']))
+    toy.train(CanonicalAdapter(AdapterConfig()), separable(), CONFIG, files=files, save_every=20, resume=True)
+    assert files.log.read_text().splitlines() == lines
+
+
+def test_head_beats_chance_on_separable_data(toy):
+    examples = separable()
+    weight, bias = fit_head(toy.host, toy.views[0], examples, num_labels=2, seed=0, max_length=48)
+    assert weight.shape == (2, 256)
+    assert bias.shape == (2,)
+    assert head_accuracy(toy, examples, weight, bias) == 1.0
+    turned = Examples(texts=examples.texts, labels=tuple(1 - label for label in examples.labels))
+    assert head_accuracy(toy, turned, weight, bias) == 0.0
+
+
+def head_accuracy(toy, examples, weight, bias):
+    states, counts = mean_final_states(toy.host, examples, max_length=48)
+    rows = head_predictions(states, counts, weight, bias, toy.views[0].layers[-1])
+    return sum(row[0] == label for row, label in zip(rows, examples.labels, strict=True)) / len(examples)
+
+
+@pytest.mark.parametrize(("present", "labels"), [((0, 2), 3), ((1, 2), 4), ((0, 1, 3), 5), ((2,), 4)])
+def test_head_never_predicts_a_class_that_is_missing(toy, present, labels):
+    texts = separable().texts[:24]
+    chosen = tuple(present[row % len(present)] for row in range(24))
+    examples = Examples(texts=texts, labels=chosen)
+    weight, bias = fit_head(toy.host, toy.views[0], examples, num_labels=labels, seed=0)
+    assert weight.shape == (labels, 256)
+    states, counts = mean_final_states(toy.host, Examples(texts=SENTENCES, labels=(0,) * len(SENTENCES)))
+    predicted = {row[0] for row in head_predictions(states, counts, weight, bias, toy.views[0].layers[-1])}
+    assert predicted <= set(present)
