@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,22 @@ class Alignment:
     def num_hidden_layers(self) -> int:
         """Number of layers L."""
         return len(self.layers) - 1
+
+    def to(self, device: torch.device) -> Alignment:
+        """The same alignment with all maps on a device; training folds them at every step."""
+        layers = tuple(
+            replace(
+                maps,
+                mean=maps.mean.to(device),
+                read=maps.read.to(device),
+                write_stream=maps.write_stream.to(device),
+                write_attention=maps.write_attention.to(device),
+                write_mlp=maps.write_mlp.to(device),
+            )
+            for maps in self.layers
+        )
+        taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
+        return replace(self, layers=layers, taps=taps, tap_offset=self.tap_offset.to(device))
 
 
 def align_anchors(bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[int] | None = None) -> Alignment:

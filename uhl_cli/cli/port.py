@@ -77,6 +77,7 @@ def port(
             text_column,
             pair_column,
             label_column,
+            tokens_column,
         )
         options = PortOptions(
             adapter=adapter,

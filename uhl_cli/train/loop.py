@@ -123,7 +123,7 @@ def train(
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
     steps = total_steps(len(examples), config)
-    model = TrainedModel(adapter, host, views, plan, config)
+    model = TrainedModel(adapter, host, [view.to(accelerator.device) for view in views], plan, config)
     optimizer = optimizer_for(adapter, config)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare: TrainedModel = accelerator.unwrap_model(model)
