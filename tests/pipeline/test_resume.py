@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from tiny_hosts import SENTENCES, save_tiny_host
 
 STEPS = 60
@@ -53,27 +54,35 @@ def whole(workplace) -> bytes:
     return (workplace / "whole.safetensors").read_bytes()
 
 
+def step_of(checkpoint: Path) -> int:
+    """Step of a run's checkpoint, which is always a whole file; 0 before the first."""
+    try:
+        with safe_open(checkpoint, framework="numpy") as file:
+            return int(file.metadata()["step"])
+    except FileNotFoundError:
+        return 0
+
+
 @pytest.mark.slow
-def test_killed_twice_and_resumed_is_the_same_file(workplace, whole):
+def test_killed_at_random_moments_and_resumed_is_the_same_file(workplace, whole):
     moments = random.Random(20)
+    checkpoint = workplace / "killed.safetensors.uhl-run" / "checkpoint.safetensors"
     kills = 0
     more: tuple[str, ...] = ()
-    while True:
+    for lowest in (1, 20, 38):
         process = start(workplace, "killed.safetensors", *more)
-        if kills < 2:
-            wait_for_checkpoint(workplace, "killed.safetensors", process)
-            time.sleep(moments.uniform(0.0, 1.0) if kills == 0 else moments.uniform(4.0, 7.0))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            if process.returncode == -signal.SIGKILL:
-                kills += 1
-                more = ("--resume",)
-                assert not list(workplace.glob("killed.safetensors")), "the killed run had finished; use more steps"
-                continue
-        _, stderr = process.communicate(timeout=240)
-        assert process.returncode == 0, stderr
-        break
-    assert kills >= 1
+        wanted = moments.randint(lowest, lowest + 12)
+        while step_of(checkpoint) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0.0, 0.05))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        more = ("--resume",)
+    assert kills >= 2
+    process = start(workplace, "killed.safetensors", *more)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
     assert (workplace / "killed.safetensors").read_bytes() == whole
     log = (workplace / "killed.safetensors.uhl-run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [20, 40, 60]

@@ -26,6 +26,8 @@ from rich.progress import (
 from uhl_cli.errors import UhlError
 
 INTERRUPTED = 130
+# Options whose name is not that of the field that they fill.
+OPTION_OF_FIELD = {"width_views": "views"}
 # A log file gets a line now and then in place of a bar.
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -48,7 +50,8 @@ def error_edge(*, debug: bool, interrupted_hint: str = "") -> Iterator[None]:
         raise typer.Exit(error.exit_code) from error
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][-1] if first["loc"] else "").replace("_", "-")
+        field = str(first["loc"][-1] if first["loc"] else "")
+        option = "--" + OPTION_OF_FIELD.get(field, field).replace("_", "-")
         _show(f"{option}: {first['msg']}.", "See --help.", debug)
         raise typer.Exit(2) from error
     except OSError as error:
@@ -134,7 +137,7 @@ def warn_truncated(truncated: int) -> None:
     """One line on stderr when evaluation texts were cut."""
     if truncated:
         stderr().print(
-            f"warning: {truncated} evaluation texts were cut at the longest input; "
+            f"warning: evaluation texts cut at the longest input: {truncated}; "
             "pretrain with a larger --max-length, or choose a host that takes longer texts.",
             markup=False,
             highlight=False,

@@ -51,6 +51,7 @@ def render_port(report: PortReport) -> None:
         f"{report.adapter} from {report.source} to {report.target.name} "
         f"({target.model_type}, {target.num_hidden_layers} x {target.hidden_size}), --align {report.strategy}",
         highlight=False,
+        soft_wrap=True,
     )
     if report.quality:
         console.print(_quality_table(report.quality, report.readout_quality))
@@ -65,15 +66,17 @@ def render_port(report: PortReport) -> None:
         table.add_row("for comparison: the source itself", interval(report.source_score), "")
         console.print(table)
     else:
-        console.print(report.data or "not scored", highlight=False)
+        console.print(report.data or "not scored", highlight=False, soft_wrap=True)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
     atoms = "" if report.atoms_per_token is None else f"   active atoms per token: {report.atoms_per_token:.2f}"
-    console.print(f"bytes: {report.bytes:,}   FLOP overhead: {_percent(report.flops)}{atoms}", highlight=False)
-    console.print(f"seconds: {seconds}", highlight=False)
+    console.print(
+        f"bytes: {report.bytes:,}   FLOP overhead: {_percent(report.flops)}{atoms}", highlight=False, soft_wrap=True
+    )
+    console.print(f"seconds: {seconds}", highlight=False, soft_wrap=True)
     if report.left_out:
-        console.print(f"left out to hold the FLOP limit: {', '.join(report.left_out)}", highlight=False)
+        console.print(f"left out to hold the FLOP limit: {', '.join(report.left_out)}", highlight=False, soft_wrap=True)
     if report.output:
-        console.print(f"kept in {report.output}", highlight=False)
+        console.print(f"kept in {report.output}", highlight=False, soft_wrap=True)
 
 
 def _percent(flops: FlopReport) -> str:

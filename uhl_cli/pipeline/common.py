@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.controls import head_predictions, mean_final_states, randomised, without_updates
 from uhl_cli.data import Examples
+from uhl_cli.errors import OutputError
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class
 from uhl_cli.pipeline.options import HostOptions
@@ -26,6 +28,18 @@ def load(options: HostOptions) -> Host:
     :raises HostError: When it cannot be found, loaded or used.
     """
     return load_host(**options.model_dump())
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Notice an output that cannot be written before any work is spent on it; writes nothing itself.
+
+    :raises OutputError: When it is a folder, or would lie where no file can be made.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder.", "Name a file with --output.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OutputError(f"cannot write to {path.parent}.", "Choose another --output.")
 
 
 def host_record(host: Host) -> HostRecord:

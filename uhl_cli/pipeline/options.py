@@ -48,7 +48,7 @@ class PretrainOptions(Frozen):
     num_anchors: int = Field(2048, ge=32, le=100_000)
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
-    licence: str = "unspecified"
+    licence: str = Field("unspecified", max_length=500)
     max_bytes: int = Field(1_000_000, ge=1)
     max_flops: float = Field(10.0, gt=0)
     evaluation_batch_size: int = Field(64, ge=1)

@@ -19,10 +19,14 @@ from uhl_cli.pipeline.common import (
     host_record,
     load,
     references_of,
+    refuse_unwritable,
 )
 from uhl_cli.pipeline.options import PortOptions
 from uhl_cli.reports import PortReport, Reporter, phase, silent
 from uhl_cli.schema import HostRecord
+
+
+_LABELLED = {"sequence": "whole texts", "tokens": "words"}
 
 
 def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedModel, PortReport]:
@@ -34,6 +38,8 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
         raise OutputError(
             f"{options.output / FILE_NAME} is there already.", "Choose another --output, or add --overwrite."
         )
+    if options.output is not None:
+        refuse_unwritable(options.output / FILE_NAME)
     adapter = UniversalAdapter.load(options.adapter)
     started = time.monotonic()
     host = load(options.target)
@@ -154,8 +160,8 @@ def _data(adapter: UniversalAdapter, options: PortOptions) -> tuple[TaskData | N
 def _check_kind(data: TaskData, adapter: UniversalAdapter) -> None:
     task = adapter.manifest.task
     examples: Examples | None = data.evaluation
-    if data.task.kind != task.kind or examples is None or len(examples) == 0:
-        raise DataError(
-            f"the data is for {data.task.kind}, the adapter for {task.kind}, or there is no evaluation example.",
-            "Give evaluation data of the adapter's own task with --data.",
-        )
+    hint = "Give evaluation data of the adapter's own task with --data."
+    if data.task.kind != task.kind:
+        raise DataError(f"the data labels {_LABELLED[data.task.kind]}, the adapter {_LABELLED[task.kind]}.", hint)
+    if examples is None or len(examples) == 0:
+        raise DataError("the data has no evaluation example.", hint)

@@ -20,7 +20,15 @@ from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import BudgetError, DataError, OutputError, UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Score, score
-from uhl_cli.pipeline.common import Predictor, depth_quality, flop_report, host_record, load, references_of
+from uhl_cli.pipeline.common import (
+    Predictor,
+    depth_quality,
+    flop_report,
+    host_record,
+    load,
+    references_of,
+    refuse_unwritable,
+)
 from uhl_cli.pipeline.options import PretrainOptions
 from uhl_cli.pipeline.prepare import Prepared, prepare
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
@@ -227,7 +235,8 @@ def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
 
 
 def _refuse_overwriting(options: PretrainOptions, files: RunFiles) -> None:
-    if options.resume or options.overwrite:
+    refuse_unwritable(options.output)
+    if options.overwrite or (options.resume and files.checkpoint.exists()):
         return
     if options.output.exists():
         raise OutputError(f"{options.output} is there already.", "Choose another --output, or add --overwrite.")

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from uhl_cli.adapter.plan import PortPlan
 from uhl_cli.adapter.ported import encode_examples
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.data.examples import Examples
-from uhl_cli.errors import DataError, TrainingError
+from uhl_cli.errors import DataError, OutputError, TrainingError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
@@ -207,9 +207,14 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _append_log(path: Path, report: StepReport) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(report.__dict__) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(report)) + "\n")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the log {path}: {error.strerror}.", "Free some space, then --resume."
+        ) from error
 
 
 def _trim_log(path: Path, first: int) -> None:

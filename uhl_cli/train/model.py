@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +78,16 @@ class TrainedModel(nn.Module):
             types=self._plan.types,
             updates=config.updates,
         )
-        with Injection(self.host.map, folded, dense=True, noise=noise) as injection:
+        with self._precision(), Injection(self.host.map, folded, dense=True, noise=noise) as injection:
             logits, active = forward(self.host, injection, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach())
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Autocast where the host is in half precision: the adapter's parameters stay in float32."""
+        weight = self.host.map.embeddings.weight
+        if weight.dtype not in (torch.float16, torch.bfloat16):
+            return nullcontext()
+        return torch.autocast(weight.device.type, dtype=weight.dtype)
