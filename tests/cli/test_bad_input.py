@@ -139,7 +139,7 @@ def test_data_that_is_not_there(place, here, path):
 def test_data_of_the_other_kind(place, here):
     refused(here, port_arguments(place.tagger, place.target, place.data), 1, "no column", "sentence, label")
     refused(here, port_arguments(place.adapter, place.target, place.conll), 1, "no column", "tokens, tags")
-    words = ("the data is for sequence, the adapter for tokens",)
+    words = ("the data labels whole texts, the adapter words",)
     refused(here, [*port_arguments(place.tagger, place.target, place.data), "--task", "sst2"], 1, *words)
 
 

@@ -170,7 +170,5 @@ def _device(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"Device '{device}' cannot be used: {first_line(error)}", "Pass --device auto, cpu or cuda."
-        ) from error
+        raise UsageError(f"Device '{device}' cannot be used here.", "Pass --device auto, cpu or cuda.") from error
     return target

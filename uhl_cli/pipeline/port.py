@@ -25,7 +25,6 @@ from uhl_cli.pipeline.options import PortOptions
 from uhl_cli.reports import PortReport, Reporter, phase, silent
 from uhl_cli.schema import HostRecord
 
-
 _LABELLED = {"sequence": "whole texts", "tokens": "words"}
 
 
