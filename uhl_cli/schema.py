@@ -70,6 +70,12 @@ class TrainingConfig(Frozen):
     delta_weight: float = Field(1e-5, ge=0, le=10, description="lambda_Q of the loss")
     noise: float = Field(1.0, ge=0, le=10, description="alignment noise of the readout, in standard deviations of z")
     update_noise: float = Field(0.0, ge=0, le=10, description="the same in the updates' input")
+    update_dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the steps that leave the updates off, so that the readout serves both streams",
+    )
     width_views: int = Field(4, ge=0, le=64, description="widths shown to the hyper-MLP besides the host's own")
     updates: bool = True
     max_length: int = Field(128, ge=4, le=100_000)

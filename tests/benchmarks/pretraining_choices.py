@@ -36,6 +36,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "no-width-views": {"width_views": 0},
     "update-noise-1": {"update_noise": 1.0},
     "no-noise": {"noise": 0.0},
+    "no-update-dropout": {"update_dropout": 0.0},
+    "active-weight-0.05": {"active_weight": 0.05},
     "learning-rate-1e-3": {"learning_rate": 1e-3},
     "learning-rate-6e-3": {"learning_rate": 6e-3},
     "no-updates": {"updates": False},

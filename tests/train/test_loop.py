@@ -175,7 +175,7 @@ def test_gradient_reaches_every_trained_part(toy, kind):
     if kind == "tokens":
         words = [text.split() for text in examples.texts]
         examples = token_examples(words, [[place % 2 for place in range(len(row))] for row in words])
-    losses = one_step(toy, adapter, examples, TrainingConfig(max_length=48))
+    losses = one_step(toy, adapter, examples, TrainingConfig(max_length=48, update_dropout=0.0))
     assert losses.active > 0
     reached = {name for name, value in adapter.named_parameters() if value.grad is not None and bool(value.grad.any())}
     wanted = {"atoms_u", "atoms_v", "router", "task_router", "task_embedding", "threshold", *SIZE_MLP, *READOUT}
@@ -189,14 +189,25 @@ def test_gradient_reaches_every_trained_part(toy, kind):
 
 def test_a_new_adapter_gives_gradient_to_u_and_none_to_what_lies_behind_it(toy):
     adapter = CanonicalAdapter(AdapterConfig())
-    one_step(toy, adapter, separable(8), TrainingConfig(active_weight=0.0))
+    one_step(toy, adapter, separable(8), TrainingConfig(active_weight=0.0, update_dropout=0.0))
     assert bool(adapter.get_parameter("atoms_u").grad.any())
     assert not bool(adapter.get_parameter("atoms_v").grad.any())
 
 
+@pytest.mark.parametrize(("dropout", "updated"), [(0.999, False), (0.0, True)])
+def test_a_step_with_updates_off_trains_the_readout_alone(toy, dropout, updated):
+    adapter = CanonicalAdapter(AdapterConfig())
+    losses = one_step(toy, adapter, separable(8), TrainingConfig(update_dropout=dropout))
+    assert losses.updated is updated
+    assert (adapter.get_parameter("atoms_u").grad is not None) is updated
+    assert bool(adapter.get_parameter("readout_in_weight").grad.any())
+
+
 def test_noise_depends_on_the_seed_alone(toy):
     adapter = CanonicalAdapter(AdapterConfig())
-    model = TrainedModel(adapter, toy.host, toy.views, toy.plan, TrainingConfig(noise=1.0, update_noise=1.0))
+    model = TrainedModel(
+        adapter, toy.host, toy.views, toy.plan, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0)
+    )
     encoded, words, _ = encode_examples(toy.host, separable(8), list(range(8)))
     targets = torch.tensor(separable(8).labels)
     losses = [model(encoded, words, targets, seed).total.item() for seed in (4, 4, 5)]
@@ -216,7 +227,7 @@ def trained(toy, steps=3):
     adapter = CanonicalAdapter(AdapterConfig())
     optimizer = optimizer_for(adapter, CONFIG)
     for _ in range(steps):
-        one_step(toy, adapter, separable(8), TrainingConfig())
+        one_step(toy, adapter, separable(8), TrainingConfig(update_dropout=0.0))
         optimizer.step()
         optimizer.zero_grad()
     return adapter, optimizer
@@ -240,7 +251,7 @@ def test_checkpoint_restores_parameters_and_moments_exactly(toy, tmp_path):
     assert moments(adapter, optimizer)
     assert same(moments(adapter, optimizer), moments(fresh, fresh_optimizer))
     for model, stepper in ((adapter, optimizer), (fresh, fresh_optimizer)):
-        one_step(toy, model, separable(8), TrainingConfig())
+        one_step(toy, model, separable(8), TrainingConfig(update_dropout=0.0))
         stepper.step()
     assert same(state(adapter), state(fresh))
 

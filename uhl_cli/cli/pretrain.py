@@ -83,6 +83,7 @@ def pretrain(
     active_weight: Annotated[float, _training("Weight of active atoms in the loss (lambda_F).")] = 0.01,
     noise: Annotated[float, _training("Alignment noise of the readout's input, in standard deviations.")] = 1.0,
     update_noise: Annotated[float, _training("Alignment noise of the updates' input.")] = 0.0,
+    update_dropout: Annotated[float, _training("Share of the steps that leave the updates off.")] = 0.5,
     views: Annotated[int, _training("Imitated widths shown to the hyper-MLP.")] = 4,
     updates: Annotated[
         bool,
@@ -152,6 +153,7 @@ def pretrain(
                 active_weight=active_weight,
                 noise=noise,
                 update_noise=update_noise,
+                update_dropout=update_dropout,
                 width_views=views,
                 updates=updates,
                 max_length=max_length,

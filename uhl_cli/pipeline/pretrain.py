@@ -8,7 +8,7 @@ import time
 
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from uhl_cli import __version__
 from uhl_cli.adapter.canonical import CanonicalAdapter
@@ -45,7 +45,12 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     """
     files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
     _refuse_overwriting(options, files)
-    accelerator = Accelerator(cpu=options.host.device == "cpu", mixed_precision=options.training.mixed_precision)
+    accelerator = Accelerator(
+        cpu=options.host.device == "cpu",
+        mixed_precision=options.training.mixed_precision,
+        # Steps without updates leave parameters without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
     host = load(options.host.model_copy(update={"device": chosen}))
     if options.data.task is None:

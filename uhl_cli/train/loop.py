@@ -24,7 +24,7 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
 from uhl_cli.train.checkpoint import load_checkpoint, save_checkpoint
-from uhl_cli.train.model import Losses, TrainedModel
+from uhl_cli.train.model import RANKS, Losses, TrainedModel
 
 LOG_EVERY = 20
 
@@ -145,7 +145,9 @@ def train(
         encoded, words, _ = encode_examples(host, examples, mine, max_length=config.max_length)
         targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
         with accelerator.autocast():
-            losses = model(encoded.to(accelerator.device), words, targets, config.seed * 1_000_003 + step * 64 + rank)
+            losses = model(
+                encoded.to(accelerator.device), words, targets, (config.seed * 1_000_003 + step) * RANKS + rank
+            )
         accelerator.backward(losses.total)
         accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimizer.step()
@@ -175,7 +177,7 @@ class _Window:
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(4, device=device)
-        self._steps = 0
+        self._steps = self._updated = 0
 
     def add(self, losses: Losses, count: int) -> None:
         """Take in one step with `count` predictions."""
@@ -189,15 +191,17 @@ class _Window:
         )
         self._sums += new.float()
         self._steps += 1
+        self._updated += losses.updated
 
     def report(self, accelerator: Accelerator, step: int, steps: int, rate: float, seconds: float) -> StepReport:
         """Averages over all processes; starts a new window."""
         sums: Tensor = accelerator.reduce(self._sums, reduction="sum")
         loss, correct, active, count = sums.tolist()
         parts = self._steps * accelerator.num_processes
+        updated = max(self._updated, 1) * accelerator.num_processes  # atoms count in steps with updates alone
         self._sums.zero_()
-        self._steps = 0
-        return StepReport(step, steps, loss / parts, correct / max(count, 1), active / parts, rate, seconds)
+        self._steps = self._updated = 0
+        return StepReport(step, steps, loss / parts, correct / max(count, 1), active / updated, rate, seconds)
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -20,15 +20,22 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
 from uhl_cli.schema import TrainingConfig
 
+# A seed counts steps in units of this, and processes within it.
+RANKS = 1024
+
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of the loss (DESIGN 2.8), number of right predictions, and mean active atoms per token."""
+    """Terms of the loss (DESIGN 2.8), number of right predictions, and mean active atoms per token.
+
+    `updated` is False for a step that left the updates off, whose `active` is zero.
+    """
 
     total: Tensor
     task: Tensor
     correct: Tensor
     active: Tensor
+    updated: bool
 
 
 class TrainedModel(nn.Module):
@@ -58,9 +65,15 @@ class TrainedModel(nn.Module):
         return self._host[0]
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
-        """Losses of one batch; `targets` [examples] or [words]; `seed` draws the noise and the width view."""
+        """Losses of one batch; `targets` [examples] or [words].
+
+        `seed` draws the noise; `seed // RANKS` the width view and whether updates are off, so that all processes
+        of a step do alike.  A readout that has seen the stream with and without updates serves a target better,
+        where they arrive only in part.
+        """
         config = self._config
-        cpu = torch.Generator().manual_seed(seed)
+        cpu = torch.Generator().manual_seed(seed // RANKS)
+        updated = config.updates and float(torch.rand((), generator=cpu)) >= config.update_dropout
         # Every other step shows the host's own width; the views share the rest.
         view = self._views[0]
         if len(self._views) > 1 and torch.rand((), generator=cpu) < 0.5:
@@ -76,14 +89,14 @@ class TrainedModel(nn.Module):
             kind=self.adapter.config.kind,
             layers=self._plan.layers,
             types=self._plan.types,
-            updates=config.updates,
+            updates=updated,
         )
         with self._precision(), Injection(self.host.map, folded, dense=True, noise=noise) as injection:
             logits, active = forward(self.host, injection, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
-        return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach())
+        return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast where the host is in half precision: the adapter's parameters stay in float32."""
