@@ -52,7 +52,7 @@ def pretrain(
         str | None,
         typer.Option(
             help="Texts to align by. They are SHIPPED IN THE FILE. By default words from the task's own training "
-            "texts, which transfer best; 'general' takes sentences of this package and FILE your own (one text a "
+            "texts; 'general' takes sentences of this package and FILE your own (one text a "
             "line), for when your training text must not leave your house.",
             rich_help_panel=ADAPTER_PANEL,
         ),
