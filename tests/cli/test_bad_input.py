@@ -163,7 +163,7 @@ def test_evaluation_text_longer_than_the_host_takes_is_cut_and_said(place, here)
     assert json.loads(called.out)["scores"]["ported"]["examples"] == 2
     warnings = [line for line in called.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
-    assert "1 evaluation text" in warnings[0]
+    assert "evaluation texts cut at the longest input: 1;" in warnings[0]
 
 
 OUT_OF_RANGE = [
