@@ -19,18 +19,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.adapter.convert import bank_of, stored_parameters
+from uhl_cli.adapter.convert import bank_of, dequantised, stored_parameters
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
 from uhl_cli.adapter.folding import fold, move
+from uhl_cli.adapter.layout import parameter_shapes
 from uhl_cli.adapter.plan import PortPlan, make_plan
 from uhl_cli.adapter.ported import PortedModel, Progress
 from uhl_cli.adapter.ported_store import load_ported
 from uhl_cli.adapter.store import AdapterFile, read_adapter
+from uhl_cli.adapter.task_store import TaskRecord, adapter_digest, read_task
 from uhl_cli.align.alignment import Alignment, align_anchors, align_embeddings, align_size
 from uhl_cli.align.bank import AnchorBank
 from uhl_cli.align.embeddings import embedding_rows
 from uhl_cli.align.states import WordStates, word_states
-from uhl_cli.errors import UsageError
+from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.schema import Manifest, Strategy
 
@@ -64,11 +66,12 @@ def align(
 
 @dataclass(frozen=True)
 class UniversalAdapter:
-    """A loaded adapter file: manifest, anchor bank, and the parameters as stored."""
+    """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest."""
 
     manifest: Manifest
     bank: AnchorBank
     stored: dict[str, Tensor]
+    digest: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalAdapter:
@@ -76,12 +79,39 @@ class UniversalAdapter:
 
         :raises FormatError: When it is missing, damaged, or breaks the format.
         """
-        return cls.from_file(read_adapter(Path(path)))
+        content = read_adapter(Path(path))
+        return cls(content.manifest, bank_of(content), stored_parameters(content), adapter_digest(Path(path)))
 
     @classmethod
     def from_file(cls, content: AdapterFile) -> UniversalAdapter:
         """The adapter of a file's content."""
         return cls(content.manifest, bank_of(content), stored_parameters(content))
+
+    def with_task(self, path: str | Path) -> UniversalAdapter:
+        """The same adapter with the delta-theta (and the readout) of a task file that `uhl tune` made.
+
+        :raises FormatError: When the file is damaged or was tuned on another adapter.
+        """
+        content = read_task(Path(path))
+        if content.record.adapter != self.digest:
+            raise FormatError(f"{path} was tuned on another adapter file.", "Give the adapter that it was made from.")
+        return self.with_parameters(content.record, dequantised(content.parameters))
+
+    def with_parameters(self, record: TaskRecord, parameters: dict[str, Tensor]) -> UniversalAdapter:
+        """The same adapter with a task's parameters in place of its own."""
+        stored = dict(self.stored)
+        if not record.own_task:
+            # No head-only control was fitted for another task; a zero head predicts its first class.
+            shapes = parameter_shapes(record.config)
+            stored = {name: value for name, value in stored.items() if name in shapes}
+            stored |= {name: torch.zeros(shapes[name]) for name in ("head_weight", "head_bias")}
+        update = {
+            "config": record.config,
+            "task": record.task,
+            "label_counts": record.label_counts,
+            "score": self.manifest.score if record.own_task else None,
+        }
+        return UniversalAdapter(self.manifest.model_copy(update=update), self.bank, stored | parameters, self.digest)
 
     def port(
         self,

@@ -85,3 +85,25 @@ class PortReport(Frozen):
     atoms_per_token: float | None
     truncated: int = Field(description="evaluation texts that were cut at the longest input")
     output: str | None = None
+
+
+class TuneReport(Frozen):
+    """What `tune` did.  `scores` has "tuned" and what it is read beside; `gains` is tuned minus each, paired."""
+
+    output: str
+    adapter: str
+    target: HostRecord
+    task: str
+    own_task: bool = Field(description="the adapter's own readout is used; otherwise a new one was trained")
+    delta_bytes: int = Field(description="bytes of delta-theta's codes")
+    readout_bytes: int = Field(description="bytes of the new readout's codes and scales; 0 for the adapter's own task")
+    bytes: int = Field(description="bytes of the task file")
+    train_examples: int
+    steps: int
+    seconds: float
+    scores: dict[str, Score]
+    gains: dict[str, Difference]
+    atoms_per_token: float | None
+    truncated: int
+    flops: FlopReport
+    left_out: tuple[str, ...]

@@ -24,9 +24,14 @@ def to_file(adapter: CanonicalAdapter, bank: AnchorBank, manifest: Manifest) -> 
 
 def stored_parameters(content: AdapterFile) -> dict[str, Tensor]:
     """The parameters' values, float32, as `CanonicalAdapter.stored` gives them."""
+    return dequantised(content.parameters)
+
+
+def dequantised(parameters: dict[str, Quantised]) -> dict[str, Tensor]:
+    """Values, float32, of integer codes with their scales."""
     return {
         name: dequantise(torch.from_numpy(entry.codes.copy()), torch.from_numpy(entry.scales.copy()))
-        for name, entry in content.parameters.items()
+        for name, entry in parameters.items()
     }
 
 

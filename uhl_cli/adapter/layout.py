@@ -14,6 +14,14 @@ BITS: dict[str, int] = {
 }
 # Parameters that every update goes through; the rest belong to the readout.
 UPDATE_PARAMETERS = ("atoms_u", "atoms_v", "router", "task_router", "task_embedding", "threshold", *BITS)
+# The canonical readout: what a task of its own needs besides delta-theta.
+READOUT_PARAMETERS = (
+    "readout_in_weight",
+    "readout_in_bias",
+    "readout_pool",
+    "readout_out_weight",
+    "readout_out_bias",
+)
 
 
 def bits_of(name: str) -> int:

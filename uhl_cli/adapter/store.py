@@ -95,14 +95,14 @@ def read_adapter(path: Path) -> AdapterFile:
     :raises FormatError: When it is missing, damaged, not ours, or breaks any rule of the format.
     :raises NewerFormatError: When its major version is newer than this reader's.
     """
-    metadata, tensors = _read_tensors(path)
+    metadata, tensors = read_tensors(path)
     if "uhl" not in metadata:
         raise FormatError(f"{path} is a safetensors file but not a uhl adapter.", "Make one with `uhl pretrain`.")
     manifest = _read_manifest(metadata["uhl"], path)
     config = manifest.config
     shapes = parameter_shapes(config)
     _check_names(path, set(tensors), shapes)
-    parameters = {name: _read_parameter(name, shape, tensors) for name, shape in shapes.items()}
+    parameters = {name: read_parameter(name, shape, tensors) for name, shape in shapes.items()}
     anchors = _read_anchors(manifest, tensors)
     knots = len(config.knots)
     scales = _finite_scales("anchors.scale", tensors["anchors.scale"], (knots, config.canonical_size))
@@ -114,7 +114,11 @@ def read_adapter(path: Path) -> AdapterFile:
     return AdapterFile(manifest, parameters, anchors, Quantised(codes, scales))
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def read_tensors(path: Path, *, key: str = "uhl") -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header metadata and tensors of a safetensors file; no tensors where the metadata lacks `key`.
+
+    :raises FormatError: When it is missing, too large, or not a whole safetensors file.
+    """
     try:
         size = path.stat().st_size
         if path.is_dir():
@@ -125,7 +129,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             raise FormatError(f"{path} holds {size:,} bytes; no adapter is larger than {MAX_FILE_BYTES:,}.", _HINT)
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            if "uhl" not in metadata:
+            if key not in metadata:
                 return metadata, {}
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError as error:
@@ -182,7 +186,11 @@ def _finite_scales(name: str, value: np.ndarray, shape: tuple[int, ...]) -> Floa
     return scales
 
 
-def _read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Quantised:
+def read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Quantised:
+    """The codes and scales of one parameter among the tensors of a file.
+
+    :raises FormatError: When their types, shapes or values break the format.
+    """
     rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
     scales = _finite_scales(f"{name}.scale", tensors[f"{name}.scale"], (rows,))
     if bits_of(name) == 4:

@@ -9,6 +9,7 @@ import typer
 from uhl_cli import __version__
 from uhl_cli.cli.port import port
 from uhl_cli.cli.pretrain import pretrain
+from uhl_cli.cli.tune import tune
 
 app = typer.Typer(
     name="uhl",
@@ -38,6 +39,7 @@ def _root(
 
 app.command(epilog="Example: uhl pretrain --host bert-base-uncased --task sst2 --output adapter.safetensors")(pretrain)
 app.command(epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny --json")(port)
+app.command(epilog="Example: uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2")(tune)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 HOST_PANEL = "Host"
 DATA_PANEL = "Data"
 OUTPUT_PANEL = "Output"
+TRAINING_PANEL = "Training"
 
 
 class Strategy(str, Enum):

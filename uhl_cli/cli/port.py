@@ -18,6 +18,9 @@ def port(
         shared.Strategy | None,
         typer.Option(help="Alignment strategy; by default the one that the file was trained with."),
     ] = None,
+    task_file: Annotated[
+        Path | None, typer.Option(help="Task file of `uhl tune` to use with the adapter; scores are then tuned ones.")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +105,7 @@ def port(
                 limit_evaluation=limit_evaluation,
             ),
             data_required=any(value is not None for value in asked),
+            task_file=task_file,
             strategy=None if align is None else align.value,
             score=score,
             batch_size=batch_size,

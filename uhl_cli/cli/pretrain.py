@@ -11,7 +11,6 @@ import typer
 from uhl_cli.cli import options as shared
 from uhl_cli.cli.edge import error_edge, is_main_process, print_result, progress_bar, warn_truncated
 
-TRAINING_PANEL = "Training"
 ADAPTER_PANEL = "Adapter"
 
 
@@ -24,7 +23,7 @@ class MixedPrecision(str, Enum):
 
 
 def _training(help_text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(help=help_text, rich_help_panel=TRAINING_PANEL)
+    option: typer.models.OptionInfo = typer.Option(help=help_text, rich_help_panel=shared.TRAINING_PANEL)
     return option
 
 
@@ -90,7 +89,7 @@ def pretrain(
         typer.Option(
             "--updates/--no-updates",
             help="Train the weight updates, or the readout alone.",
-            rich_help_panel=TRAINING_PANEL,
+            rich_help_panel=shared.TRAINING_PANEL,
         ),
     ] = True,
     max_length: Annotated[int, _training("Longest input in tokens.")] = 128,
@@ -98,7 +97,7 @@ def pretrain(
     seed: Annotated[int, _training("Seed of everything random.")] = 0,
     save_every: Annotated[int, _training("Steps between checkpoints.")] = 200,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=TRAINING_PANEL)
+        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=shared.TRAINING_PANEL)
     ] = False,
     revision: shared.Revision = None,
     device: shared.Device = "auto",

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uhl_cli.metrics import Difference, Score
-from uhl_cli.reports import DepthQuality, FlopReport, PortReport, PretrainReport
+from uhl_cli.reports import DepthQuality, FlopReport, PortReport, PretrainReport, TuneReport
 
 ROWS = {
     "ported": "ported (zero-shot)",
@@ -77,6 +77,36 @@ def render_port(report: PortReport) -> None:
         console.print(f"left out to hold the FLOP limit: {', '.join(report.left_out)}", highlight=False, soft_wrap=True)
     if report.output:
         console.print(f"kept in {report.output}", highlight=False, soft_wrap=True)
+
+
+def render_tune(report: TuneReport) -> None:
+    """Print what `tune` did."""
+    console = Console()
+    target = report.target.fingerprint
+    shape = f"{target.model_type}, {target.num_hidden_layers} x {target.hidden_size}"
+    table = Table(
+        title=f"{report.output}: {report.task} on {report.target.name} ({shape})", title_justify="left", min_width=60
+    )
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("tuned minus this", justify="right")
+    rows = {"zero_shot": "before, zero-shot", "untouched": "untouched target (majority class)", "tuned": "tuned"}
+    for name, label in rows.items():
+        if name in report.scores:
+            score = report.scores[name]
+            what = f"{label}: {score.metric}, {score.examples} examples"
+            table.add_row(what, interval(score), interval(report.gains.get(name)) if name != "tuned" else "")
+    table.add_row("bytes of delta-theta", f"{report.delta_bytes:,}", "")
+    if not report.own_task:
+        table.add_row("bytes of the new readout", f"{report.readout_bytes:,}", "")
+    table.add_row("bytes of the task file", f"{report.bytes:,}", "")
+    table.add_row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")
+    table.add_row(f"FLOP overhead at {report.flops.sequence_length} tokens", _percent(report.flops))
+    table.add_row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
+    table.add_row("seconds", f"{report.seconds:.0f}")
+    console.print(table)
+    if report.left_out:
+        console.print(f"left out to hold the FLOP limit: {', '.join(report.left_out)}", highlight=False, soft_wrap=True)
 
 
 def _percent(flops: FlopReport) -> str:

@@ -99,7 +99,7 @@ def _from_hub(
     wanted: Wanted,
     offline: bool,
 ) -> Splits:
-    if row is not None and (not moved or hub == row.hub):
+    if row is not None and row.hub is not None and (not moved or hub == row.hub):
         # A flag goes before the row; the row's config and revision belong to its own dataset only.
         return hub_splits(row.hub, config or row.config, revision or row.revision, row, wanted, offline)
     return hub_splits(hub, config, revision, row, wanted, offline)

@@ -52,12 +52,12 @@ def local_source(name: str, data: str | None = None) -> Path | None:
     """The local file or folder that `data`, or else `name`, stands for; None if it is the hub's.
 
     The name of a task in the table is never taken for a folder beside it:
-    write `./sst2` for that.
+    write `./sst2` for that.  A builtin task's folder is the package's own.
 
     :raises DataError: If it can only be meant as a path, and is not there.
     """
     if data is None and name in TASKS:
-        return None
+        return TASKS[name].folder
     given = name if data is None else data
     path = Path(given).expanduser()
     if given and path.exists():  # Path("") is the current folder

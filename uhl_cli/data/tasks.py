@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -63,15 +64,16 @@ class Task(BaseModel):
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task that can be named: its hub dataset, columns, labels and metric.
+    """A task that can be named: where its data lies, columns, labels and metric.
 
+    The data is the hub dataset `hub`, or for a builtin task the package's own `folder`; one of them is None.
     `aliases` gives for a column of the hub dataset the names that the same
     column has in local files, tried in order after the hub's own name.
     """
 
     name: str
     kind: Kind
-    hub: str
+    hub: str | None
     config: str | None
     revision: str | None
     train_split: str
@@ -83,6 +85,7 @@ class TaskRow:
     pair_column: str | None = None
     tokens_column: str | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    folder: Path | None = None
 
 
 _ROWS = (
@@ -143,6 +146,20 @@ _ROWS = (
         labels=("negative", "positive"),
         metric="accuracy",
         aliases=MappingProxyType({"content": ("text",)}),
+    ),
+    TaskRow(
+        name="reviews",  # sentences of our own, which ship with the package
+        kind="sequence",
+        hub=None,
+        config=None,
+        revision=None,
+        train_split="train",
+        evaluation_split="dev",
+        text_column="text",
+        label_column="label",
+        labels=("negative", "positive"),
+        metric="accuracy",
+        folder=Path(__file__).parents[1] / "builtin" / "reviews",
     ),
 )
 

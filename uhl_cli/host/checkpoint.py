@@ -15,7 +15,7 @@ from uhl_cli.errors import HostError, UsageError
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.fingerprint import Fingerprint, fingerprint
 from uhl_cli.host.hostmap import HostMap, resolve
-from uhl_cli.host.loading import load_config, load_model, quiet
+from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
 from uhl_cli.host.locate import locate
 from uhl_cli.host.messages import first_line
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
@@ -101,7 +101,10 @@ def load_host(
         config = load_config(name, located.folder, trust_remote_code)
         family = family_of(config)
         tokenizer = load_tokenizer(name, located.folder, config=config, trust_remote_code=trust_remote_code)
-        model = load_model(name, located.folder, config, family, dtype, trust_remote_code)
+        if located.packed:
+            model = load_packed(name, located.folder, config, family, dtype)
+        else:
+            model = load_model(name, located.folder, config, family, dtype, trust_remote_code)
         try:
             model.to(target)
         except (RuntimeError, AssertionError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
+from uhl_cli.builtin.weights import unpack
 from uhl_cli.errors import HostError
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.messages import first_line
@@ -74,8 +75,7 @@ def load_model(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
         ) from error
-    pooler = f"{family.pooler}." if family.pooler is not None else None
-    missing = sorted(key for key in report["missing_keys"] if pooler is None or not key.startswith(pooler))
+    missing = _without_pooler(report["missing_keys"], family)
     if missing:
         raise HostError(
             f"The checkpoint of '{name}' lacks {len(missing)} weights, the first is '{missing[0]}'.",
@@ -83,6 +83,36 @@ def load_model(
         )
     loaded: nn.Module = model
     return loaded
+
+
+def load_packed(
+    name: str,
+    folder: Path,
+    config: Any,  # noqa: ANN401
+    family: Family,
+    dtype: str,
+) -> nn.Module:
+    """The base model of a builtin host, from its packed weights; otherwise as `load_model`.
+
+    :param dtype: Name of a torch dtype, or "auto" for float32, which the weights unpack to.
+    :raises HostError: The weights are damaged or do not fit the configuration.
+    """
+    weights = unpack(folder / "model.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = AutoModel.from_config(config)
+    try:
+        outcome = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise HostError(f"The weights of '{name}' do not fit its configuration.", "Install uhl again.") from error
+    if outcome.unexpected_keys or _without_pooler(outcome.missing_keys, family):
+        raise HostError(f"The weights of '{name}' are not those of its configuration.", "Install uhl again.")
+    return model.to(torch.float32 if dtype == "auto" else getattr(torch, dtype))
+
+
+def _without_pooler(keys: Iterable[str], family: Family) -> list[str]:
+    """Sorted keys but for the pooler's, which takes no part in the hidden states."""
+    return sorted(key for key in keys if family.pooler is None or not key.startswith(f"{family.pooler}."))
 
 
 @contextmanager

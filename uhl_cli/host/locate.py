@@ -47,10 +47,12 @@ class Located:
     """A host's files on disk.
 
     :param revision: Commit of the hub that the files are from; None for a folder and a builtin.
+    :param packed: The weights are a builtin's, see `uhl_cli.builtin.weights`.
     """
 
     folder: Path
     revision: str | None
+    packed: bool = False
 
 
 def locate(
@@ -74,7 +76,7 @@ def locate(
     :raises HostError: It is there, but has no configuration or no safetensors weights.
     """
     if name.startswith(PREFIX):
-        located = Located(builtin_path(name.removeprefix(PREFIX)), None)
+        located = Located(builtin_path(name.removeprefix(PREFIX)), None, packed=True)
     elif name and Path(name).expanduser().is_dir():
         located = Located(Path(name).expanduser(), None)
     else:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+import transformers
+
+from uhl_cli import __version__
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.align.alignment import Alignment
@@ -18,6 +23,7 @@ from uhl_cli.metrics import majority_class
 from uhl_cli.pipeline.options import HostOptions
 from uhl_cli.reports import DepthQuality, FlopReport, Reporter, phase
 from uhl_cli.schema import HostRecord
+from uhl_cli.train.loop import RunFiles
 
 Classes = list[int] | list[list[int]]
 
@@ -40,6 +46,33 @@ def refuse_unwritable(path: Path) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise OutputError(f"cannot write to {path.parent}.", "Choose another --output.")
+
+
+def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output that is there already, or that an unfinished run is making; writes nothing itself.
+
+    :raises OutputError: When it may not or cannot be written.
+    """
+    refuse_unwritable(output)
+    if overwrite or (resume and files.checkpoint.exists()):
+        return
+    if output.exists():
+        raise OutputError(f"{output} is there already.", "Choose another --output, or add --overwrite.")
+    if files.checkpoint.exists():
+        raise OutputError(
+            f"an unfinished run lies in {files.folder}.",
+            "Go on with --resume, or begin anew with --overwrite.",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers, for a manifest."""
+    return {
+        "uhl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def host_record(host: Host) -> HostRecord:

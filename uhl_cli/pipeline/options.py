@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -66,20 +67,33 @@ class PretrainOptions(Frozen):
             "host-revision": self.host.revision,
             "dtype": None if self.host.dtype == "float32" else self.host.dtype,
         }
-        for name, value in self.data.model_dump(exclude={"task"}).items():
-            flags[{"config": "data-config", "revision": "data-revision"}.get(name, name.replace("_", "-"))] = value
+        flags |= _data_flags(self.data)
         flags["anchors"] = self.anchors
         flags |= _changed(self, PretrainOptions, ("num_anchors", "max_flops"))
         flags |= _changed(self.training, TrainingConfig, tuple(TrainingConfig.model_fields))
         strategy: Strategy = self.adapter.strategy
         flags["align"] = None if strategy == "anchors" else strategy
         flags["licence"] = None if self.licence == "unspecified" else self.licence
-        for name, value in flags.items():
-            if value is False:
-                parts.append(f"--no-{name}")
-            elif value is not None:
-                parts += [f"--{name}", _shown(str(value))]
-        return shlex.join(parts)
+        return _joined(parts, flags)
+
+
+def _data_flags(data: DataOptions) -> dict[str, object]:
+    """The data's options under the command line's names."""
+    renamed = {"config": "data-config", "revision": "data-revision"}
+    return {
+        renamed.get(name, name.replace("_", "-")): value for name, value in data.model_dump(exclude={"task"}).items()
+    }
+
+
+def _joined(parts: list[str], flags: dict[str, object]) -> str:
+    """One command line; flags that are None are left out."""
+    words = list(parts)
+    for name, value in flags.items():
+        if value is False:
+            words.append(f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", _shown(str(value))]
+    return shlex.join(words)
 
 
 def _changed(record: Frozen, kind: type[Frozen], names: tuple[str, ...]) -> dict[str, object]:
@@ -104,6 +118,7 @@ class PortOptions(Frozen):
     target: HostOptions
     data: DataOptions = DataOptions()
     data_required: bool = False
+    task_file: Path | None = None
     strategy: Strategy | None = None
     score: bool = True
     batch_size: int = Field(64, ge=1)
@@ -111,3 +126,53 @@ class PortOptions(Frozen):
     seed: int = Field(0, ge=0)
     output: Path | None = None
     overwrite: bool = False
+
+
+def tuning_defaults() -> TrainingConfig:
+    """How `uhl tune` trains unless told otherwise: 500 steps of delta-theta, without noise, views or pauses."""
+    return TrainingConfig(
+        max_steps=500,
+        learning_rate=5e-3,
+        readout_learning_rate=2e-3,
+        weight_decay=0.0,
+        noise=0.0,
+        update_dropout=0.0,
+        width_views=0,
+    )
+
+
+class TuneOptions(Frozen):
+    """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`."""
+
+    adapter: Path
+    target: HostOptions
+    data: DataOptions = DataOptions()
+    strategy: Strategy | None = None
+    training: TrainingConfig = Field(default_factory=tuning_defaults)
+    max_flops: float = Field(10.0, gt=0)
+    evaluation_batch_size: int = Field(64, ge=1)
+    output: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    save_every: int = Field(200, ge=1)
+
+    def output_path(self, task: str) -> Path:
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors beside the adapter."""
+        if self.output is not None:
+            return self.output
+        names = (re.sub(r"[^A-Za-z0-9_-]+", "-", Path(part).name).strip("-") for part in (task, self.target.name))
+        return self.adapter.with_name(".".join([self.adapter.stem, *names, "task.safetensors"]))
+
+    def command(self, task: str) -> str:
+        """The command line that makes the same file; see `PretrainOptions.command`."""
+        parts = ["uhl", "tune", self.adapter.name, "--target", _shown(self.target.name), "--task", _shown(task)]
+        flags: dict[str, object] = {
+            "revision": self.target.revision,
+            "dtype": None if self.target.dtype == "float32" else self.target.dtype,
+        }
+        flags |= _data_flags(self.data) | _changed(self, TuneOptions, ("max_flops",)) | {"align": self.strategy}
+        defaults = tuning_defaults()
+        for name in ("max_steps", "batch_size", "learning_rate", "readout_learning_rate", "delta_weight", "seed"):
+            if getattr(self.training, name) != getattr(defaults, name):
+                flags["steps" if name == "max_steps" else name.replace("_", "-")] = getattr(self.training, name)
+        return _joined(parts, flags)

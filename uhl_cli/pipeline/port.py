@@ -40,6 +40,8 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
     if options.output is not None:
         refuse_unwritable(options.output / FILE_NAME)
     adapter = UniversalAdapter.load(options.adapter)
+    if options.task_file is not None:
+        adapter = adapter.with_task(options.task_file)
     started = time.monotonic()
     host = load(options.target)
     seconds = {"load": time.monotonic() - started}

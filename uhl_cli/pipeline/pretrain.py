@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 
 import torch
-import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from uhl_cli import __version__
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.convert import to_file
 from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
 from uhl_cli.align.bank import AnchorBank
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import TaskData, load_task
-from uhl_cli.errors import BudgetError, DataError, OutputError, UsageError
+from uhl_cli.errors import BudgetError, DataError, UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Score, score
 from uhl_cli.pipeline.common import (
@@ -27,7 +24,8 @@ from uhl_cli.pipeline.common import (
     host_record,
     load,
     references_of,
-    refuse_unwritable,
+    refuse_overwriting,
+    versions,
 )
 from uhl_cli.pipeline.options import PretrainOptions
 from uhl_cli.pipeline.prepare import Prepared, prepare
@@ -44,7 +42,7 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
     files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
-    _refuse_overwriting(options, files)
+    refuse_overwriting(options.output, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = Accelerator(
         cpu=options.host.device == "cpu",
         mixed_precision=options.training.mixed_precision,
@@ -218,12 +216,7 @@ def _manifest(
             words=bank.anchors.num_words,
             digest=bank.anchors.digest,
         ),
-        versions={
-            "uhl": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        versions=versions(),
         licence=options.licence,
     )
 
@@ -237,16 +230,3 @@ def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
         fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
         raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
-
-
-def _refuse_overwriting(options: PretrainOptions, files: RunFiles) -> None:
-    refuse_unwritable(options.output)
-    if options.overwrite or (options.resume and files.checkpoint.exists()):
-        return
-    if options.output.exists():
-        raise OutputError(f"{options.output} is there already.", "Choose another --output, or add --overwrite.")
-    if files.checkpoint.exists():
-        raise OutputError(
-            f"an unfinished run lies in {files.folder}.",
-            "Go on with --resume, or begin anew with --overwrite.",
-        )

@@ -25,6 +25,7 @@ from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
 from uhl_cli.train.checkpoint import load_checkpoint, save_checkpoint
 from uhl_cli.train.model import RANKS, Losses, TrainedModel
+from uhl_cli.train.task_adapter import TaskAdapter
 
 LOG_EVERY = 20
 
@@ -74,7 +75,7 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def optimizer_for(adapter: CanonicalAdapter, config: TrainingConfig) -> torch.optim.AdamW:
+def optimizer_for(adapter: CanonicalAdapter | TaskAdapter, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors do not; updates and readout have a learning rate each."""
     groups = []
     for updates in (True, False):
@@ -102,7 +103,7 @@ def targets_of(examples: Examples, rows: list[int]) -> list[int]:
 
 
 def train(
-    adapter: CanonicalAdapter,
+    adapter: CanonicalAdapter | TaskAdapter,
     host: Host,
     views: list[Alignment],
     examples: Examples,

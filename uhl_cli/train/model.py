@@ -19,6 +19,7 @@ from uhl_cli.align.alignment import Alignment
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
 from uhl_cli.schema import TrainingConfig
+from uhl_cli.train.task_adapter import TaskAdapter
 
 # A seed counts steps in units of this, and processes within it.
 RANKS = 1024
@@ -43,7 +44,7 @@ class TrainedModel(nn.Module):
 
     def __init__(
         self,
-        adapter: CanonicalAdapter,
+        adapter: CanonicalAdapter | TaskAdapter,
         host: Host,
         views: list[Alignment],
         plan: PortPlan,
