@@ -107,3 +107,13 @@ class TuneReport(Frozen):
     truncated: int
     flops: FlopReport
     left_out: tuple[str, ...]
+
+
+class DemoReport(Frozen):
+    """What `demo` did: the reports of its three steps."""
+
+    pretrain: PretrainReport
+    port: PortReport
+    tune: TuneReport
+    output: str | None = Field(description="folder that keeps the files; None when they were thrown away")
+    seconds: float

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from uhl_cli import __version__
+from uhl_cli.cli.demo import demo
 from uhl_cli.cli.port import port
 from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.tune import tune
@@ -37,6 +38,7 @@ def _root(
     """Hold the options that stand before a command."""
 
 
+app.command(epilog="Example: uhl demo --output demo")(demo)
 app.command(epilog="Example: uhl pretrain --host bert-base-uncased --task sst2 --output adapter.safetensors")(pretrain)
 app.command(epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny --json")(port)
 app.command(epilog="Example: uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2")(tune)

@@ -28,11 +28,13 @@ def _training(help_text: str) -> typer.models.OptionInfo:
 
 
 def pretrain(
-    host: Annotated[str, typer.Option(help="Hub id, local folder or builtin:NAME of the source model.")],
+    host: Annotated[
+        str, typer.Option(help="Hub id, local folder or builtin:NAME of the source model.")
+    ] = "builtin:base",
     task: Annotated[
         str,
-        typer.Option(help="sst2, boolq, conll2003, amazon, or a hub id, file or folder of your own data."),
-    ],
+        typer.Option(help="reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of your own data."),
+    ] = "reviews",
     output: Annotated[
         Path, typer.Option(help="Where the adapter file goes.", rich_help_panel=shared.OUTPUT_PANEL)
     ] = Path("adapter.safetensors"),

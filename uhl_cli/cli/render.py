@@ -35,7 +35,7 @@ def render_pretrain(report: PretrainReport) -> None:
     table.add_row("  readout only, updates off", interval(report.readout_only))
     table.add_row("  linear head on the frozen host", interval(report.head_only))
     table.add_row("bytes", f"{report.bytes:,}")
-    table.add_row(f"FLOP overhead at {report.flops.sequence_length} tokens", _percent(report.flops))
+    table.add_row(f"FLOP overhead at {report.flops.sequence_length} tokens", percent(report.flops))
     table.add_row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")
     table.add_row("anchor words", f"{report.anchor_words:,}")
     table.add_row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
@@ -70,7 +70,7 @@ def render_port(report: PortReport) -> None:
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
     atoms = "" if report.atoms_per_token is None else f"   active atoms per token: {report.atoms_per_token:.2f}"
     console.print(
-        f"bytes: {report.bytes:,}   FLOP overhead: {_percent(report.flops)}{atoms}", highlight=False, soft_wrap=True
+        f"bytes: {report.bytes:,}   FLOP overhead: {percent(report.flops)}{atoms}", highlight=False, soft_wrap=True
     )
     console.print(f"seconds: {seconds}", highlight=False, soft_wrap=True)
     if report.left_out:
@@ -101,7 +101,7 @@ def render_tune(report: TuneReport) -> None:
         table.add_row("bytes of the new readout", f"{report.readout_bytes:,}", "")
     table.add_row("bytes of the task file", f"{report.bytes:,}", "")
     table.add_row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")
-    table.add_row(f"FLOP overhead at {report.flops.sequence_length} tokens", _percent(report.flops))
+    table.add_row(f"FLOP overhead at {report.flops.sequence_length} tokens", percent(report.flops))
     table.add_row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
     table.add_row("seconds", f"{report.seconds:.0f}")
     console.print(table)
@@ -109,7 +109,8 @@ def render_tune(report: TuneReport) -> None:
         console.print(f"left out to hold the FLOP limit: {', '.join(report.left_out)}", highlight=False, soft_wrap=True)
 
 
-def _percent(flops: FlopReport) -> str:
+def percent(flops: FlopReport) -> str:
+    """FLOP overhead for people."""
     return f"{flops.percent:.2f} %"
 
 

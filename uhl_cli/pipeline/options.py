@@ -10,6 +10,10 @@ from pydantic import Field
 
 from uhl_cli.schema import AdapterConfig, Frozen, Strategy, TrainingConfig
 
+# What a command takes when nothing is named: both ship with the package.
+DEFAULT_HOST = "builtin:base"
+DEFAULT_TASK = "reviews"
+
 
 class HostOptions(Frozen):
     """Which host, and how it is loaded."""
@@ -176,3 +180,16 @@ class TuneOptions(Frozen):
             if getattr(self.training, name) != getattr(defaults, name):
                 flags["steps" if name == "max_steps" else name.replace("_", "-")] = getattr(self.training, name)
         return _joined(parts, flags)
+
+
+class DemoOptions(Frozen):
+    """All of `uhl demo`; source, target and task are builtin unless told otherwise."""
+
+    source: str = DEFAULT_HOST
+    target: str = "builtin:small"
+    task: str = DEFAULT_TASK
+    epochs: float = Field(3.0, gt=0, le=1000)
+    tune_steps: int = Field(500, ge=1)
+    device: str = "auto"
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    output: Path | None = None
