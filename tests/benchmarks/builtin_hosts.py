@@ -1,4 +1,4 @@
-"""What the builtin hosts are worth: LoRA r8 on SST-2 and on `reviews`, beside a host of MiniLM's size and bags of words.
+"""What the builtin hosts are worth: LoRA r8 on SST-2 and on `reviews`, beside MiniLM and bags of words.
 
     python tests/benchmarks/builtin_hosts.py --shared SHARED --output tests/benchmarks/results/builtin_hosts.json
 

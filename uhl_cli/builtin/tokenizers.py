@@ -1,4 +1,7 @@
-"""Tokenizers of the builtin hosts, trained by us: lower-case WordPiece for encoders, byte-level BPE for decoders."""
+"""Tokenizers of the builtin hosts, trained by us: byte-level BPE, lower-case for encoders, cased for decoders.
+
+Not WordPiece: its trainer breaks ties at random, so the same command would not give the same host.
+"""
 
 from __future__ import annotations
 
@@ -12,67 +15,33 @@ from uhl_cli.builtin.recipes import MAX_LENGTH, VOCAB_SIZE
 
 # The teacher's words count as often as this in the corpus, so that the common ones get a piece of their own.
 WORD_WEIGHT = 10
+_ENCODER = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_DECODER = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def train_tokenizer(
     kind: Literal["encoder", "decoder"], texts: Iterable[str], words: list[str]
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of `VOCAB_SIZE` pieces for the hosts of one kind."""
-    lines = [*texts, *(words * WORD_WEIGHT)]
-    return _wordpiece(lines) if kind == "encoder" else _byte_level(lines)
-
-
-def _wordpiece(lines: list[str]) -> PreTrainedTokenizerFast:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=special, limit_alphabet=200, show_progress=False
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=MAX_LENGTH,
-    )
-
-
-def _byte_level(lines: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `VOCAB_SIZE` pieces for the hosts of one kind; the same for the same input."""
+    special = _ENCODER if kind == "encoder" else _DECODER
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
+    if kind == "encoder":
+        tokenizer.normalizer = normalizers.Lowercase()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=["<pad>", "<s>", "</s>"],
+        special_tokens=list(special.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.train_from_iterator([*texts, *(words * WORD_WEIGHT)], trainer)
+    single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1") if kind == "encoder" else ("<s> $A", "<s> $A $B")
+    framing = [(name, tokenizer.token_to_id(name)) for name in special.values() if name in single]
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=True),
-            processors.TemplateProcessing(
-                single="<s> $A",
-                pair="<s> $A $B",
-                special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
-            ),
+            processors.TemplateProcessing(single=single, pair=pair, special_tokens=framing),
         ]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=MAX_LENGTH,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_LENGTH, **special)
