@@ -197,7 +197,10 @@ def test_number_out_of_range_names_its_option(place, here, option, value):
     [
         ["port"],
         ["port", "a.safetensors"],
-        ["pretrain", "--host", "x"],
+        ["pretrain", "--batch-size", "many"],
+        ["tune", "a.safetensors"],
+        ["tune", "a.safetensors", "--target", "x", "--steps", "0"],
+        ["demo", "--tune-steps", "0"],
         ["port", "a.safetensors", "--target", "x", "--batch-size", "0"],
         ["port", "a.safetensors", "--target", "x", "--align", "magic"],
         ["port", "a.safetensors", "--target", "x", "--limit-evaluation", "0"],

@@ -32,11 +32,14 @@ needs_links = pytest.mark.skipif(
 )
 
 
+COMMANDS = ("demo", "pretrain", "port", "tune")
+
+
 class Reached(UhlError):
     """Raised in place of the work."""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["port", "-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["port", "-h"]])
 def test_help_has_an_example_that_the_command_takes(arguments, here, monkeypatch):
     called = call(*arguments, env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
     assert (called.code, called.err) == (0, "")
@@ -47,7 +50,7 @@ def test_help_has_an_example_that_the_command_takes(arguments, here, monkeypatch
     def reached(*_: object) -> None:
         raise Reached("reached.", "As wanted.")
 
-    for command in ("pretrain", "port"):
+    for command in COMMANDS:
         monkeypatch.setattr(f"uhl_cli.pipeline.{command}.run_{command}", reached)
     assert call(*given).error == "error: reached. As wanted."
 
@@ -56,7 +59,7 @@ def test_version():
     assert call("--version") == Called(0, f"uhl {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["port", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments):
     script = shutil.which("uhl", path=str(Path(sys.executable).parent))
     command = [script] if script else [sys.executable, "-m", "uhl_cli"]

@@ -87,7 +87,7 @@ def test_wrap_host_leaves_the_callers_tokenizer(folder):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("builtin:small", "no builtin hosts ship"),
+        ("builtin:none", "no builtin host 'none'"),
         ("./nothing/here", "no folder"),
         ("/nothing/here", "no folder"),
         ("~/nothing-here", "no folder"),

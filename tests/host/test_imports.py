@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-LIGHT = ("uhl_cli.host", "uhl_cli.host.families", "uhl_cli.host.builtin")
+LIGHT = ("uhl_cli.host", "uhl_cli.host.families", "uhl_cli.host.builtin", "uhl_cli.adapter.task_store")
 
 
 def test_light_modules_import_no_torch():
