@@ -3,8 +3,11 @@
     python tests/benchmarks/zero_shot.py --shared SHARED --output tests/benchmarks/results/zero_shot.json \
         adapters/sst2-minilm-l6.safetensors
 
-SHARED is a folder with data/sst2 and hosts/.  Scores are on all 872 dev sentences; the random-update control is
-drawn with `--seed`.  Seconds are wall-clock on the machine at hand and only comparable within the run.
+    python tests/benchmarks/zero_shot.py --output tests/benchmarks/results/zero_shot_builtin.json \
+        adapters/reviews-builtin-base.safetensors --targets builtin:base builtin:small builtin:tiny builtin:decoder
+
+SHARED is a folder with data/TASK and hosts/; builtin targets and the task `reviews` need none.  Scores are on the
+whole dev set of the adapter's own task; the random-update control is drawn with `--seed`.  Seconds are wall-clock on the machine at hand and only comparable within the run.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import sys
 from pathlib import Path
 
+from uhl_cli.adapter.store import read_adapter
 from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions
 from uhl_cli.pipeline.port import run_port
 
@@ -23,7 +27,7 @@ TARGETS = ("minilm-l6", "minilm-l3", "wiki-256x4")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", type=Path)
-    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--shared", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--align", nargs="+", default=["anchors"], choices=["anchors", "embeddings", "size"])
@@ -31,13 +35,16 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     for adapter in arguments.adapters:
+        task = read_adapter(adapter).manifest.task.name
+        data = None if task == "reviews" else str(arguments.shared / "data" / task)
         for target in arguments.targets:
+            path = target if target.startswith("builtin:") else str(arguments.shared / "hosts" / target)
             for strategy in arguments.align:
                 _, report = run_port(
                     PortOptions(
                         adapter=adapter,
-                        target=HostOptions(name=str(arguments.shared / "hosts" / target), device="cpu"),
-                        data=DataOptions(data=str(arguments.shared / "data" / "sst2")),
+                        target=HostOptions(name=path, device="cpu"),
+                        data=DataOptions(data=data),
                         data_required=True,
                         strategy=strategy,
                         seed=arguments.seed,
