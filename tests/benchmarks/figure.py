@@ -1,6 +1,6 @@
-"""The README's picture, drawn from the committed results of `zero_shot.py`; needs matplotlib (`pip install -e ".[figures]"`).
+"""The README's picture, drawn from the committed results of `zero_shot.py`; needs the extra `figures`.
 
-    python tests/benchmarks/figure.py --output tests/benchmarks/results/zero_shot.svg
+python tests/benchmarks/figure.py --output tests/benchmarks/results/zero_shot.svg
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Choices of pretraining, each tried alone on a slice of SST-2's training set; dev is never read.
+"""Choices of pretraining, each tried alone on a slice of a training set; dev is never read.
 
     python tests/benchmarks/pretraining_choices.py --shared SHARED \
         --output tests/benchmarks/results/pretraining_choices.json
+    python tests/benchmarks/pretraining_choices.py --task reviews --source builtin:base --targets builtin:small \
+        --output tests/benchmarks/results/pretraining_choices_reviews.json --held-out 400 --least-words 1
 
-1,500 training sentences of twelve words or more are held out, and with them every training phrase that one of them
-contains.  Each variant trains for `--steps` on the rest, is scored on the slice on its source, and is ported to the
-targets and scored there.  One standard error is about one point.
+Of SST-2, 1,500 training sentences of twelve words or more are held out, and with them every training phrase that one
+of them contains.  Each variant trains for `--steps` on the rest, is scored on the slice on its source, and is
+ported to the targets and scored there.  One standard error is about one point.
 """
 
 from __future__ import annotations
@@ -27,8 +29,6 @@ from uhl_cli.pipeline.port import port
 from uhl_cli.pipeline.pretrain import pretrain
 from uhl_cli.schema import TrainingConfig
 
-SOURCE = "minilm-l6"
-TARGETS = ("minilm-l3", "wiki-256x4")
 # Changes to the defaults, by name; "anchors" is an option of the run, the rest of the training.
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -41,10 +41,14 @@ VARIANTS: dict[str, dict[str, object]] = {
     "learning-rate-1e-3": {"learning_rate": 1e-3},
     "learning-rate-6e-3": {"learning_rate": 6e-3},
     "no-updates": {"updates": False},
+    "learning-rate-4e-3": {"learning_rate": 4e-3},
+    "readout-learning-rate-3e-3": {"readout_learning_rate": 3e-3},
+    "noise-0.5": {"noise": 0.5},
+    "weight-decay-0.1": {"weight_decay": 0.1},
 }
 
 
-def slice_of(train: Examples, *, held_out: int = 1500, least_words: int = 12) -> tuple[Examples, Examples]:
+def slice_of(train: Examples, *, held_out: int, least_words: int) -> tuple[Examples, Examples]:
     """(rest, held out) with no phrase of a held-out sentence among the rest."""
     order = np.random.default_rng(1).permutation(len(train))
     held = [int(row) for row in order if len(train.texts[row].split()) >= least_words][:held_out]
@@ -56,34 +60,43 @@ def slice_of(train: Examples, *, held_out: int = 1500, least_words: int = 12) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--shared", type=Path)
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--source", default="minilm-l6")
+    parser.add_argument("--targets", nargs="+", default=["minilm-l3", "wiki-256x4"])
+    parser.add_argument("--held-out", type=int, default=1500)
+    parser.add_argument("--least-words", type=int, default=12)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    loaded = load_task("sst2", data=str(arguments.shared / "data" / "sst2"), need_evaluation=False)
+    where = None if arguments.task == "reviews" else str(arguments.shared / "data" / arguments.task)
+    loaded = load_task(arguments.task, data=where, need_evaluation=False)
     assert loaded.train is not None
-    rest, held = slice_of(loaded.train)
-    data = TaskData(loaded.task, rest, held, "a slice of SST-2's training set")
-    hosts = {name: load_host(str(arguments.shared / "hosts" / name), device="cpu") for name in (SOURCE, *TARGETS)}
+    rest, held = slice_of(loaded.train, held_out=arguments.held_out, least_words=arguments.least_words)
+    data = TaskData(loaded.task, rest, held, f"a slice of {arguments.task}'s training set")
+    hosts = {
+        name: load_host(name if name.startswith("builtin:") else str(arguments.shared / "hosts" / name), device="cpu")
+        for name in (arguments.source, *arguments.targets)
+    }
     results = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for variant in arguments.variants:
             changes = dict(VARIANTS[variant])
             path = Path(folder) / f"{variant}.safetensors"
             options = PretrainOptions(
-                host=HostOptions(name=SOURCE),
-                data=DataOptions(task="sst2"),
+                host=HostOptions(name=arguments.source),
+                data=DataOptions(task=arguments.task),
                 output=path,
                 anchors=changes.pop("anchors", None),
                 training=TrainingConfig(max_steps=arguments.steps, seed=arguments.seed, **changes),
             )
-            trained = pretrain(hosts[SOURCE], data, options, accelerator=Accelerator(cpu=True))
+            trained = pretrain(hosts[arguments.source], data, options, accelerator=Accelerator(cpu=True))
             row = {"source": trained.model_dump(mode="json", exclude={"output"}), "targets": {}}
             adapter = UniversalAdapter.load(path)
             line = f"{variant}: source {trained.score.value:.3f} (updates off {trained.readout_only.value:.3f})"
-            for target in TARGETS:
+            for target in arguments.targets:
                 port_options = PortOptions(adapter=path, target=HostOptions(name=target))
                 _, report = port(adapter, hosts[target], port_options, data=data)
                 row["targets"][target] = report.model_dump(mode="json", exclude={"adapter", "output"})

@@ -7,7 +7,8 @@
         adapters/reviews-builtin-base.safetensors --targets builtin:base builtin:small builtin:tiny builtin:decoder
 
 SHARED is a folder with data/TASK and hosts/; builtin targets and the task `reviews` need none.  Scores are on the
-whole dev set of the adapter's own task; the random-update control is drawn with `--seed`.  Seconds are wall-clock on the machine at hand and only comparable within the run.
+whole dev set of the adapter's own task; the random-update control is drawn with `--seed`.
+Seconds are wall-clock on the machine at hand and only comparable within the run.
 """
 
 from __future__ import annotations
