@@ -66,12 +66,16 @@ def align(
 
 @dataclass(frozen=True)
 class UniversalAdapter:
-    """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest."""
+    """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest.
+
+    `head_fitted` is False where the head-only control does not belong to the task: that of a task file.
+    """
 
     manifest: Manifest
     bank: AnchorBank
     stored: dict[str, Tensor]
     digest: str = ""
+    head_fitted: bool = True
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalAdapter:
@@ -111,7 +115,9 @@ class UniversalAdapter:
             "label_counts": record.label_counts,
             "score": self.manifest.score if record.own_task else None,
         }
-        return UniversalAdapter(self.manifest.model_copy(update=update), self.bank, stored | parameters, self.digest)
+        manifest = self.manifest.model_copy(update=update)
+        fitted = self.head_fitted and record.own_task
+        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted)
 
     def port(
         self,

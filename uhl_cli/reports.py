@@ -115,5 +115,7 @@ class DemoReport(Frozen):
     pretrain: PretrainReport
     port: PortReport
     tune: TuneReport
+    max_bytes: int = Field(description="limit that the file holds")
+    max_flops: float = Field(description="limit that source and target hold, in percent of the host's own FLOPs")
     output: str | None = Field(description="folder that keeps the files; None when they were thrown away")
     seconds: float

@@ -51,6 +51,14 @@ def test_another_task_has_a_readout_of_its_own(place, here):
     report = json.loads(called.out)
     assert (report["own_task"], report["readout_bytes"] > 0) == (False, True)
     assert "zero_shot" not in report["scores"]
+    given = [*port_arguments(place.adapter, place.target, place.conll), "--task-file", "task.safetensors"]
+    given += ["--task", str(place.conll)]
+    given.remove("--data")
+    given.remove(str(place.conll))
+    scores = json.loads(call(*given, "--json").out)["scores"]
+    assert scores["ported"] == report["scores"]["tuned"]
+    assert "head_only" not in scores, "no such control was fitted for this task"
+    assert call(*given).code == 0
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def render_port(report: PortReport) -> None:
         table.add_column("score", justify="right")
         table.add_column("ported minus this", justify="right")
         for name, label in ROWS.items():
-            table.add_row(label, interval(report.scores[name]), interval(report.gains.get(name)))
+            if name in report.scores:
+                table.add_row(label, interval(report.scores[name]), interval(report.gains.get(name)))
         table.add_row("for comparison: the source itself", interval(report.source_score), "")
         console.print(table)
     else:

@@ -38,8 +38,9 @@ def render_demo(report: DemoReport) -> None:
     )
     console.print(table)
     for line in (
-        f"The file holds {report.port.bytes:,} bytes and adds {percent(report.port.flops)} FLOPs to the target; "
-        f"{report.port.atoms_per_token or 0.0:.2f} atoms act on a token.",
+        f"The file holds {report.port.bytes:,} bytes (limit {report.max_bytes:,}) and adds {percent(report.port.flops)} "
+        f"FLOPs to the target (limit {report.max_flops:g} %); {report.port.atoms_per_token or 0.0:.2f} of at most 2 atoms "
+        "act on a token.",
         f"Carried over, it is {_versus(report.port.gains['head_only'])} the linear head "
         f"and {_versus(report.port.gains['size'])} --align size.",
         f"Tuned, it is {_versus(report.tune.gains['zero_shot'])} what was carried over.",

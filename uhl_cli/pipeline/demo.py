@@ -39,17 +39,11 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
         target = HostOptions(name=options.target, device=options.device)
         data = DataOptions(task=options.task)
         path = folder / ADAPTER_NAME
-        pretrained = run_pretrain(
-            PretrainOptions(
-                host=source,
-                data=data,
-                output=path,
-                training=TrainingConfig(epochs=options.epochs, seed=options.seed),
-                licence="MIT",
-                overwrite=True,
-            ),
-            reporter,
+        training = TrainingConfig(epochs=options.epochs, seed=options.seed)
+        pretrain_options = PretrainOptions(
+            host=source, data=data, output=path, training=training, licence="MIT", overwrite=True
         )
+        pretrained = run_pretrain(pretrain_options, reporter)
         port_options = PortOptions(adapter=path, target=target, data=data, data_required=True, seed=options.seed)
         _, ported = run_port(port_options, reporter)
         training = tuning_defaults().model_copy(update={"max_steps": options.tune_steps, "seed": options.seed})
@@ -60,6 +54,8 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
         pretrain=pretrained,
         port=ported,
         tune=tuned,
+        max_bytes=pretrain_options.max_bytes,
+        max_flops=port_options.max_flops,
         output=None if options.output is None else str(options.output),
         seconds=time.monotonic() - started,
     )

@@ -89,7 +89,8 @@ def port(
         predictions["readout_only"] = predictor.readout_only(ported)
         predictions["untouched"] = predictor.untouched()
         predictions["random_update"] = predictor.random_update(ported, options.seed)
-        predictions["head_only"] = predictor.head_only(host, alignment)
+        if adapter.head_fitted:
+            predictions["head_only"] = predictor.head_only(host, alignment)
         by_size = adapter.inject(host, align(host, adapter.bank, "size", plan=plan), plan, host_flops)
         predictions["size"] = predictor.carried(by_size, "size").classes
         times["score"] = time.monotonic() - started
