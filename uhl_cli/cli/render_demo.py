@@ -37,12 +37,12 @@ def render_demo(report: DemoReport) -> None:
         interval(report.tune.scores["tuned"]),
     )
     console.print(table)
+    atoms = report.port.atoms_per_token or 0.0
+    gains = report.port.gains
     for line in (
-        f"The file holds {report.port.bytes:,} bytes (limit {report.max_bytes:,}) and adds {percent(report.port.flops)} "
-        f"FLOPs to the target (limit {report.max_flops:g} %); {report.port.atoms_per_token or 0.0:.2f} of at most 2 atoms "
-        "act on a token.",
-        f"Carried over, it is {_versus(report.port.gains['head_only'])} the linear head "
-        f"and {_versus(report.port.gains['size'])} --align size.",
+        f"The file holds {report.port.bytes:,} bytes (limit {report.max_bytes:,}); it adds "
+        f"{percent(report.port.flops)} FLOPs to the target (limit {report.max_flops:g} %), and {atoms:.2f} atoms (limit 2) act on a token.",
+        f"Carried over, it is {_versus(gains['head_only'])} the linear head and {_versus(gains['size'])} --align size.",
         f"Tuned, it is {_versus(report.tune.gains['zero_shot'])} what was carried over.",
         f"{report.seconds:.0f} seconds in all." + (f" The files are in {report.output}." if report.output else ""),
     ):
