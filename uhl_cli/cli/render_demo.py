@@ -41,7 +41,8 @@ def render_demo(report: DemoReport) -> None:
     gains = report.port.gains
     for line in (
         f"The file holds {report.port.bytes:,} bytes (limit {report.max_bytes:,}); it adds "
-        f"{percent(report.port.flops)} FLOPs to the target (limit {report.max_flops:g} %), and {atoms:.2f} atoms (limit 2) act on a token.",
+        f"{percent(report.port.flops)} FLOPs to the target (limit {report.max_flops:g} %), and {atoms:.2f} atoms "
+        "(limit 2) act on a token.",
         f"Carried over, it is {_versus(gains['head_only'])} the linear head and {_versus(gains['size'])} --align size.",
         f"Tuned, it is {_versus(report.tune.gains['zero_shot'])} what was carried over.",
         f"{report.seconds:.0f} seconds in all." + (f" The files are in {report.output}." if report.output else ""),
