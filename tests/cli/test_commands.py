@@ -32,7 +32,7 @@ needs_links = pytest.mark.skipif(
 )
 
 
-COMMANDS = ("demo", "pretrain", "port", "tune")
+COMMANDS = ("demo", "pretrain", "port", "tune", "inspect")
 
 
 class Reached(UhlError):

@@ -1,14 +1,16 @@
 """Texts that the builtin hosts are trained on: paragraphs of a plain text file, some of them disturbed.
 
-An encyclopaedia hardly praises or blames anything.  So that the hosts learn the words for it all the same, a
-quarter of the texts have some words exchanged for words of the teacher's vocabulary, and a quarter of the
-number of texts is added as short lists of such words: the teacher's states say what they mean.
+An encyclopaedia hardly praises or blames anything.  So that the hosts learn the words for it all the same, sentences
+of our own that do (`opinions.txt`, unlabelled; none of their subjects is in the task `reviews`) are added several
+times over, some of the paragraphs have words exchanged for common words of the teacher's vocabulary, and short lists
+of such words are added too: the teacher's states say what they mean.
 """
 
 from __future__ import annotations
 
 import gzip
 import re
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,11 @@ from uhl_cli.errors import DataError
 
 MAX_WORDS = 88
 MIN_WORDS = 6
-EXCHANGED_TEXTS = 0.25
+COMMON_WORDS = 12_000
+EXCHANGED_TEXTS = 0.3
 EXCHANGED_WORDS = 0.2
 LISTS = 0.25
+OPINION_COPIES = 6
 
 
 def read_paragraphs(path: Path) -> list[str]:
@@ -37,6 +41,12 @@ def read_paragraphs(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path} holds no text.", "Give a UTF-8 text file, a paragraph a line.")
     return lines
+
+
+def opinions() -> list[str]:
+    """The package's own sentences of praise and blame, one a line."""
+    content = resources.files("uhl_cli.builtin").joinpath("opinions.txt").read_text(encoding="utf-8")
+    return content.splitlines()
 
 
 def chunks(paragraphs: list[str]) -> list[str]:
@@ -57,8 +67,12 @@ def chunks(paragraphs: list[str]) -> list[str]:
 
 
 def teacher_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Whole lower-case words of three letters or more in a WordPiece vocabulary, sorted."""
-    return sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[a-z]{3,}", word))
+    """The `COMMON_WORDS` first whole lower-case words of three letters or more in a WordPiece vocabulary.
+
+    BERT's vocabularies are ordered by frequency, in books as well as in an encyclopaedia.
+    """
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return [word for word, _ in by_id if re.fullmatch(r"[a-z]{3,}", word)][:COMMON_WORDS]
 
 
 def build_corpus(paragraphs: list[str], words: list[str], *, seed: int) -> list[str]:
@@ -71,6 +85,8 @@ def build_corpus(paragraphs: list[str], words: list[str], *, seed: int) -> list[
         for place in np.flatnonzero(rng.random(len(parts)) < EXCHANGED_WORDS):
             parts[place] = words[rng.integers(len(words))]
         texts[index] = " ".join(parts)
-    for _ in range(int(LISTS * len(texts))):
+    lists = int(LISTS * len(texts))
+    texts += opinions() * OPINION_COPIES
+    for _ in range(lists):
         texts.append(" ".join(words[index] for index in rng.integers(len(words), size=rng.integers(4, 16))))
     return texts

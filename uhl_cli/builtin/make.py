@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
-from uhl_cli.builtin.corpus import build_corpus, read_paragraphs, teacher_words
+from uhl_cli.builtin.corpus import build_corpus, chunks, read_paragraphs, teacher_words
 from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, Recipe
 from uhl_cli.builtin.student import Student
 from uhl_cli.builtin.teacher import WordTargets, word_targets
@@ -116,8 +116,8 @@ def main() -> None:
     finished = [name for name in arguments.hosts if (arguments.output / name / "model.safetensors").exists()]
     with progress_bar(quiet=False) as reporter:
         teacher = load_host(arguments.teacher, device="cpu")
-        words = teacher_words(teacher.tokenizer)
-        texts = build_corpus(read_paragraphs(arguments.text), words, seed=CORPUS_SEED)
+        paragraphs = read_paragraphs(arguments.text)
+        texts = build_corpus(paragraphs, teacher_words(teacher.tokenizer), seed=CORPUS_SEED)
         texts = [texts[row] for row in np.random.default_rng(CORPUS_SEED).permutation(len(texts))]
         texts = texts[: arguments.limit_texts]
         arguments.work.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def main() -> None:
             started = time.monotonic()
             if arguments.steps:
                 recipe = Recipe(**{**recipe.__dict__, "steps": arguments.steps})
-            tokenizer = train_tokenizer(recipe.kind, texts, words)
+            tokenizer = train_tokenizer(recipe.kind, chunks(paragraphs))
             tokenised = tokenise(tokenizer, texts, max_length=MAX_LENGTH)
             student, held_out = train_host(recipe, tokenizer, tokenised, targets, reporter)
             record: dict[str, object] = {

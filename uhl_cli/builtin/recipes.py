@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-VOCAB_SIZE = 12_288
+VOCAB_SIZE = 14_336
 # Every text is cut at this many tokens, in training as in use: positions beyond it were never trained.
 MAX_LENGTH = 128
 
@@ -34,14 +34,14 @@ class Recipe:
     learning_rate: float
     steps: int
     seed: int
-    batch_tokens: int = 6144
+    batch_tokens: int = 4096
 
 
 _ROWS = (
-    Recipe("tiny", "encoder", 2, 128, 4, 512, 2e-3, 2000, 11),
-    Recipe("small", "encoder", 4, 192, 6, 768, 1.5e-3, 2000, 22),
-    Recipe("base", "encoder", 6, 256, 8, 1024, 1e-3, 1800, 33),
-    Recipe("decoder", "decoder", 4, 192, 6, 512, 2e-3, 1400, 44),
+    Recipe("tiny", "encoder", 2, 128, 4, 512, 2e-3, 1600, 11),
+    Recipe("small", "encoder", 4, 192, 6, 768, 1.5e-3, 1600, 22),
+    Recipe("base", "encoder", 6, 256, 8, 1024, 1e-3, 2000, 33),
+    Recipe("decoder", "decoder", 4, 192, 6, 512, 2e-3, 1300, 44),
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
