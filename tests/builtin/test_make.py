@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,21 @@ import torch
 from tiny_hosts import SENTENCES, save_tiny_host, tiny_host
 
 from uhl_cli.builtin import make
-from uhl_cli.builtin.corpus import MAX_WORDS, MIN_WORDS, build_corpus, chunks, read_paragraphs
+from uhl_cli.builtin.corpus import (
+    EXCHANGED_TEXTS,
+    LISTS,
+    MAX_WORDS,
+    MIN_WORDS,
+    OPINION_COPIES,
+    build_corpus,
+    chunks,
+    opinions,
+    read_paragraphs,
+)
 from uhl_cli.builtin.recipes import RECIPES
 from uhl_cli.builtin.teacher import word_targets
 from uhl_cli.builtin.words import tokenise
+from uhl_cli.data import load_task
 from uhl_cli.errors import DataError
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.reports import silent
@@ -37,6 +49,8 @@ def toy(tmp_path, monkeypatch) -> list[str]:
     small = {name: replace(recipe, **SHAPE, steps=12, batch_tokens=512) for name, recipe in RECIPES.items()}
     monkeypatch.setattr(make, "RECIPES", small)
     monkeypatch.setattr(make, "HELD_OUT_TEXTS", 8)
+    for module in ("corpus", "tokenizers"):
+        monkeypatch.setattr(f"uhl_cli.builtin.{module}.opinions", lambda: list(SENTENCES))
     monkeypatch.setattr("uhl_cli.host.builtin._FOLDER", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     return ["--text", "text.gz", "--teacher", "teacher", "--output", "out", "--work", "work"]
@@ -110,10 +124,22 @@ def test_the_corpus_is_disturbed_in_part_and_by_the_seed():
     corpus = build_corpus(paragraphs, ["zebra", "yonder"], seed=1)
     assert corpus == build_corpus(paragraphs, ["zebra", "yonder"], seed=1)
     assert corpus != build_corpus(paragraphs, ["zebra", "yonder"], seed=2)
-    kept = sum(before == after for before, after in zip(paragraphs, corpus, strict=False))
-    assert 0.7 * 400 < kept < 0.9 * 400
-    assert len(corpus) == 500
-    assert all(set(text.split()) <= {"zebra", "yonder"} for text in corpus[400:])
+    kept = sum(before == after for before, after in zip(paragraphs, corpus[:400], strict=True))
+    assert abs(kept / 400 - (1 - EXCHANGED_TEXTS)) < 0.08
+    own = opinions()
+    assert corpus[400 : 400 + OPINION_COPIES * len(own)] == own * OPINION_COPIES
+    lists = corpus[400 + OPINION_COPIES * len(own) :]
+    assert len(lists) == int(LISTS * 400)
+    assert all(set(text.split()) <= {"zebra", "yonder"} for text in lists)
+
+
+def test_opinions_are_no_sentences_of_the_task():
+    """Hosts may have read them, so that neither part of `reviews` may hold one."""
+    data = load_task("reviews")
+    known = {" ".join(re.findall(r"\w+", text.lower())) for text in opinions()}
+    assert len(known) == len(opinions())
+    for part in (data.train, data.evaluation):
+        assert known.isdisjoint(" ".join(re.findall(r"\w+", text.lower())) for text in part.texts)
 
 
 def test_a_text_that_cannot_be_read_is_an_error(tmp_path):
