@@ -8,6 +8,7 @@ import typer
 
 from uhl_cli import __version__
 from uhl_cli.cli.demo import demo
+from uhl_cli.cli.inspect import inspect
 from uhl_cli.cli.port import port
 from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.tune import tune
@@ -42,6 +43,7 @@ app.command(epilog="Example: uhl demo --output demo")(demo)
 app.command(epilog="Example: uhl pretrain --host bert-base-uncased --task sst2 --output adapter.safetensors")(pretrain)
 app.command(epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny --json")(port)
 app.command(epilog="Example: uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2")(tune)
+app.command(epilog="Example: uhl inspect adapter.safetensors --verify")(inspect)
 
 
 def main() -> None:

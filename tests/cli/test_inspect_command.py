@@ -1,0 +1,255 @@
+"""`uhl inspect`: what it prints where, its exit codes, and that it needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_runs import ROOT, Called, call, start
+
+from uhl_cli.adapter.layout import parameter_shapes
+from uhl_cli.adapter.store import read_adapter, write_adapter
+
+BACKGROUND = re.compile(r"\x1b\[[\d;]*(?:4[0-7]|48|10[0-7])[\d;]*m")
+COLOURS = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": None}
+WIDE = {"COLUMNS": "160"}
+
+
+@pytest.fixture
+def adapter(place, here) -> Path:
+    path = here / "a.safetensors"
+    path.write_bytes(place.adapter.read_bytes())
+    return Path(path.name)
+
+
+@pytest.fixture(scope="session")
+def tuned(place, tmp_path_factory) -> Path:
+    """A task file that `uhl tune` made for the workplace's adapter."""
+    output = tmp_path_factory.mktemp("tuned") / "a.sst2.task.safetensors"
+    arguments = ["tune", place.adapter, "--target", place.target, "--data", place.data, "--steps", "3", "--quiet"]
+    arguments += ["--batch-size", "4", "--max-flops", "1000", "--device", "cpu", "--offline", "--output", output]
+    assert call(*arguments).code == 0
+    return output
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """The file with other manifest fields."""
+    content = read_adapter(path)
+    write_adapter(path, replace(content, manifest=content.manifest.model_copy(update=changes)))
+
+
+RUN = """
+import sys
+from uhl_cli.cli.main import app
+try:
+    app(sys.argv[1:])
+except SystemExit as left:
+    assert not left.code, left.code
+heavy = {"torch", "transformers", "datasets", "accelerate", "sklearn", "pandas"} & set(sys.modules)
+assert not heavy, heavy
+assert "uhl_cli.pipeline.inspect" in sys.modules
+assert ("matplotlib" in sys.modules) == ("--plot" in sys.argv)
+"""
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--json"], ["--quiet"], ["--anchors"], ["--verify"], ["--diff", "a.safetensors"], ["--plot", "a.svg"]]
+)
+def test_it_imports_neither_torch_nor_transformers(more, adapter, tuned, here):
+    if "--plot" in more:
+        pytest.importorskip("matplotlib")
+    (here / tuned.name).write_bytes(tuned.read_bytes())
+    for path in (adapter, tuned.name):
+        if path == tuned.name and more[:1] in (["--anchors"], ["--diff"]):
+            continue
+        again = ["--overwrite"] if "--plot" in more else []
+        command = [sys.executable, "-c", RUN, "inspect", str(path), *more, *again]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
+def test_a_heavy_import_would_be_noticed(adapter):
+    command = [sys.executable, "-c", f"import torch\n{RUN}", "inspect", str(adapter), "--quiet"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "AssertionError" in done.stderr
+    assert "'torch'" in done.stderr
+
+
+def test_tables_say_what_is_in_an_adapter(adapter, tuned, here):
+    (here / tuned.name).write_bytes(tuned.read_bytes())
+    called = call("inspect", adapter, env=WIDE)
+    assert (called.code, called.err) == (0, "")
+    size = adapter.stat().st_size
+    assert re.search(rf"in all +{size:,} +100.00 %", called.out)
+    manifest = read_adapter(adapter).manifest
+    for words in (
+        f"{size:,} bytes",
+        "uhl pretrain --host",
+        "closest pair",
+        "mixing weights",
+        "training examples",
+        "licence",
+        manifest.anchors.digest,
+        tuned.name,
+    ):
+        assert words in called.out, words
+    assert all(name in called.out for name in parameter_shapes(manifest.config))
+    assert "\x1b" not in called.out
+    plain = call("inspect", adapter, env={"COLUMNS": "80"}).out
+    assert all(name in plain for name in parameter_shapes(manifest.config))
+    assert max(len(line) for line in plain.splitlines() if "safetensors" not in line) <= 120
+
+
+def test_tables_say_what_is_in_a_task_file(adapter, tuned, here):
+    (here / tuned.name).write_bytes(tuned.read_bytes())
+    called = call("inspect", tuned.name, env=WIDE)
+    assert (called.code, called.err) == (0, "")
+    for words in ("task file", "before tuning", "a.safetensors, beside it", "uhl tune", "delta_theta", "the adapter's"):
+        assert words in called.out, words
+    assert call("inspect", tuned.name, "--quiet") == Called(0, f"{tuned.stat().st_size}\t1.0\n", "")
+    assert json.loads(call("inspect", tuned.name, "--json").out)["kind"] == "task"
+
+
+def test_json_is_the_report_and_quiet_is_one_line(adapter):
+    called = call("inspect", adapter, "--json")
+    assert (called.code, called.err) == (0, "")
+    report = json.loads(called.out)
+    assert report["bytes"] == sum(part["bytes"] for part in report["adapter"]["parts"]) == adapter.stat().st_size
+    assert report["adapter"]["manifest"] == read_adapter(adapter).manifest.model_dump(mode="json")
+    assert report["adapter"]["anchors"]["entries"] is None
+    with_texts = json.loads(call("inspect", adapter, "--json", "--anchors").out)
+    assert len(with_texts["adapter"]["anchors"]["entries"]) == report["adapter"]["anchors"]["texts"]
+    assert call("inspect", adapter, "--quiet") == Called(0, f"{adapter.stat().st_size}\t1.0\n", "")
+
+
+def heat_map(out: str) -> list[str]:
+    """Numbers of the heat map, row by row."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    rows = [line for line in plain.splitlines() if re.match(r"│ +\d\.\d │|│ +\d\.\d│", line)]
+    return [number for row in rows for number in re.findall(r"-?\d+\.\d{3}", row)]
+
+
+def test_heat_map_is_coloured_and_read_without_colour_too(adapter):
+    plain = call("inspect", adapter, env={**COLOURS, "NO_COLOR": "1"}).out
+    coloured = call("inspect", adapter, env=COLOURS).out
+    assert len(set(BACKGROUND.findall(coloured))) > 5
+    assert not BACKGROUND.search(plain)
+    report = json.loads(call("inspect", adapter, "--json").out)
+    numbers = [f"{value:.3f}" for row in report["adapter"]["mixing"]["mean"] for value in row]
+    assert heat_map(plain) == heat_map(coloured) == numbers
+    assert len(numbers) == 11 * 8
+
+
+def test_anchor_words_are_marked(adapter):
+    called = call("inspect", adapter, "--anchors")
+    anchors = read_adapter(adapter).anchors
+    lines = called.out.splitlines()
+    for index, text in enumerate(anchors.texts):
+        marked = text
+        for start_at, end in reversed(anchors.spans(index)):
+            marked = f"{marked[:start_at]}[{marked[start_at:end]}]{marked[end:]}"
+        assert marked in lines
+    assert "brackets" not in call("inspect", adapter).out
+
+
+def test_verify_says_yes_in_one_line(adapter, place):
+    called = call("inspect", adapter, "--verify")
+    assert (called.code, called.err) == (0, "")
+    assert called.out == (f"a.safetensors: every invariant of format 1.0 holds ({adapter.stat().st_size:,} bytes)\n")
+    assert call("inspect", adapter, "--verify", "-q") == Called(0, f"{adapter.stat().st_size}\t1.0\n", "")
+    assert json.loads(call("inspect", adapter, "--verify", "--json").out)["verification"] == {"problems": []}
+    assert call("inspect", place.tagger, "--verify").code == 0
+
+
+def test_verify_lists_what_is_wrong_and_exits_1(adapter):
+    training = read_adapter(adapter).manifest.training
+    rewrite(adapter, training=training.model_copy(update={"train_digest": "x", "train_examples": 3}))
+    wanted = [
+        "the label counts sum to 24; the training had 3 examples",
+        "training.train_digest is not a SHA-256 digest",
+    ]
+    for more in ([], ["--quiet"]):
+        called = call("inspect", adapter, "--verify", *more)
+        assert called.code == 1
+        assert called.out.splitlines() == wanted
+        assert called.err == ("error: a.safetensors breaks the format in 2 ways. Get the file again from its source.\n")
+    called = call("inspect", adapter, "--verify", "--json")
+    assert called.code == 1
+    assert json.loads(called.out)["verification"]["problems"] == wanted
+    adapter.write_bytes(b"nothing")
+    called = call("inspect", adapter, "--verify")
+    assert called.code == 1
+    assert len(called.out.splitlines()) == len(called.err.splitlines()) == 1
+    assert "not a whole safetensors file" in called.out
+
+
+def test_diff_exits_0_whatever_it_finds(adapter, place, here):
+    called = call("inspect", adapter, "--diff", place.adapter)
+    assert (called.code, called.err) == (0, "")
+    assert "identical, byte for byte" in called.out
+    assert call("inspect", adapter, "--diff", place.adapter, "-q") == Called(0, "identical\n", "")
+    rewrite(adapter, licence="MIT")
+    called = call("inspect", adapter, "--diff", place.adapter, env=WIDE)
+    assert called.code == 0
+    for words in ("licence", '"MIT"', '"unspecified"', "parts hold the same values", "anchors in common"):
+        assert words in called.out, words
+    assert call("inspect", adapter, "--diff", place.adapter, "-q") == Called(0, "different\n", "")
+    called = call("inspect", adapter, "--diff", place.tagger, "--json")
+    assert called.code == 0
+    parts = {part["name"] for part in json.loads(called.out)["comparison"]["parts"]}
+    assert {"atoms_u", "readout_pool"} <= parts
+
+
+def test_names_from_a_file_are_neither_markup_nor_commands(adapter):
+    task = read_adapter(adapter).manifest.task.model_copy(update={"labels": ("[red]bad[/]", "\x1b]0;owned\x07")})
+    rewrite(adapter, task=task, licence="[link=x]y[/link]\x1b[2J")
+    called = call("inspect", adapter, env=WIDE)
+    assert called.code == 0
+    assert "[red]bad[/]" in called.out
+    assert "[link=x]y[/link]?[2J" in called.out
+    assert "\x1b" not in called.out
+    assert "\x07" not in called.out
+
+
+def test_plot_says_where_it_drew(adapter):
+    pytest.importorskip("matplotlib")
+    called = call("inspect", adapter, "--plot", "figures/a.png")
+    assert (called.code, called.err) == (0, "")
+    assert called.out.endswith("drawn in figures/a.png\n")
+    assert Path("figures/a.png").read_bytes().startswith(b"\x89PNG")
+    assert "--overwrite" in call("inspect", adapter, "--plot", "figures/a.png").error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["missing.safetensors"], 1, "there is no file missing.safetensors"),
+        (["missing.safetensors", "--verify"], 1, "there is no file missing.safetensors"),
+        (["a.safetensors", "--diff", "missing"], 1, "there is no file missing"),
+        (["."], 1, "is a folder"),
+        (["a.safetensors", "--plot", "a.bmp"], 2, "no such kind of figure"),
+        (["a.safetensors", "--verify", "--diff", "a.safetensors"], 2, "two questions"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, words, adapter):
+    called = call("inspect", *arguments)
+    assert called.code == code
+    assert words in called.error
+
+
+def test_it_runs_in_a_process_of_its_own(adapter, here):
+    called = start("inspect", adapter, cwd=here)
+    assert (called.code, called.err) == (0, "")
+    assert "mixing weights" in called.out
+    called = start("inspect", adapter, "--verify", cwd=here)
+    assert called.code == 0

@@ -1,0 +1,213 @@
+"""What is in an adapter file or a task file: its parts to the byte, anchors, readout and what lies beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from uhl_cli.adapter.layout import READOUT_PARAMETERS, UPDATE_PARAMETERS, bits_of
+from uhl_cli.adapter.store import AdapterFile
+from uhl_cli.adapter.task_store import TaskFile, read_task
+from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.data.tasks import Task
+from uhl_cli.errors import FormatError
+from uhl_cli.pipeline.inspect_report import (
+    AdapterContent,
+    AnchorSummary,
+    AnchorText,
+    Group,
+    Part,
+    ReadoutSummary,
+    TaskContent,
+    TaskFileSummary,
+)
+from uhl_cli.pipeline.inspect_statistics import atom_statistics, mixing_summary, root_mean_square, values_of
+from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
+
+TASK_FILE_ENDING = ".task.safetensors"
+# Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
+MAX_ADAPTER_BYTES = 1_000_000
+_SCALE_OF = {"anchors.codes": "anchors.scale"}
+_ANCHOR_BITS: dict[str, int | None] = {"anchors.codes": 4, "anchors.texts": None, "anchors.words": 1}
+_DTYPES = {"I8": "int8", "U8": "uint8"}
+
+
+def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: bool) -> AdapterContent:
+    """Everything about an adapter file.
+
+    :param content: What `store.read_adapter` gave of `data`, the file's bytes.
+    :param anchors: Whether to give the anchor texts.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    words = sum(len(word_spans(text)) for text in content.anchors.texts)
+    shapes = {name: entry.codes.shape for name, entry in content.parameters.items()}
+    shapes["anchors.codes"] = content.coordinates.codes.shape
+    shapes["anchors.texts"] = (len(content.anchors.texts),)
+    shapes["anchors.words"] = (words,)
+    parts = file_parts(data, shapes)
+    atoms = atom_statistics(content.parameters)
+    task_files, unreadable = _task_files_beside(path, digest)
+    return AdapterContent(
+        digest=digest,
+        manifest=content.manifest,
+        parts=parts,
+        atoms=atoms,
+        mixing=mixing_summary(content.parameters, atoms.unused),
+        anchors=_anchor_summary(content.anchors, content.manifest.config.knots, texts=anchors),
+        readout=_readout(content.manifest.config, content.manifest.task, content.manifest.label_counts, parts),
+        task_files=task_files,
+        unreadable=unreadable,
+    )
+
+
+def task_content(path: Path, content: TaskFile, data: bytes) -> TaskContent:
+    """Everything about a task file; `content` is what `task_store.read_task` gave of `data`, the file's bytes."""
+    record = content.record
+    delta = values_of(content.parameters["delta_theta"])
+    parts = file_parts(data, {name: entry.codes.shape for name, entry in content.parameters.items()})
+    readout = None
+    if not record.own_task:
+        readout = _readout(record.config, record.task, record.label_counts, parts)
+    return TaskContent(
+        digest=hashlib.sha256(data).hexdigest(),
+        record=record,
+        parts=parts,
+        types=UPDATE_TYPES,
+        delta_theta=tuple(tuple(float(value) for value in row) for row in delta),
+        root_mean_square=root_mean_square(delta),
+        readout=readout,
+        adapter=_adapter_beside(path, record.adapter),
+    )
+
+
+def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
+    """The header and every part with its scales, sized by the offsets that the file itself gives.
+
+    :param data: Bytes of a file that the reader has accepted.
+    :param shapes: Shape of the values of every part, by its name.
+    """
+    header_bytes = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:header_bytes])
+    total = len(data)
+    parts = [
+        Part(
+            name="header",
+            group="header",
+            dtype="json",
+            bits=None,
+            shape=(),
+            scales=0,
+            bytes=header_bytes,
+            share=header_bytes / total,
+        )
+    ]
+    for name, shape in shapes.items():
+        tensors = [header[key] for key in (name, _SCALE_OF.get(name, f"{name}.scale")) if key in header]
+        size = sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors)
+        parts.append(
+            Part(
+                name=name,
+                group=_group(name),
+                dtype=_DTYPES[tensors[0]["dtype"]],
+                bits=_ANCHOR_BITS[name] if name in _ANCHOR_BITS else bits_of(name),
+                shape=shape,
+                scales=math.prod(tensors[1]["shape"]) if len(tensors) > 1 else 0,
+                bytes=size,
+                share=size / total,
+            )
+        )
+    return tuple(parts)
+
+
+def _group(name: str) -> Group:
+    if name in _ANCHOR_BITS:
+        return "anchors"
+    if name in UPDATE_PARAMETERS:
+        return "updates"
+    if name in READOUT_PARAMETERS:
+        return "readout"
+    return "size" if name.startswith("size_") else "head-only control"
+
+
+def _anchor_summary(anchors: AnchorTexts, knots: tuple[float, ...], *, texts: bool) -> AnchorSummary:
+    entries = None
+    if texts:
+        entries = tuple(
+            AnchorText(text=text, spans=tuple(anchors.spans(index))) for index, text in enumerate(anchors.texts)
+        )
+    return AnchorSummary(
+        origin=anchors.origin,
+        texts=len(anchors.texts),
+        words=anchors.num_words,
+        words_per_text=anchors.num_words / len(anchors.texts),
+        knots=knots,
+        digest=anchors.digest,
+        entries=entries,
+    )
+
+
+def _readout(config: AdapterConfig, task: Task, label_counts: tuple[int, ...], parts: Iterable[Part]) -> ReadoutSummary:
+    own = [part for part in parts if part.name in READOUT_PARAMETERS]
+    return ReadoutSummary(
+        kind=config.kind,
+        inputs=len(config.knots) * config.canonical_size,
+        hidden=config.readout_size,
+        labels=task.labels,
+        label_counts=label_counts,
+        parameters=sum(math.prod(part.shape) for part in own),
+        bytes=sum(part.bytes for part in own),
+    )
+
+
+def _task_files_beside(path: Path, digest: str) -> tuple[tuple[TaskFileSummary, ...], tuple[str, ...]]:
+    """Task files in the adapter's folder that name its digest, and files that only end like task files."""
+    found: list[TaskFileSummary] = []
+    unreadable: list[str] = []
+    for beside in _files_beside(path):
+        if not beside.name.endswith(TASK_FILE_ENDING):
+            continue
+        try:
+            record = read_task(beside).record
+            size = beside.stat().st_size
+        except (FormatError, OSError):
+            unreadable.append(beside.name)
+            continue
+        if record.adapter == digest:
+            found.append(
+                TaskFileSummary(
+                    file=beside.name,
+                    task=record.task.name,
+                    target=record.target,
+                    own_task=record.own_task,
+                    before=record.before,
+                    score=record.score,
+                    bytes=size,
+                )
+            )
+    return tuple(found), tuple(unreadable)
+
+
+def _adapter_beside(path: Path, digest: str) -> str | None:
+    """Name of the adapter in the task file's folder that it belongs to."""
+    for beside in _files_beside(path):
+        if beside.name.endswith(TASK_FILE_ENDING) or beside.suffix != ".safetensors":
+            continue
+        try:
+            if beside.stat().st_size > MAX_ADAPTER_BYTES:
+                continue
+            if hashlib.sha256(beside.read_bytes()).hexdigest() == digest:
+                return beside.name
+        except OSError:  # what cannot be read is not known to be the adapter
+            continue
+    return None
+
+
+def _files_beside(path: Path) -> Iterable[Path]:
+    """Regular files in the folder of `path`, itself left out, in the order of their names."""
+    try:
+        return sorted(entry for entry in path.parent.iterdir() if entry.is_file() and entry.name != path.name)
+    except OSError:  # a folder that cannot be listed shows nothing beside the file
+        return ()

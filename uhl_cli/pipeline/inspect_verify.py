@@ -1,0 +1,216 @@
+"""Every invariant of the two file formats, checked one by one, going on after what is wrong.
+
+What the readers refuse is found here too, but all of it at once; on top come what no reader needs: the size limit,
+counts that agree with each other, and that writing the content again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from uhl_cli.adapter.layout import bits_of, parameter_shapes
+from uhl_cli.adapter.packing import decompress_text, pack_nibbles, unpack_nibbles
+from uhl_cli.adapter.store import (
+    FORMAT_VERSION,
+    MAX_TEXT_BYTES,
+    read_adapter,
+    read_parameter,
+    read_tensors,
+    to_bytes,
+)
+from uhl_cli.adapter.task_store import FORMAT_VERSION as TASK_FORMAT_VERSION
+from uhl_cli.adapter.task_store import TaskRecord, read_task, task_parameter_shapes, task_to_bytes
+from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.errors import FormatError, UhlError
+from uhl_cli.pipeline.inspect_report import FileKind
+from uhl_cli.pipeline.inspect_verify_header import (
+    VERSION,
+    fields,
+    fingerprint_problems,
+    header_problems,
+    one_line,
+    parsed,
+    score_problems,
+    training_problems,
+)
+from uhl_cli.schema import AdapterConfig, Manifest
+
+MAX_BYTES = 1_000_000
+MAX_SCALE = 1e6
+_ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def find_problems(path: Path, data: bytes) -> tuple[FileKind | None, str | None, tuple[str, ...]]:
+    """Kind and format version of a file as far as they can be told, and one line for each broken invariant.
+
+    :param data: The bytes of the file at `path`.
+    """
+    problems = [f"the file holds {len(data):,} bytes; at most {MAX_BYTES:,} are allowed"] * (len(data) > MAX_BYTES)
+    try:
+        metadata, tensors = read_tensors(path)
+        if "uhl" not in metadata:
+            metadata, tensors = read_tensors(path, key="uhl-task")
+    except FormatError as error:
+        return None, None, (*problems, one_line(error.message))
+    if "uhl" in metadata:
+        kind: FileKind = "adapter"
+        problems += _adapter_problems(path, metadata["uhl"], tensors, data)
+    elif "uhl-task" in metadata:
+        kind = "task"
+        problems += _task_problems(path, metadata["uhl-task"], tensors, data)
+    else:
+        return None, None, (*problems, "the header holds neither an adapter's manifest nor a task file's record")
+    version = fields(metadata["uhl" if kind == "adapter" else "uhl-task"]).get("format_version")
+    # The same fault may be met on two ways.
+    known = isinstance(version, str) and VERSION.fullmatch(version) is not None
+    return kind, version if known else None, tuple(dict.fromkeys(problems))
+
+
+def _adapter_problems(path: Path, text: str, tensors: Tensors, data: bytes) -> Iterator[str]:
+    found = [*header_problems("manifest", text, Manifest, FORMAT_VERSION)]
+    manifest = parsed(Manifest, fields(text))
+    config = parsed(AdapterConfig, fields(text).get("config")) if manifest is None else manifest.config
+    if manifest is not None:
+        found += training_problems(manifest)
+        if manifest.atoms_per_token is not None and manifest.atoms_per_token > manifest.config.top_k:
+            found.append(f"atoms_per_token is {manifest.atoms_per_token:g}, more than top_k, {manifest.config.top_k}")
+        found += fingerprint_problems("source", manifest)
+    if config is None:
+        found.append("the parts cannot be checked without a valid configuration")
+    else:
+        shapes = parameter_shapes(config)
+        found += _name_problems({*shapes, *(f"{name}.scale" for name in shapes), *_ANCHOR_PARTS}, tensors)
+        found += _part_problems(shapes, tensors)
+    found += _anchor_problems(manifest, config, tensors)
+    yield from found
+    yield from _rewriting_problems(lambda: to_bytes(read_adapter(path)), data, known=bool(found))
+
+
+def _task_problems(path: Path, text: str, tensors: Tensors, data: bytes) -> Iterator[str]:
+    found = [*header_problems("record", text, TaskRecord, TASK_FORMAT_VERSION)]
+    record = parsed(TaskRecord, fields(text))
+    if record is None:
+        found.append("the parts cannot be checked without a valid record")
+    else:
+        shapes = task_parameter_shapes(record)
+        found += training_problems(record)
+        found += score_problems("before", record.before)
+        found += fingerprint_problems("target", record)
+        found += _name_problems({*shapes, *(f"{name}.scale" for name in shapes)}, tensors)
+        found += _part_problems(shapes, tensors)
+    yield from found
+    yield from _rewriting_problems(lambda: task_to_bytes(read_task(path)), data, known=bool(found))
+
+
+def _name_problems(wanted: set[str], tensors: Tensors) -> Iterator[str]:
+    yield from (f"the part {name} is missing" for name in sorted(wanted - set(tensors)))
+    yield from (one_line(f"the part {name} does not belong in the file") for name in sorted(set(tensors) - wanted))
+
+
+def _part_problems(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors) -> Iterator[str]:
+    """What the reader refuses of every parameter: its codes and its scales each checked beside a good other half."""
+    for name, shape in shapes.items():
+        scale = f"{name}.scale"
+        codes = np.zeros(shape, dtype=np.int8)
+        good = {
+            name: pack_nibbles(codes) if bits_of(name) == 4 else codes,
+            scale: np.ones(codes.size // shape[-1] if len(shape) > 1 else 1, dtype=np.float32),
+        }
+        for half in (name, scale):
+            if half in tensors:
+                yield from _refusal(partial(read_parameter, name, shape, good | {half: tensors[half]}))
+
+
+def _anchor_problems(manifest: Manifest | None, config: AdapterConfig | None, tensors: Tensors) -> Iterator[str]:
+    anchors = None
+    if "anchors.texts" in tensors and "anchors.words" in tensors:
+        anchors, problem = _anchor_texts(tensors["anchors.texts"], tensors["anchors.words"])
+        yield from [problem] if problem else []
+    if anchors is not None and manifest is not None:
+        record = manifest.anchors
+        for name, said, counted in (
+            ("texts", record.texts, len(anchors.texts)),
+            ("words", record.words, anchors.num_words),
+        ):
+            if said != counted:
+                yield f"the manifest says {said:,} anchor {name}; the file holds {counted:,}"
+        if anchors.digest != record.digest:
+            yield "the digest of the anchors is not the one in the manifest"
+    if config is None:
+        return
+    knots, size = len(config.knots), config.canonical_size
+    if "anchors.scale" in tensors:
+        yield from _scale_problems("anchors.scale", tensors["anchors.scale"], (knots, size))
+    words = manifest.anchors.words if manifest is not None else anchors.num_words if anchors is not None else None
+    if "anchors.codes" in tensors and words is not None:
+        codes = tensors["anchors.codes"]
+        if codes.dtype != np.uint8:
+            yield f"anchors.codes is {codes.dtype}; it must be uint8"
+        else:
+            yield from _refusal(lambda: unpack_nibbles(codes, (knots, words, size), name="anchors.codes"))
+
+
+def _anchor_texts(packed: np.ndarray, bits: np.ndarray) -> tuple[AnchorTexts | None, str]:
+    """The anchors, or None and what is wrong with them."""
+    for name, value in (("anchors.texts", packed), ("anchors.words", bits)):
+        if value.dtype != np.uint8:
+            return None, f"{name} is {value.dtype}; it must be uint8"
+    try:
+        texts = tuple(decompress_text(packed, limit=MAX_TEXT_BYTES, name="anchors.texts").split("\n"))
+    except FormatError as error:
+        return None, one_line(error.message).rstrip(".")
+    counts = [len(word_spans(text)) for text in texts]
+    if bits.ndim != 1 or len(bits) != (sum(counts) + 7) // 8:
+        return None, f"anchors.words holds {bits.size:,} bytes; {(sum(counts) + 7) // 8:,} are needed for the texts"
+    flags = np.split(np.unpackbits(bits, count=sum(counts)), np.cumsum(counts)[:-1])
+    chosen = tuple(tuple(int(ordinal) for ordinal in np.flatnonzero(part)) for part in flags)
+    return AnchorTexts(texts, chosen, ""), ""
+
+
+def _scale_problems(name: str, scales: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
+    if scales.dtype != np.float32 or scales.shape != shape:
+        yield f"{name} is {scales.dtype} {scales.shape}; it must be float32 {shape}"
+    elif not bool(((scales >= 0) & (scales <= MAX_SCALE)).all()):  # NaN is neither
+        yield f"{name} holds a value that is not finite, negative or absurdly large"
+
+
+def _refusal(read: Callable[[], object]) -> Iterator[str]:
+    try:
+        read()
+    except FormatError as error:
+        yield one_line(error.message).rstrip(".")
+
+
+def _rewriting_problems(rewrite: Callable[[], bytes], data: bytes, *, known: bool) -> Iterator[str]:
+    """Whether reading and writing the content again gives the same bytes.
+
+    :param known: Something is wrong already; then what the reader says of it is no news.
+    """
+    try:
+        again = rewrite()
+    except UhlError as error:
+        if not known:
+            yield one_line(error.message).rstrip(".")
+        return
+    if _with_texts_of(again, data) != data:
+        same = next((index for index, (a, b) in enumerate(zip(again, data, strict=False)) if a != b), len(again))
+        yield f"writing the content again gives other bytes, from byte {min(same, len(data)):,} on"
+
+
+def _with_texts_of(again: bytes, data: bytes) -> bytes:
+    """`again` with the compressed texts of `data`: builds of zlib differ in how they compress the same text."""
+    mine, given = load(again), load(data)
+    if again == data or "anchors.texts" not in mine:
+        return again
+    mine["anchors.texts"] = given["anchors.texts"]
+    header = json.loads(again[8 : 8 + int.from_bytes(again[:8], "little")])
+    replaced: bytes = save(mine, metadata=header["__metadata__"])
+    return replaced
