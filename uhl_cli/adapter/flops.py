@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from uhl_cli.adapter.flops_pass import PassShape, forward_pass
 from uhl_cli.adapter.folding import FoldedAdapter
-from uhl_cli.adapter.inject import Injection
-from uhl_cli.adapter.ported import readout_logits
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.hostmap import HostMap
 
 SEQUENCE_LENGTH = 128
 
@@ -33,11 +33,17 @@ def _embedding_bag(weight: Shape, indices: Shape, *_rest: object, **_options: ob
     return 2 * math.prod(indices) * weight[1]
 
 
+def _matrix_vector(matrix: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(matrix)
+
+
 # What torch's counter leaves out.
 _COUNTED: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_attention_math": _attention,
     "_embedding_bag": _embedding_bag,
     "_embedding_bag_forward_only": _embedding_bag,
+    "mv": _matrix_vector,
 }
 
 
@@ -47,20 +53,22 @@ def _handlers() -> dict[Any, Any]:
     return {getattr(operators, name): count for name, count in _COUNTED.items() if hasattr(operators, name)}
 
 
+def count_flops(
+    host: Host, folded: FoldedAdapter | None, *, sequence_length: int = SEQUENCE_LENGTH, batch_size: int = 1
+) -> int:
+    """FLOPs of one forward pass: of the host alone, or with the adapter attached.
+
+    :param sequence_length: Tokens of each sequence; no more than the host takes are counted.
+    """
+    return count_map_flops(host.map, folded, PassShape(batch_size, min(sequence_length, host.max_length)))
+
+
 @torch.inference_mode()
-def count_flops(host: Host, folded: FoldedAdapter | None, *, sequence_length: int = SEQUENCE_LENGTH) -> int:
-    """FLOPs of one forward pass over one sequence: of the host alone, or with the adapter attached."""
-    length = min(sequence_length, host.max_length)
-    vocabulary = host.map.embeddings.num_embeddings
-    ids = (torch.arange(length, device=host.device) * 7919 % vocabulary).unsqueeze(0)
-    mask = torch.ones_like(ids)
-    with FlopCounterMode(display=False, custom_mapping=_handlers()) as counter:
-        if folded is None:
-            host.map.base(input_ids=ids, attention_mask=mask)
-        else:
-            with Injection(host.map, folded) as injection:
-                output = host.map.base(input_ids=ids, attention_mask=mask)
-                features = injection.readout_features(output.last_hidden_state)
-                words = torch.eye(length, device=host.device) if folded.kind == "tokens" else None
-                readout_logits(folded.readout, features, mask.bool(), words)
+def count_map_flops(host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape) -> int:
+    """The same for a model of which only the map is there, such as one on the meta device."""
+    with (
+        forward_pass(host_map, folded, shape) as (module, ids),
+        FlopCounterMode(display=False, custom_mapping=_handlers()) as counter,
+    ):
+        module(ids)
     return int(counter.get_total_flops())

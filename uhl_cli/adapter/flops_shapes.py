@@ -1,0 +1,53 @@
+"""An adapter folded in shape alone, on the meta device: for counting on a host that has no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout
+from uhl_cli.adapter.plan import PortPlan
+from uhl_cli.host.hostmap import HostMap
+from uhl_cli.schema import AdapterConfig
+
+
+def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> FoldedAdapter:
+    """What `fold` and `move` would give for this plan: tensors of the same shapes, on the meta device, without values.
+
+    The readout listens to every depth of the plan.  An alignment may find that fewer serve better, so that the
+    ported adapter costs at most as much.
+    """
+    like = host_map.embeddings.weight
+    width, atoms, readout = host_map.hidden_size, config.num_atoms, config.readout_size
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=like.dtype, device="meta")
+
+    def layer(edits: dict[str, int]) -> FoldedLayer:
+        return FoldedLayer(
+            router=empty(atoms, width),
+            router_bias=empty(atoms),
+            read=empty(atoms, width),
+            read_bias=empty(atoms),
+            edits={name: empty(atoms, features) for name, features in edits.items()},
+        )
+
+    layers = {}
+    for place in host_map.layers:
+        kept = {name for name in (*READERS, *WRITERS) if name in plan.types}
+        edits = {name: site.out_features for name, site in place.sites.items() if name in kept}
+        if place.index in plan.layers and edits:
+            layers[place.index] = layer(edits)
+    return FoldedAdapter(
+        threshold=empty(config.top_k),
+        layers=layers,
+        readout=FoldedReadout(
+            taps={depth: empty(readout, width) for depth in plan.tap_depths},
+            bias=empty(readout),
+            layer=layer({"readout": readout}) if "readout" in plan.types else None,
+            pool=empty(readout) if config.kind == "sequence" else None,
+            out_weight=empty(config.num_labels, readout),
+            out_bias=empty(config.num_labels),
+        ),
+        kind=config.kind,
+    )
