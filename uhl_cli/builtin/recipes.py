@@ -40,8 +40,8 @@ class Recipe:
 _ROWS = (
     Recipe("tiny", "encoder", 2, 128, 4, 512, 2e-3, 1600, 11),
     Recipe("small", "encoder", 4, 192, 6, 768, 1.5e-3, 1600, 22),
-    Recipe("base", "encoder", 6, 256, 8, 1024, 1e-3, 2000, 33),
-    Recipe("decoder", "decoder", 4, 192, 6, 512, 2e-3, 1300, 44),
+    Recipe("base", "encoder", 6, 256, 8, 1024, 1e-3, 1700, 33),
+    Recipe("decoder", "decoder", 4, 192, 6, 512, 2e-3, 900, 44),
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
