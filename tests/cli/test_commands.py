@@ -32,7 +32,7 @@ needs_links = pytest.mark.skipif(
 )
 
 
-COMMANDS = ("demo", "pretrain", "port", "tune", "inspect")
+COMMANDS = ("demo", "pretrain", "port", "tune", "inspect", "budget")
 
 
 class Reached(UhlError):

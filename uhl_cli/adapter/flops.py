@@ -40,7 +40,6 @@ def _matrix_vector(matrix: Shape, *_rest: object, **_options: object) -> int:
 # What torch's counter leaves out.
 _COUNTED: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
-    "_scaled_dot_product_attention_math": _attention,
     "_embedding_bag": _embedding_bag,
     "_embedding_bag_forward_only": _embedding_bag,
     "mv": _matrix_vector,

@@ -35,20 +35,22 @@ class ForwardPass(nn.Module):
         self._injection = injection
         self._kind = kind
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the adapter, or the last hidden state of a bare host.
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """All that the host gives out and, behind it, the logits of the adapter.
 
         :param ids: int64 [batch, tokens], all of them real tokens.  Of a token task every token counts as a word.
         """
         # Models look at their mask's values, which the meta device has none of; the FLOPs are the same without.
         mask = None if ids.is_meta else torch.ones_like(ids)
-        state: Tensor = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
+        output = self.base(input_ids=ids, attention_mask=mask)
+        # Everything is handed on, a pooler's result too: a trace leaves out what leads to no result.
+        given = tuple(value for value in output.values() if isinstance(value, Tensor))
         if self._injection is None:
-            return state
-        features = self._injection.readout_features(state)
+            return given
+        features = self._injection.readout_features(output.last_hidden_state)
         seen = torch.ones_like(ids, dtype=torch.bool)
         words = torch.eye(ids.numel(), device=ids.device) if self._kind == "tokens" else None
-        return readout_logits(self._injection.readout, features, seen, words)
+        return (*given, readout_logits(self._injection.readout, features, seen, words))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from uhl_cli import __version__
+from uhl_cli.cli.budget import budget
 from uhl_cli.cli.demo import demo
 from uhl_cli.cli.inspect import inspect
 from uhl_cli.cli.port import port
@@ -44,6 +45,7 @@ app.command(epilog="Example: uhl pretrain --host bert-base-uncased --task sst2 -
 app.command(epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny --json")(port)
 app.command(epilog="Example: uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2")(tune)
 app.command(epilog="Example: uhl inspect adapter.safetensors --verify")(inspect)
+app.command(epilog="Example: uhl budget adapter.safetensors --target bert-large-uncased --json")(budget)
 
 
 def main() -> None:

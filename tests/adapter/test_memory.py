@@ -1,0 +1,84 @@
+"""Bytes of a folded adapter are those of its tensors, and the peak of a pass is what is alive at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_adapters import SMALL, tiny_folded
+from tiny_hosts import FAMILIES, tiny_host
+
+from uhl_cli.adapter.flops_pass import PassShape
+from uhl_cli.adapter.flops_shapes import shape_only
+from uhl_cli.adapter.folding import move
+from uhl_cli.adapter.memory import PeakMemory, adapter_bytes, peak_bytes
+from uhl_cli.adapter.plan import full_plan
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_peak_is_what_is_alive_at_once(device):
+    before = torch.zeros(10_000, device=device)
+    with torch.inference_mode(), PeakMemory() as meter:
+        first = torch.ones(1000, device=device)
+        assert meter.peak == 4000
+        second = first + 1  # two alive
+        assert meter.peak == 8000
+        view = second.view(10, 100)  # no new bytes
+        view.add_(1)
+        before.mul_(2)  # neither what was there already
+        assert meter.peak == 8000
+        del first
+        third = torch.ones(500, device=device)  # takes the place of the first
+        assert meter.peak == 8000
+        fourth = torch.ones(1000, device=device, dtype=torch.float64)
+        assert meter.peak == 4000 + 2000 + 8000
+    del second, view, third, fourth
+
+
+def test_a_view_keeps_its_bytes_alive():
+    with torch.inference_mode(), PeakMemory() as meter:
+        view = torch.ones(1000)[:1]
+        other = torch.ones(1000)
+        assert meter.peak == 8000
+    del view, other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_the_adapter(family):
+    host = tiny_host(family)
+    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    d, atoms, readout, labels, layers = 32, SMALL.num_atoms, SMALL.readout_size, SMALL.num_labels, 2
+    edits = sum(site.out_features for layer in host.map.layers for site in layer.sites.values())
+    values = (layers + 1) * 2 * (atoms * d + atoms) + atoms * edits + atoms * readout
+    values += len(folded.readout.taps) * readout * d + 2 * readout + labels * readout + labels + SMALL.top_k
+    assert adapter_bytes(folded) == 4 * values
+    assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * values
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_peak_of_a_pass(family):
+    host = tiny_host(family)
+    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    one, four = (peak_bytes(host.map, None, PassShape(size, 48)) for size in (1, 4))
+    widest = 4 * 48 * 96  # the feed-forward layer's output
+    assert one >= 2 * widest  # beside the activation that is made of it
+    assert one < 100 * widest
+    assert 3.5 * one < four < 4.5 * one
+    assert peak_bytes(host.map, folded, PassShape(1, 48)) > one
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.model.modules())
+
+
+def test_joined_edits_of_a_fused_projection_are_seen():
+    """GPT-2's q, k and v are one module; attaching joins their edits, which a pass then holds."""
+    host = tiny_host("gpt2")
+    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    joined = 4 * SMALL.num_atoms * 3 * 32 * 2
+    short = PassShape(1, 1)
+    assert peak_bytes(host.map, folded, short) - peak_bytes(host.map, None, short) >= joined
+
+
+def test_bytes_are_counted_without_weights_too():
+    host = tiny_host("bert")
+    shaped = shape_only(host.map, full_plan(host.map), SMALL)
+    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    missing = set(range(3)) - set(folded.readout.taps)
+    assert adapter_bytes(shaped) == adapter_bytes(folded) + 4 * 32 * SMALL.readout_size * len(missing)

@@ -1,0 +1,257 @@
+"""`uhl budget` in scripts: exit codes, the quiet line, JSON, and nothing heavy imported without a target."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runs import ROOT, Called, Workplace, call, start
+from tiny_hosts import save_tiny_host
+
+from uhl_cli.pipeline.budget_report import BudgetReport
+
+
+def on(place: Workplace, *more: str, target: Path | None = None) -> Called:
+    given = ["--target", str(target or place.target), "--device", "cpu", "--offline", "--max-flops", "1000"]
+    return call("budget", str(place.adapter), *given, *more)
+
+
+def last_error(called: Called) -> str:
+    """The one error line, behind the report on stdout."""
+    assert called.out
+    lines = [line for line in called.err.splitlines() if line.startswith("error: ")]
+    assert called.err.splitlines()[-1:] == lines
+    return lines[0]
+
+
+def test_file_alone(place):
+    size = place.adapter.stat().st_size
+    called = call("budget", place.adapter, "--json")
+    assert (called.code, called.err) == (0, "")
+    report = BudgetReport.model_validate_json(called.out)
+    assert report.file.bytes == sum(part.bytes for part in report.file.parts) == size
+    assert call("budget", place.adapter, "--quiet") == Called(0, f"{size}\t-\t-\n", "")
+    table = call("budget", place.adapter)
+    assert (table.code, table.err) == (0, "")
+    for part in report.file.parts:
+        assert f"{part.part}" in table.out
+        assert f"{part.bytes:,}" in table.out
+    assert f"{size:,}" in table.out
+    assert "within the limits" in table.out
+
+
+def test_exit_codes_by_bytes(place):
+    size = place.adapter.stat().st_size
+    assert call("budget", place.adapter, "-q", "--max-bytes", str(size)) == Called(0, f"{size}\t-\t-\n", "")
+    for form in ((), ("--quiet",), ("--json",)):
+        beyond = call("budget", place.adapter, *form, "--max-bytes", str(size - 1))
+        assert beyond.code == 3
+        error = last_error(beyond)
+        assert f"{size:,} bytes, the limit is {size - 1:,}" in error
+        assert error.endswith("Raise the limit, or choose another target.")
+        assert f"{size:,}" in beyond.out or str(size) in beyond.out
+    assert "BEYOND the limits" in call("budget", place.adapter, "--max-bytes", "1").out
+
+
+def test_errors_and_wrong_usage(place, here):
+    (here / "text").write_text("no adapter")
+    damaged = call("budget", here / "text")
+    assert (damaged.code, damaged.error.startswith("error: ")) == (1, True)
+    assert call("budget", here / "none").code == 1
+    assert call("budget", place.adapter, "--target", here / "none", "--offline").code == 1
+    assert call("budget", place.adapter, "--max-flops", "5").code == 2
+    assert call("budget", place.adapter, "--target", "a", "--target-config", "b").code == 2
+    assert call("budget", place.adapter, "--max-bytes", "0").code == 2
+    assert "--max-flops" in call("budget", place.adapter, "--target", place.target, "--max-flops", "-1").error
+
+
+def test_on_a_target(place):
+    called = on(place, "--json", "--sequence-length", "16", "--batch-size", "2")
+    assert called.code == 0
+    report = BudgetReport.model_validate_json(called.out)
+    target = report.target
+    assert target is not None
+    assert target.atoms is not None
+    assert (target.model_type, target.sequence_length, target.batch_size) == ("gpt2", 16, 2)
+    assert "a multiply-add" in target.flops.convention
+    quiet = on(place, "--quiet", "--sequence-length", "16", "--batch-size", "2")
+    wanted = f"{report.file.bytes}\t{target.flops.percent:.4f}\t{target.atoms.per_token:.4f}\n"
+    assert quiet == Called(0, wanted, "")
+    table = on(place, "--sequence-length", "16", "--batch-size", "2").out
+    for figure in (target.flops.fvcore.host, target.flops.torch.adapter, target.memory.adapter_weights):
+        assert f"{figure:,}" in table
+    assert "2 x 16 tokens" in table
+    assert f"{target.atoms.per_token:.2f} on" in table
+
+
+def test_exit_codes_by_flops_and_atoms(place):
+    report = json.loads(on(place, "--json").out)
+    atoms = report["target"]["atoms"]["per_token"]
+    assert 0 < atoms <= 2
+    assert on(place, "--quiet", "--max-atoms", str(atoms + 0.01)).code == 0
+    over = on(place, "--quiet", "--max-atoms", str(atoms - 0.01))
+    assert over.code == 3
+    assert "active atoms per token, the limit is" in last_error(over)
+    # Even the readout alone is over a thousandth of this host.
+    refused = on(place, "--quiet", "--max-flops", "0.1")
+    assert refused.code == 3
+    assert "the readout alone" in last_error(refused)
+    assert refused.out.count("\t") == 2
+
+
+def test_data_of_the_task(place):
+    anchors = json.loads(on(place, "--json").out)["target"]["atoms"]
+    data = json.loads(on(place, "--json", "--data", str(place.data), "--limit-evaluation", "5").out)["target"]["atoms"]
+    assert (data["texts"], "anchor" in anchors["data"]) == (5, True)
+    assert str(place.data.name) in data["data"]
+    assert 0 < data["per_token"] <= 2
+    assert anchors["texts"] > 5
+    wrong = on(place, "--data", str(place.conll))
+    assert wrong.code == 1
+
+
+def test_token_task(place):
+    given = ["--target", str(place.host), "--device", "cpu", "--offline", "--max-flops", "1000", "--quiet"]
+    called = call("budget", place.tagger, *given)
+    assert called.code == 0
+    assert 0 < float(called.out.split("\t")[2]) <= 2
+
+
+def test_configuration_alone(place, here):
+    report = BudgetReport.model_validate_json(on(place, "--json", "--align", "size").out)
+    config = call(
+        *("budget", place.adapter, "--target-config", place.target / "config.json"),
+        *("--max-flops", "1000", "--json", "--align", "size"),
+    )
+    assert config.code == 0
+    hollow = BudgetReport.model_validate_json(config.out)
+    assert hollow.target is not None
+    assert report.target is not None
+    for counter in ("fvcore", "torch"):
+        assert getattr(hollow.target.flops, counter) == getattr(report.target.flops, counter)
+    quiet = call("budget", place.adapter, "--target-config", place.target, "--max-flops", "1000", "--quiet")
+    assert quiet.code == 0
+    assert quiet.out.endswith("\t-\n")
+    table = call("budget", place.adapter, "--target-config", place.target, "--max-flops", "1000")
+    assert "configuration alone, no weights" in table.out
+
+
+def test_wall_clock_only_when_asked(place):
+    assert json.loads(on(place, "--json").out)["target"]["time"] is None
+    asked = on(place, "--time", "--repetitions", "3", "--sequence-length", "8")
+    assert asked.code == 0
+    assert "ms, median of 3" in asked.out
+
+
+def test_a_length_that_the_host_does_not_take_is_said(place):
+    called = on(place, "--quiet", "--sequence-length", "100")
+    assert called.code == 0
+    assert called.err == "warning: the target takes 64 tokens at most; counted at that length.\n"
+
+
+def test_markup_in_names_is_left_alone(place, here):
+    named = here / "[bold]odd[/].safetensors"
+    named.parent.mkdir(parents=True, exist_ok=True)
+    named.write_bytes(place.adapter.read_bytes())
+    assert "[bold]odd[/].safetensors" in call("budget", named).out
+    folder = save_tiny_host(here / "[red]host", "bert")
+    assert "[red]host" in on(place, target=folder).out
+
+
+@pytest.mark.parametrize("form", ["--json", "--quiet", ""])
+def test_without_a_target_nothing_heavy_is_imported(place, form):
+    code = (
+        "import sys\n"
+        "from uhl_cli.cli.main import app\n"
+        "try:\n"
+        f"    app({['budget', str(place.adapter), *([form] if form else [])]!r})\n"
+        "except SystemExit as left:\n"
+        "    assert left.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'fvcore', 'sklearn', 'pandas'}\n"
+        "print('heavy:', heavy & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: set()"
+
+
+def test_a_heavy_import_would_be_noticed(place):
+    given = ["budget", str(place.adapter), "--target-config", str(place.target), "--max-flops", "1000"]
+    code = (
+        "import sys\n"
+        "from uhl_cli.cli.main import app\n"
+        "try:\n"
+        f"    app({given!r})\n"
+        "except SystemExit as left:\n"
+        "    assert left.code == 0\n"
+        "print('heavy:', *sorted({'torch', 'transformers', 'fvcore'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: fvcore torch transformers"
+
+
+def test_what_is_left_out_is_what_port_leaves_out(place):
+    """A limit between the least and the whole adapter."""
+    given = ["budget", place.adapter, "--target", place.target, "--device", "cpu", "--offline"]
+    whole = json.loads(call(*given, "--max-flops", "1000", "--json").out)["target"]
+    assert whole["left_out"] == []
+    limit = str(round(0.8 * whole["whole_percent"]))
+    target = json.loads(call(*given, "--max-flops", limit, "--json").out)["target"]
+    assert target["left_out"]
+    assert target["memory"]["adapter_weights"] < whole["memory"]["adapter_weights"]
+    arguments = ["port", place.adapter, "--target", place.target, "--no-score", "--max-flops", limit, "--json"]
+    ported = json.loads(call(*arguments, "--device", "cpu", "--offline").out)
+    assert ported["left_out"] == target["left_out"]
+    words = " ".join(call(*given, "--max-flops", limit).out.split())
+    assert f"left out to hold the FLOP limit: {', '.join(target['left_out'])}" in words
+
+
+def test_a_task_file_is_listed_apart(place, here):
+    arguments = ["tune", place.adapter, "--target", place.target, "--data", place.data, "--steps", "1", "--quiet"]
+    arguments += ["--batch-size", "4", "--max-flops", "1000", "--device", "cpu", "--offline"]
+    assert call(*arguments, "--output", "t.safetensors").code == 0
+    report = json.loads(call("budget", place.adapter, "--task-file", "t.safetensors", "--json").out)
+    parts = report["task_file"]["parts"]
+    assert report["task_file"]["bytes"] == (here / "t.safetensors").stat().st_size == sum(p["bytes"] for p in parts)
+    assert [part["part"] for part in parts] == ["header", "delta-theta"]
+    assert report["file"]["bytes"] == place.adapter.stat().st_size
+    assert "task file" in call("budget", place.adapter, "--task-file", "t.safetensors").out
+    foreign = call("budget", place.tagger, "--task-file", "t.safetensors")
+    assert foreign.code == 1
+    assert "another adapter" in foreign.error
+
+
+def test_a_process_of_its_own_gives_the_code(place, here):
+    called = start("budget", place.adapter, "--quiet", "--max-bytes", "9", cwd=here)
+    assert (called.code, called.out) == (3, f"{place.adapter.stat().st_size}\t-\t-\n")
+    assert len(called.err.splitlines()) == 1
+    assert last_error(called)
+
+
+def test_a_shell_script_keeps_the_targets_within_budget(place, here):
+    """Exit code 0 keeps a target, 3 drops it, anything else stops the script."""
+    save_tiny_host(here / "narrow", "bert", hidden_size=16, num_hidden_layers=1)
+    wide = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12}
+    (here / "wide.json").write_text(json.dumps({**wide, "intermediate_size": 3072, "vocab_size": 300}))
+    uhl = shlex.join([sys.executable, "-m", "uhl_cli"])
+    script = f"""
+    for target in narrow/config.json wide.json; do
+        code=0
+        line=$({uhl} budget {shlex.quote(str(place.adapter))} --target-config $target --quiet 2>errors) || code=$?
+        case $code in
+            0) echo "$target $line" ;;
+            3) ;;
+            *) cat errors; exit $code ;;
+        esac
+    done
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    kept = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in kept] == ["wide.json"]
+    assert 0 < float(kept[0][2]) <= 10

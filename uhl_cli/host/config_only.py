@@ -1,0 +1,119 @@
+"""A host of which the configuration alone is there: its modules in shape, on the meta device, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from transformers import AutoModel
+
+from uhl_cli.errors import HostError, HostNotFoundError, UsageError
+from uhl_cli.host.builtin import PREFIX, builtin_path
+from uhl_cli.host.checkpoint import DTYPES
+from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.hostmap import HostMap, resolve
+from uhl_cli.host.loading import load_config, quiet
+from uhl_cli.host.locate import CONFIG_FILE
+from uhl_cli.host.messages import first_line
+
+_FALLBACK_LENGTH = 512
+# Errors of the connection derive from this one, whichever HTTP library this release of the hub uses.
+_HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ConfigHost:
+    """What can be known of a host without its weights.
+
+    :param name: The name it was found by; of a local path the last part alone, or its folder's for a config.json.
+    :param map: Its map, by shapes alone; every tensor is on the meta device.
+    :param max_length: Longest input in tokens that its positions allow; a tokenizer may allow fewer.
+    """
+
+    name: str
+    model_type: str
+    map: HostMap
+    max_length: int
+
+
+def load_config_host(
+    name: str, *, revision: str | None = None, dtype: str = "float32", offline: bool = False
+) -> ConfigHost:
+    """The host that a configuration describes, its modules found by its family's row.
+
+    Nothing is proved about the row, since a proof runs the model; shapes are checked as `hostmap.resolve` does.
+
+    :param name: A config.json, a folder that holds one, `builtin:NAME`, or a hub id, of which only that file is read.
+    :param dtype: As in `checkpoint.load_host`; "auto" takes the configuration's own, or float32.
+    :raises UsageError: Unknown dtype.
+    :raises HostNotFoundError: There is no such configuration, or it cannot be fetched.
+    :raises UnknownFamilyError: Its model type has no row.
+    :raises HostMapError: Its modules are not as its family's row says.
+    :raises HostError: It cannot be read, or describes no model.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype '{dtype}'.", f"Pass one of: {', '.join(DTYPES)}.")
+    path = _config_path(name, revision, offline)
+    with quiet():
+        config = load_config(name, path, trust_remote_code=False)
+        family = family_of(config)
+        max_length = _max_length(config, family)
+        try:
+            with torch.device("meta"):
+                model = AutoModel.from_config(config)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            raise HostError(
+                f"The configuration of '{name}' describes no model: {first_line(error)}", "Check its config.json."
+            ) from error
+    # Some models look for padding among the tokens' values, which the meta device has none of.
+    model.config.pad_token_id = None
+    model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
+    return ConfigHost(_shown(name, path), str(config.model_type), resolve(model, prove=False), max_length)
+
+
+def _config_path(name: str, revision: str | None, offline: bool) -> Path:
+    """The configuration's file on disk."""
+    path = builtin_path(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else Path(name).expanduser()
+    if name and path.is_file():
+        return path
+    if name and path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            raise HostError(f"'{name}' has no {CONFIG_FILE}.", "Pass the file itself, or the folder that holds it.")
+        return path / CONFIG_FILE
+    if not name or name.endswith(".json") or name.startswith((".", "/", "~")):
+        raise HostNotFoundError(f"There is no file '{name}'.", "Check the path, or pass a hub id such as org/name.")
+    try:
+        return Path(hf_hub_download(name, CONFIG_FILE, revision=revision, local_files_only=offline))
+    except (OSError, RuntimeError, ValueError, EntryNotFoundError, _HTTP_ERROR) as error:
+        raise HostNotFoundError(
+            f"The configuration of '{name}' could not be fetched: {first_line(error)}",
+            "Check the id and the network, or pass a config.json.",
+        ) from error
+
+
+def _max_length(config: Any, family: Family) -> int:  # noqa: ANN401 - any family's configuration class
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return _FALLBACK_LENGTH
+    return positions - (config.pad_token_id + 1 if family.positions_after_padding else 0)
+
+
+def _dtype(dtype: str, config: Any) -> torch.dtype:  # noqa: ANN401
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    # The field was called torch_dtype before transformers 4.56.
+    own = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+    return own if isinstance(own, torch.dtype) else torch.float32
+
+
+def _shown(name: str, path: Path) -> str:
+    """A host's name without the rest of a path of this machine."""
+    if not Path(name).expanduser().exists():
+        return name
+    given = path.resolve()
+    return given.parent.name if given.name == CONFIG_FILE else given.stem
