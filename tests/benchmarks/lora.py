@@ -1,7 +1,7 @@
 """The baseline that the benchmarks share: rank-8 LoRA of `peft` on every linear module, mean pool and linear head.
 
 It is retrained on each target, with labels.  Its learning rate is chosen among `LEARNING_RATES` on a tenth of the
-training examples that is held out for it, in runs of the same length.
+training examples that is held out for it.
 """
 
 from __future__ import annotations

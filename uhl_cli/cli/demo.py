@@ -21,7 +21,7 @@ def demo(
     task: Annotated[str, typer.Option(help="Task to train on.", rich_help_panel=shared.DATA_PANEL)] = "reviews",
     epochs: Annotated[
         float, typer.Option(help="Passes over the training data.", rich_help_panel=shared.TRAINING_PANEL)
-    ] = 3.0,
+    ] = 6.0,
     tune_steps: Annotated[
         int, typer.Option(min=1, help="Steps of tuning on the target.", rich_help_panel=shared.TRAINING_PANEL)
     ] = 500,

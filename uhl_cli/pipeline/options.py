@@ -188,7 +188,7 @@ class DemoOptions(Frozen):
     source: str = DEFAULT_HOST
     target: str = "builtin:small"
     task: str = DEFAULT_TASK
-    epochs: float = Field(3.0, gt=0, le=1000)
+    epochs: float = Field(6.0, gt=0, le=1000)
     tune_steps: int = Field(500, ge=1)
     device: str = "auto"
     seed: int = Field(0, ge=0, le=2**31 - 1)
