@@ -2,9 +2,9 @@
 
     python tests/benchmarks/builtin_hosts.py --shared SHARED --output tests/benchmarks/results/builtin_hosts.json
 
-Each host is adapted by rank-8 LoRA for 500 steps of 32 (see `lora`), with `--seeds` seeds; the learning rate is
-chosen on training data in shorter runs.  Bags of words are logistic regressions on tf-idf of words, and of words and pairs of words,
-their strength chosen by cross-validation on the training data.  Scores are accuracies on the whole dev set.
+Each host is adapted by rank-8 LoRA for 500 steps of 32 (see `lora`), with `--seeds` seeds; the learning rate is chosen
+on training data in shorter runs.  Bags of words are logistic regressions on tf-idf of words, and of words and pairs of
+words, their strength chosen by cross-validation on the training data.  Scores are accuracies on the whole dev set.
 """
 
 from __future__ import annotations

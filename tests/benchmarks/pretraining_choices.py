@@ -103,8 +103,8 @@ def main() -> None:
                 scores = report.scores
                 line += f", {target} {scores['ported'].value:.3f} (off {scores['readout_only'].value:.3f})"
             print(line, file=sys.stderr, flush=True)
-            results[f"{variant}/seed-{arguments.seed}"] = row
-            content = {"steps": arguments.steps, "held_out": len(held), "train": len(rest), "results": results}
+            results[f"{variant}/steps-{arguments.steps}/seed-{arguments.seed}"] = row
+            content = {"held_out": len(held), "train": len(rest), "results": results}
             arguments.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
