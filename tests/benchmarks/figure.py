@@ -13,7 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-FILES = ("zero_shot_builtin.json", "zero_shot.json")
+FILES = ("zero_shot.json", "zero_shot_builtin.json")
 # Name in the results, words in the legend, colour, marker.
 ROWS = (
     ("ported", "ported, zero-shot", "#0b6e4f", "o"),
