@@ -9,9 +9,25 @@ import pytest
 from command_runs import call, start
 
 from uhl_cli.adapter.store import read_adapter
+from uhl_cli.cli.render_demo import versus
+from uhl_cli.metrics import Difference
 
 # A hundredth of the work: the numbers mean nothing, the way is the same.
 SHORT = ["--source", "builtin:tiny", "--target", "builtin:small", "--epochs", "0.1", "--tune-steps", "2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.05, 0.02, 0.08), "better by 0.050 [0.020, 0.080] than"),
+        ((-0.05, -0.08, -0.02), "worse by 0.050 [0.020, 0.080] than"),
+        ((0.01, -0.02, 0.04), "within the interval (+0.010 [-0.020, 0.040]) of"),
+    ],
+)
+def test_a_difference_is_one_only_outside_its_interval(values, words):
+    value, low, high = values
+    difference = Difference(metric="accuracy", value=value, low=low, high=high, examples=10)
+    assert versus(difference) == words
 
 
 @pytest.mark.slow

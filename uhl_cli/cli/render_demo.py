@@ -43,8 +43,8 @@ def render_demo(report: DemoReport) -> None:
         f"The file holds {report.port.bytes:,} bytes (limit {report.max_bytes:,}); it adds "
         f"{percent(report.port.flops)} FLOPs to the target (limit {report.max_flops:g} %), and {atoms:.2f} atoms "
         "(limit 2) act on a token.",
-        f"Carried over, it is {_versus(gains['head_only'])} the linear head and {_versus(gains['size'])} --align size.",
-        f"Tuned, it is {_versus(report.tune.gains['zero_shot'])} what was carried over.",
+        f"Carried over, it is {versus(gains['head_only'])} the linear head and {versus(gains['size'])} --align size.",
+        f"Tuned, it is {versus(report.tune.gains['zero_shot'])} what was carried over.",
         f"{report.seconds:.0f} seconds in all." + (f" The files are in {report.output}." if report.output else ""),
     ):
         console.print(line, highlight=False, soft_wrap=True)
@@ -55,11 +55,11 @@ def _shape(host: HostRecord) -> str:
     return f"{host.name} ({print_of.num_hidden_layers} layers x {print_of.hidden_size})"
 
 
-def _versus(difference: Difference) -> str:
+def versus(difference: Difference) -> str:
     """How a score stands to another; only a difference whose interval leaves out zero is called one."""
-    value = f"{abs(difference.value):.3f} [{difference.low:.3f}, {difference.high:.3f}]"
-    if difference.low > 0:
-        return f"better by {value} than"
-    if difference.high < 0:
-        return f"worse by {value} than"
-    return f"within the interval ({difference.value:+.3f} [{difference.low:.3f}, {difference.high:.3f}]) of"
+    value, low, high = difference.value, difference.low, difference.high
+    if low > 0:
+        return f"better by {value:.3f} [{low:.3f}, {high:.3f}] than"
+    if high < 0:
+        return f"worse by {-value:.3f} [{-high:.3f}, {-low:.3f}] than"
+    return f"within the interval ({value:+.3f} [{low:.3f}, {high:.3f}]) of"
