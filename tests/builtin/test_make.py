@@ -6,12 +6,14 @@ import gzip
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny_hosts import SENTENCES, save_tiny_host, tiny_host
 
 from uhl_cli.builtin import make
@@ -35,6 +37,14 @@ from uhl_cli.host.checkpoint import load_host
 from uhl_cli.reports import silent
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def precision_ends_with_the_test() -> Iterator[None]:
+    """Hosts are made in bfloat16, and accelerate keeps the first precision of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
