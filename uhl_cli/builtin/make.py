@@ -1,6 +1,6 @@
 """Train the builtin hosts.
 
-    python -m uhl_cli.builtin.make --text wiki.txt.gz --teacher HOST --output uhl_cli/builtin/hosts
+    python -m uhl_cli.builtin.make --text TEXT --teacher HOST --output uhl_cli/builtin/hosts --work FOLDER
 
 TEXT is plain English, a paragraph a line; HOST any encoder that `uhl` takes.  What is finished in OUTPUT is left
 alone, so an interrupted run goes on with the first host that is missing.  The same command gives the same hosts on
