@@ -12,7 +12,7 @@ with ported.attached():                   # or for as long as you like
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.adapter.convert import bank_of, dequantised, stored_parameters
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.adapter.folding import fold, move
+from uhl_cli.adapter.folding import fold, move, refold
 from uhl_cli.adapter.layout import parameter_shapes
 from uhl_cli.adapter.plan import PortPlan, make_plan
 from uhl_cli.adapter.ported import PortedModel, Progress
@@ -34,7 +34,7 @@ from uhl_cli.align.embeddings import embedding_rows
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.host.checkpoint import Host, wrap_host
-from uhl_cli.schema import Manifest, Strategy
+from uhl_cli.schema import AdapterConfig, Manifest, Strategy
 
 __all__ = ["PortedModel", "UniversalAdapter", "align", "load_ported"]
 
@@ -103,7 +103,7 @@ class UniversalAdapter:
 
     def with_parameters(self, record: TaskRecord, parameters: dict[str, Tensor]) -> UniversalAdapter:
         """The same adapter with a task's parameters in place of its own."""
-        stored = dict(self.stored)
+        stored = dict(self.stored) | {"threshold": self.stored["threshold"][: record.config.top_k]}
         if not record.own_task:
             # No head-only control was fitted for another task; a zero head predicts its first class.
             shapes = parameter_shapes(record.config)
@@ -126,10 +126,12 @@ class UniversalAdapter:
         *,
         strategy: Strategy | None = None,
         max_flops: float = 10.0,
+        switchable: bool = False,
         progress: Progress | None = None,
     ) -> PortedModel:
         """Carry the adapter to a model: no label, no gradient, one pass over the anchor texts.
 
+        :param switchable: Keep the alignment in memory, so that `PortedModel.with_task` takes task files.
         :param max_flops: Limit in percent of the host's own FLOPs; parts are left out to hold it (see `plan`).
         :raises UsageError: When a bare model comes without its tokenizer.
         :raises BudgetError: When nothing that fits the limit is left.
@@ -142,7 +144,10 @@ class UniversalAdapter:
         else:
             host = wrap_host(model, tokenizer)
         alignment, plan, host_flops = self.align(host, strategy=strategy, max_flops=max_flops, progress=progress)
-        return self.inject(host, alignment, plan, host_flops)
+        ported = self.inject(host, alignment, plan, host_flops)
+        if switchable:
+            ported.retask = _Retask(self, alignment, plan, host_flops, max_flops)
+        return ported
 
     def align(
         self,
@@ -154,9 +159,8 @@ class UniversalAdapter:
     ) -> tuple[Alignment, PortPlan, int]:
         """The host's alignment, the plan that holds the FLOP limit, and the host's own FLOPs at 128 tokens."""
         host_flops = count_flops(host, None)
-        tokens = min(SEQUENCE_LENGTH, host.max_length)
         config = self.manifest.config
-        plan = make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=max_flops)
+        plan = plan_for(host, config, host_flops, max_flops)
         chosen = strategy or config.strategy
         return align(host, self.bank, chosen, plan=plan, progress=progress), plan, host_flops
 
@@ -164,14 +168,8 @@ class UniversalAdapter:
         """The ported model of an alignment."""
         started = time.monotonic()
         with torch.inference_mode():
-            folded = fold(
-                self.stored,
-                alignment,
-                host.map,
-                kind=self.manifest.config.kind,
-                layers=plan.layers,
-                types=plan.types,
-            )
+            kind = self.manifest.config.kind
+            folded = fold(self.stored, alignment, host.map, kind=kind, layers=plan.layers, types=plan.types)
             folded = move(folded, host.device, host.map.embeddings.weight.dtype)
         report: dict[str, object] = {
             "strategy": alignment.strategy,
@@ -180,3 +178,38 @@ class UniversalAdapter:
             "fold_seconds": time.monotonic() - started,
         }
         return PortedModel(host, folded, self.manifest.task, report)
+
+
+@dataclass(frozen=True)
+class _Retask:
+    """What `PortedModel.with_task` needs besides the task file: the adapter, and how it was ported."""
+
+    adapter: UniversalAdapter
+    alignment: Alignment
+    plan: PortPlan
+    host_flops: int
+    max_flops: float
+
+    @torch.inference_mode()
+    def __call__(self, ported: PortedModel, path: str | Path) -> PortedModel:
+        tuned = self.adapter.with_task(path)
+        host = ported.host
+        plan = plan_for(host, tuned.manifest.config, self.host_flops, self.max_flops)
+        if plan != self.plan:
+            raise UsageError(
+                f"within {self.max_flops:g} % FLOPs, {host.name} carries other parts of the adapter for {path}.",
+                "Port it apart: adapter.with_task(file).port(model).",
+            )
+        # The model may carry another task's readout at present, so the readout is always folded.
+        folded = refold(ported.folded, tuned.stored, self.alignment, new_readout=True)
+        folded = move(folded, host.device, host.map.embeddings.weight.dtype)
+        return replace(ported, folded=folded, task=tuned.manifest.task)
+
+
+def plan_for(host: Host, config: AdapterConfig, host_flops: int, max_flops: float) -> PortPlan:
+    """The parts that a host carries within a limit in percent of its own FLOPs, which are `host_flops` at 128 tokens.
+
+    :raises BudgetError: When nothing that fits the limit is left.
+    """
+    tokens = min(SEQUENCE_LENGTH, host.max_length)
+    return make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=max_flops)

@@ -48,7 +48,8 @@ def test_bytes_of_the_adapter(family):
     folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
     d, atoms, readout, labels, layers = 32, SMALL.num_atoms, SMALL.readout_size, SMALL.num_labels, 2
     edits = sum(site.out_features for layer in host.map.layers for site in layer.sites.values())
-    values = (layers + 1) * 2 * (atoms * d + atoms) + atoms * edits + atoms * readout
+    gains = 1 + sum(len(layer.sites) for layer in host.map.layers)
+    values = (layers + 1) * 2 * (atoms * d + atoms) + atoms * edits + atoms * readout + atoms * gains
     values += len(folded.readout.taps) * readout * d + 2 * readout + labels * readout + labels + SMALL.top_k
     assert adapter_bytes(folded) == 4 * values
     assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * values

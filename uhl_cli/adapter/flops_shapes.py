@@ -30,6 +30,7 @@ def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> Fold
             read=empty(atoms, width),
             read_bias=empty(atoms),
             edits={name: empty(atoms, features) for name, features in edits.items()},
+            gains={name: empty(atoms) for name in edits},
         )
 
     layers = {}

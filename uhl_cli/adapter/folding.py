@@ -7,13 +7,13 @@ readout's first layer with the taps.  The same code serves training (with gradie
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from uhl_cli.adapter.canonical import mix, size_gains
-from uhl_cli.align.alignment import Alignment
+from uhl_cli.align.alignment import Alignment, LayerMaps
 from uhl_cli.host.hostmap import HostMap
 
 READERS = ("q", "k", "v", "up", "gate")
@@ -26,7 +26,8 @@ class FoldedLayer:
 
     `router` [M, d] and `router_bias` [M] give the logits of a stream state; `read` [M, d] and `read_bias` [M]
     the atoms' responses v_j . z.  `edits[type]` [M, out_features] is added to that module's output, weighted by
-    routing weight times response; g(t, type) is folded in.  Writers' responses come from their own output.
+    routing weight times response times `gains[type]` [M], which is g(t, type).  Writers' responses come from their
+    own output.  Gains stay apart because they alone differ between the task files of one adapter.
     """
 
     router: Tensor
@@ -34,6 +35,11 @@ class FoldedLayer:
     read: Tensor
     read_bias: Tensor
     edits: dict[str, Tensor]
+    gains: dict[str, Tensor]
+
+    def gained(self, name: str) -> Tensor:
+        """The edit of one type with its gain multiplied in."""
+        return self.gains[name][:, None] * self.edits[name]
 
 
 @dataclass(frozen=True)
@@ -94,16 +100,15 @@ def fold(
         for name, site in layer.sites.items():
             if name not in kept:
                 continue
-            gain = mix(stored, maps.depth, name)[:, None]
             atoms = stored["atoms_u"] * write_gain
             if name in WRITERS:
-                edits[name] = gain * (atoms @ maps.write_stream.T.to(device))
+                edits[name] = atoms @ maps.write_stream.T.to(device)
             else:
                 write = maps.write_mlp if name in ("up", "gate") else maps.write_attention
                 weight = site.weight().to(device=device, dtype=torch.float32)
-                edits[name] = gain * ((atoms @ write.T.to(device)) @ weight.T)
+                edits[name] = (atoms @ write.T.to(device)) @ weight.T
         if edits:
-            folded[layer.index] = _folded_layer(stored, maps.read, maps.mean, read_gain, task_bias, edits)
+            folded[layer.index] = _folded_layer(stored, maps, read_gain, task_bias, edits)
     readout = _fold_readout(stored, alignment, read_gain, task_bias, updates and "readout" in kept)
     knots = stored["readout_in_weight"].shape[1] // read_gain.shape[0]
     noise_maps = {
@@ -114,19 +119,50 @@ def fold(
     return FoldedAdapter(stored["threshold"], folded, readout, kind, noise_maps)
 
 
+def refold(
+    folded: FoldedAdapter,
+    stored: dict[str, Tensor],
+    alignment: Alignment,
+    *,
+    new_readout: bool,
+) -> FoldedAdapter:
+    """`folded` for another task of the same adapter: what `fold(stored, ...)` would give, at a fraction of its cost.
+
+    `stored` may differ from what was folded in delta-theta, the number of thresholds and, if `new_readout` says so,
+    the readout; all else is shared with `folded`.  The caller answers for that.
+    """
+    layers = {
+        index: replace(layer, gains=_gains(stored, alignment.layers[index].depth, layer.edits))
+        for index, layer in folded.layers.items()
+    }
+    readout = folded.readout
+    if new_readout:
+        read_gain, _ = size_gains(stored, alignment.width)
+        task_bias = stored["task_router"] @ stored["task_embedding"]
+        readout = _fold_readout(stored, alignment, read_gain, task_bias, readout.layer is not None)
+    elif readout.layer is not None:
+        readout = replace(readout, layer=replace(readout.layer, gains=_gains(stored, 1.0, readout.layer.edits)))
+    kind = "tokens" if readout.pool is None else "sequence"
+    return replace(folded, threshold=stored["threshold"], layers=layers, readout=readout, kind=kind)
+
+
+def _gains(stored: dict[str, Tensor], depth: float, types: Collection[str]) -> dict[str, Tensor]:
+    return {name: mix(stored, depth, name) for name in types}
+
+
 def _folded_layer(
     stored: dict[str, Tensor],
-    read: Tensor,
-    mean: Tensor,
-    gain: Tensor,
+    maps: LayerMaps,
+    read_gain: Tensor,
     task_bias: Tensor,
     edits: dict[str, Tensor],
 ) -> FoldedLayer:
-    device = gain.device
-    inward = gain[:, None] * read.to(device)
+    device = read_gain.device
+    inward = read_gain[:, None] * maps.read.to(device)
     router, atoms = stored["router"] @ inward, stored["atoms_v"] @ inward
-    mean = mean.to(device)
-    return FoldedLayer(router, task_bias - router @ mean, atoms, -(atoms @ mean), edits)
+    mean = maps.mean.to(device)
+    gains = _gains(stored, maps.depth, edits)
+    return FoldedLayer(router, task_bias - router @ mean, atoms, -(atoms @ mean), edits, gains)
 
 
 def _fold_readout(
@@ -142,9 +178,7 @@ def _fold_readout(
     if update:
         # In canonical space the update edits z itself, so no projector stands between it and the readout.
         final = weight[:, -gain.shape[0] :]
-        edit = mix(stored, 1.0, "readout")[:, None] * (stored["atoms_u"] @ final.T)
-        maps = alignment.layers[-1]
-        layer = _folded_layer(stored, maps.read, maps.mean, gain, task_bias, {"readout": edit})
+        layer = _folded_layer(stored, alignment.layers[-1], gain, task_bias, {"readout": stored["atoms_u"] @ final.T})
     return FoldedReadout(
         taps,
         bias,
@@ -163,7 +197,9 @@ def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> Fol
 
     def layer(value: FoldedLayer) -> FoldedLayer:
         edits = {name: one(edit) for name, edit in value.edits.items()}
-        return FoldedLayer(one(value.router), one(value.router_bias), one(value.read), one(value.read_bias), edits)
+        gains = {name: one(gain) for name, gain in value.gains.items()}
+        maps = (one(value.router), one(value.router_bias), one(value.read), one(value.read_bias))
+        return FoldedLayer(*maps, edits, gains)
 
     readout = FoldedReadout(
         taps={depth: one(tap) for depth, tap in folded.readout.taps.items()},

@@ -110,7 +110,8 @@ class Injection:
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
             routing, strength = self._respond(readout.layer, final_state)
-            features = features + self._edit(routing, strength, readout.layer.edits["readout"]).view_as(features)
+            edits, gain = self._apart(readout.layer, "readout")
+            features = features + self._edit(routing, strength, edits, gain).view_as(features)
         self._features = None
         return features
 
@@ -162,8 +163,27 @@ class Injection:
             return (flat @ read.T).gather(1, indices)
         return torch.bmm(read[indices], flat.unsqueeze(-1)).squeeze(-1)
 
-    def _edit(self, routing: Routing, strength: Tensor, edits: Tensor) -> Tensor:
-        """Sum over the chosen atoms of strength times edit row: [T, out_features]."""
+    def _apart(self, folded: FoldedLayer, name: str) -> tuple[Tensor, Tensor | None]:
+        """Edit and gain of one type; in training the gain is multiplied in, and None is left."""
+        return (folded.gained(name), None) if self._dense else (folded.edits[name], folded.gains[name])
+
+    def _edits_of(self, sites: list[Site], folded: FoldedLayer) -> tuple[Tensor, Tensor | None]:
+        """Edits [M, module's out_features] of all sites of one module; columns of no edited site are zero.
+
+        Sites of a fused module have a gain each, so there it is multiplied in, and None is left.
+        """
+        if len(sites) == 1 and sites[0].out_features == sites[0].module_features:
+            return self._apart(folded, sites[0].type)
+        first = folded.edits[sites[0].type]
+        joined = first.new_zeros(first.shape[0], sites[0].module_features)
+        for site in sites:
+            joined[:, site.columns] = folded.gained(site.type)
+        return joined, None
+
+    def _edit(self, routing: Routing, strength: Tensor, edits: Tensor, gain: Tensor | None) -> Tensor:
+        """Sum over the chosen atoms of strength times gain times edit row: [T, out_features]."""
+        if gain is not None:
+            strength = strength * gain[routing.indices]
         if self._dense:
             spread = torch.zeros(len(strength), len(edits), dtype=strength.dtype, device=strength.device)
             return spread.scatter(1, routing.indices, strength) @ edits
@@ -173,7 +193,7 @@ class Injection:
         self, sites: list[Site], folded: FoldedLayer
     ) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
         writer = sites[0].type in WRITERS
-        edits = _joined_edits(sites, folded)
+        edits, gain = self._edits_of(sites, folded)
 
         def hook(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
             if self._routing is None:
@@ -182,7 +202,7 @@ class Injection:
             if writer:
                 flat = output.reshape(-1, output.shape[-1])
                 strength = routing.weights * self._responses(flat, folded.read, routing.indices).float()
-            change = self._edit(routing, strength, edits)
+            change = self._edit(routing, strength, edits, gain)
             return output + change.view_as(output).to(output.dtype)
 
         return hook
@@ -195,15 +215,3 @@ def _by_module(sites: Mapping[str, Site], folded: FoldedLayer) -> dict[nn.Module
         if name in folded.edits:
             grouped.setdefault(site.module, []).append(site)
     return grouped
-
-
-def _joined_edits(sites: list[Site], folded: FoldedLayer) -> Tensor:
-    """Edits [M, module's out_features] of all sites of one module; columns of no edited site are zero."""
-    first = folded.edits[sites[0].type]
-    width = sites[0].module_features
-    if len(sites) == 1 and first.shape[1] == width:
-        return first
-    joined = first.new_zeros(first.shape[0], width)
-    for site in sites:
-        joined[:, site.columns] = folded.edits[site.type]
-    return joined

@@ -36,6 +36,7 @@ def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
 def _of_layer(layer: FoldedLayer) -> Iterator[Tensor]:
     yield from (layer.router, layer.router_bias, layer.read, layer.read_bias)
     yield from layer.edits.values()
+    yield from layer.gains.values()
 
 
 @torch.inference_mode()

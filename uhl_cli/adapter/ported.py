@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from uhl_cli.adapter.inject import Injection
 from uhl_cli.align.states import pooling_matrix
 from uhl_cli.data.examples import Examples
 from uhl_cli.data.tasks import Task
+from uhl_cli.errors import UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
 
@@ -53,13 +55,31 @@ class PortedModel:
     """A host that carries an adapter.
 
     Calling it gives logits; the host itself is changed only while a call runs or inside `attached()`, and is
-    bit for bit as before afterwards.
+    bit for bit as before afterwards.  `retask` makes the same of another task file, see `with_task`.
     """
 
     host: Host
     folded: FoldedAdapter
     task: Task
     report: dict[str, object] = field(default_factory=dict)
+    retask: Callable[[PortedModel, str | Path], PortedModel] | None = field(default=None, repr=False)
+
+    def with_task(self, path: str | Path) -> PortedModel:
+        """The same host with the task of a task file, without another alignment; this model stays as it is.
+
+        The two share the host and the updates' tensors: a task costs its gains and its readout, and using one
+        after the other is all there is to switching.
+
+        :raises UsageError: When the model was not ported with `switchable=True`, or the FLOP limit makes the host
+            carry other parts for that task.
+        :raises FormatError: When the file is damaged or was tuned on another adapter.
+        """
+        if self.retask is None:
+            raise UsageError(
+                "this ported model has no alignment to take a task file with.",
+                "Port it again with adapter.port(model, tokenizer, switchable=True).",
+            )
+        return self.retask(self, path)
 
     def attached(self) -> Injection:
         """Context manager: inside it the host's own forward pass (any head it has) carries the updates."""

@@ -26,7 +26,7 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import Frozen, HostRecord
 
 FILE_NAME = "ported.safetensors"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "2.0"  # 1.0 had the gains multiplied into the edits
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
@@ -108,7 +108,8 @@ def _host_for(record: PortedRecord, model: nn.Module | None, tokenizer: PreTrain
 
 def _flatten_layer(prefix: str, layer: FoldedLayer) -> dict[str, Tensor]:
     flat = {f"{prefix}.{name}": getattr(layer, name) for name in ("router", "router_bias", "read", "read_bias")}
-    return flat | {f"{prefix}.edits.{name}": edit for name, edit in layer.edits.items()}
+    flat |= {f"{prefix}.edits.{name}": edit for name, edit in layer.edits.items()}
+    return flat | {f"{prefix}.gains.{name}": gain for name, gain in layer.gains.items()}
 
 
 def _flatten(folded: FoldedAdapter) -> dict[str, Tensor]:
@@ -134,7 +135,9 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
         atoms = part.read_bias.numel()
         shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}": (atoms, width) for name in ("router", "read")}
         shapes |= {f"{prefix}.{name}": (atoms,) for name in ("router_bias", "read_bias")}
-        return shapes | {f"{prefix}.edits.{name}": (atoms, outputs[name]) for name in part.edits if name in outputs}
+        known = [name for name in part.edits if name in outputs]
+        shapes |= {f"{prefix}.gains.{name}": (atoms,) for name in known}
+        return shapes | {f"{prefix}.edits.{name}": (atoms, outputs[name]) for name in known}
 
     # No layer can choose more atoms than it has.
     parts = [*folded.layers.values(), *([readout.layer] if readout.layer is not None else [])]
@@ -160,13 +163,17 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
 
 
 def _unflatten_layer(prefix: str, tensors: dict[str, Tensor]) -> FoldedLayer:
-    edits = {name.rsplit(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{prefix}.edits.")}
+    def by_type(part: str) -> dict[str, Tensor]:
+        start = f"{prefix}.{part}."
+        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
     return FoldedLayer(
         router=tensors[f"{prefix}.router"],
         router_bias=tensors[f"{prefix}.router_bias"],
         read=tensors[f"{prefix}.read"],
         read_bias=tensors[f"{prefix}.read_bias"],
-        edits=edits,
+        edits=by_type("edits"),
+        gains=by_type("gains"),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.folding import fold
+from uhl_cli.adapter.folding import FoldedAdapter, fold, refold
 from uhl_cli.adapter.inject import AlignmentNoise, Injection
 from uhl_cli.adapter.layout import UPDATE_PARAMETERS
 from uhl_cli.adapter.plan import PortPlan
@@ -56,9 +56,11 @@ class TrainedModel(nn.Module):
         self._views = views
         self._plan = plan
         self._config = config
+        self._base: FoldedAdapter | None = None
         if not config.updates:
-            for name in UPDATE_PARAMETERS:
-                adapter.get_parameter(name).requires_grad_(False)
+            for name, parameter in adapter.named_parameters():
+                if name in UPDATE_PARAMETERS:
+                    parameter.requires_grad_(False)
 
     @property
     def host(self) -> Host:
@@ -83,21 +85,27 @@ class TrainedModel(nn.Module):
         if config.noise + config.update_noise > 0:
             generator = torch.Generator(device=targets.device).manual_seed(seed)
             noise = AlignmentNoise(config.noise, config.update_noise, generator)
-        folded = fold(
-            self.adapter.stored(),
-            view,
-            self.host.map,
-            kind=self.adapter.config.kind,
-            layers=self._plan.layers,
-            types=self._plan.types,
-            updates=updated,
-        )
+        folded = self._folded(view, updated)
         with self._precision(), Injection(self.host.map, folded, dense=True, noise=noise) as injection:
             logits, active = forward(self.host, injection, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
+
+    def _folded(self, view: Alignment, updated: bool) -> FoldedAdapter:
+        """The adapter in the host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
+        stored = self.adapter.stored()
+
+        def full(values: dict[str, Tensor]) -> FoldedAdapter:
+            plan, kind = self._plan, self.adapter.config.kind
+            return fold(values, view, self.host.map, kind=kind, layers=plan.layers, types=plan.types, updates=updated)
+
+        if not isinstance(self.adapter, TaskAdapter):
+            return full(stored)
+        if self._base is None:
+            self._base = full({name: value.detach() for name, value in stored.items()})
+        return refold(self._base, stored, view, new_readout=self.adapter.new_readout)
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast where the host is in half precision: the adapter's parameters stay in float32."""

@@ -17,13 +17,15 @@ class TaskAdapter(nn.Module):
     """A stored adapter of which only delta-theta (and with `new_readout` the readout) is trained.
 
     Guarantee: everything else is what the adapter's file holds, bit for bit, and `stored()` is what a task file
-    will hold, so that its score is the one that training showed.
+    will hold, so that its score is the one that training showed.  A `config` of fewer active atoms keeps the first
+    thresholds.
     """
 
     def __init__(self, stored: dict[str, Tensor], config: AdapterConfig, *, new_readout: bool, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self._fixed = dict(stored)
+        self.new_readout = new_readout
+        self._fixed = dict(stored) | {"threshold": stored["threshold"][: config.top_k]}
         names = ["delta_theta"]
         if new_readout:
             fresh = CanonicalAdapter(config, seed=seed)
