@@ -34,7 +34,7 @@ from uhl_cli.align.embeddings import embedding_rows
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.host.checkpoint import Host, wrap_host
-from uhl_cli.schema import AdapterConfig, Manifest, Strategy
+from uhl_cli.schema import AdapterConfig, Manifest, Strategy, TrainingConfig
 
 __all__ = ["PortedModel", "UniversalAdapter", "align", "load_ported"]
 
@@ -69,6 +69,7 @@ class UniversalAdapter:
     """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest.
 
     `head_fitted` is False where the head-only control does not belong to the task: that of a task file.
+    `max_length` is the longest input in tokens that it was trained, or tuned, with.
     """
 
     manifest: Manifest
@@ -76,6 +77,7 @@ class UniversalAdapter:
     stored: dict[str, Tensor]
     digest: str = ""
     head_fitted: bool = True
+    max_length: int = TrainingConfig().max_length
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalAdapter:
@@ -83,13 +85,13 @@ class UniversalAdapter:
 
         :raises FormatError: When it is missing, damaged, or breaks the format.
         """
-        content = read_adapter(Path(path))
-        return cls(content.manifest, bank_of(content), stored_parameters(content), adapter_digest(Path(path)))
+        return cls.from_file(read_adapter(Path(path)), digest=adapter_digest(Path(path)))
 
     @classmethod
-    def from_file(cls, content: AdapterFile) -> UniversalAdapter:
+    def from_file(cls, content: AdapterFile, *, digest: str = "") -> UniversalAdapter:
         """The adapter of a file's content."""
-        return cls(content.manifest, bank_of(content), stored_parameters(content))
+        length = content.manifest.training.config.max_length
+        return cls(content.manifest, bank_of(content), stored_parameters(content), digest, max_length=length)
 
     def with_task(self, path: str | Path) -> UniversalAdapter:
         """The same adapter with the delta-theta (and the readout) of a task file that `uhl tune` made.
@@ -117,7 +119,8 @@ class UniversalAdapter:
         }
         manifest = self.manifest.model_copy(update=update)
         fitted = self.head_fitted and record.own_task
-        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted)
+        length = record.training.config.max_length
+        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted, length)
 
     def port(
         self,

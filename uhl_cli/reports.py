@@ -87,6 +87,27 @@ class PortReport(Frozen):
     output: str | None = None
 
 
+class Trial(Frozen):
+    """One trial of a search: what it tuned with, and its score on the held-out part of the training set."""
+
+    number: int
+    learning_rate: float = Field(gt=0)
+    active_weight: float = Field(gt=0)
+    delta_weight: float = Field(gt=0)
+    top_k: int = Field(ge=1, le=2)
+    readout_learning_rate: float | None = Field(None, gt=0, description="None where the task has no readout of its own")
+    score: float
+
+
+class SearchReport(Frozen):
+    """What `tune --optimise` tried; `best` is the number of the trial whose values the task file was tuned with."""
+
+    trials: tuple[Trial, ...]
+    best: int
+    held_out: int = Field(description="training examples that trials were scored on")
+    ranges: dict[str, tuple[float, float]] = Field(description="ranges at the end, widened where needed")
+
+
 class TuneReport(Frozen):
     """What `tune` did.  `scores` has "tuned" and what it is read beside; `gains` is tuned minus each, paired."""
 
@@ -107,6 +128,7 @@ class TuneReport(Frozen):
     truncated: int
     flops: FlopReport
     left_out: tuple[str, ...]
+    search: SearchReport | None = None
 
 
 class DemoReport(Frozen):

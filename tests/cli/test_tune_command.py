@@ -61,10 +61,26 @@ def test_another_task_has_a_readout_of_its_own(place, here):
     assert call(*given).code == 0
 
 
+def test_fewer_atoms_and_a_search(place, here):
+    arguments = tune_arguments(place.adapter, place.target, place.data)
+    both = json.loads(call(*arguments, "--output", "two.safetensors", "--json").out)
+    one = json.loads(call(*arguments, "--output", "one.safetensors", "--top-k", "1", "--json").out)
+    assert one["atoms_per_token"] <= 1 < both["atoms_per_token"]
+    assert "--top-k 1" in read_task(Path("one.safetensors")).record.training.command
+    pytest.importorskip("optuna")
+    called = call(*arguments, "--output", "best.safetensors", "--optimise", "2", "--json")
+    search = json.loads(called.out)["search"]
+    assert [trial["number"] for trial in search["trials"]] == [0, 1]
+    assert "searching: 6/6" in called.err
+    shown = call(*arguments, "--output", "best.safetensors", "--optimise", "2", "--resume").out
+    assert "held-out training examples" in shown
+
+
 @pytest.mark.parametrize(
     ("change", "words", "code"),
     [
         (("--steps", "3", "--learning-rate", "nan"), "--learning-rate", 2),
+        (("--top-k", "3"), "--top-k", 2),
         (("--data", "nowhere/at/all"), "no file or folder", 1),
         (("--target", "nowhere/at/all"), "no folder", 1),
         (("--max-flops", "1"), "--max-flops", 3),

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uhl_cli.metrics import Difference, Score
-from uhl_cli.reports import DepthQuality, FlopReport, PortReport, PretrainReport, TuneReport
+from uhl_cli.reports import DepthQuality, FlopReport, PortReport, PretrainReport, SearchReport, TuneReport
 
 ROWS = {
     "ported": "ported (zero-shot)",
@@ -108,6 +108,22 @@ def render_tune(report: TuneReport) -> None:
     console.print(table)
     if report.left_out:
         console.print(f"left out to hold the FLOP limit: {', '.join(report.left_out)}", highlight=False, soft_wrap=True)
+    if report.search is not None:
+        console.print(_search_table(report.search))
+
+
+def _search_table(search: SearchReport) -> Table:
+    """All trials, the chosen one marked."""
+    table = Table(title=f"search: scores on {search.held_out:,} held-out training examples", title_justify="left")
+    names = ["learning_rate", "readout_learning_rate", "active_weight", "delta_weight", "top_k", "score"]
+    names = [name for name in names if getattr(search.trials[0], name) is not None]
+    for name in ["trial", *names]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for trial in search.trials:
+        values = [f"{getattr(trial, name):.3g}" for name in names[:-1]]
+        mark = "* " if trial.number == search.best else ""
+        table.add_row(f"{mark}{trial.number + 1}", *values, f"{trial.score:.3f}")
+    return table
 
 
 def percent(flops: FlopReport) -> str:

@@ -49,7 +49,24 @@ def tune(
     batch_size: Annotated[int, _training("Examples per step, over all processes.")] = 32,
     learning_rate: Annotated[float, _training("Peak learning rate of delta-theta.")] = 5e-3,
     readout_learning_rate: Annotated[float, _training("Peak learning rate of a new task's readout.")] = 2e-3,
+    warmup_fraction: Annotated[float, _training("Share of the steps that warm up.")] = 0.06,
+    active_weight: Annotated[float, _training("Weight of active atoms in the loss (lambda_F).")] = 0.01,
     delta_weight: Annotated[float, _training("Weight of delta-theta's square in the loss (lambda_Q).")] = 1e-5,
+    top_k: Annotated[
+        int | None, _training("Most active atoms per token, 1 or 2; by default the adapter's own number.")
+    ] = None,
+    max_length: Annotated[
+        int | None, _training("Longest input in tokens; by default what the adapter was trained with.")
+    ] = None,
+    optimise: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Choose learning rate, lambda_F, lambda_Q and top-k by N trials on a held-out part of the training "
+            "data first (needs optuna: pip install 'uhl\\[optimise]').",
+            rich_help_panel=shared.TRAINING_PANEL,
+        ),
+    ] = 0,
     max_flops: Annotated[
         float, typer.Option(help="FLOP limit in percent of the target's own; parts are left out to hold it.")
     ] = 10.0,
@@ -103,9 +120,14 @@ def tune(
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
                 "readout_learning_rate": readout_learning_rate,
+                "warmup_fraction": warmup_fraction,
+                "active_weight": active_weight,
                 "delta_weight": delta_weight,
                 "seed": seed,
             },
+            top_k=top_k,
+            max_length=max_length,
+            optimise=optimise,
             max_flops=max_flops,
             output=output,
             resume=resume,

@@ -54,11 +54,12 @@ def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite
     :raises OutputError: When it may not or cannot be written.
     """
     refuse_unwritable(output)
-    if overwrite or (resume and files.checkpoint.exists()):
+    unfinished = files.checkpoint.exists() or files.search.exists()
+    if overwrite or (resume and unfinished):
         return
     if output.exists():
         raise OutputError(f"{output} is there already.", "Choose another --output, or add --overwrite.")
-    if files.checkpoint.exists():
+    if unfinished:
         raise OutputError(
             f"an unfinished run lies in {files.folder}.",
             "Go on with --resume, or begin anew with --overwrite.",
@@ -124,7 +125,7 @@ class Predictor:
         self._examples = examples
         self._batch_size = batch_size
         self._reporter = reporter
-        self._max_length = adapter.manifest.training.config.max_length
+        self._max_length = adapter.max_length
 
     def carried(self, ported: PortedModel, label: str) -> Carried:
         """Classes by a ported model, its active atoms per token, and how many texts were cut."""

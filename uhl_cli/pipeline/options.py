@@ -145,14 +145,35 @@ def tuning_defaults() -> TrainingConfig:
     )
 
 
+# What of it the command line lets a user change.
+TUNED = (
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "readout_learning_rate",
+    "warmup_fraction",
+    "active_weight",
+    "delta_weight",
+    "seed",
+)
+
+
 class TuneOptions(Frozen):
-    """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`."""
+    """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`.
+
+    :param top_k: Most active atoms per token; None is the adapter's own number.
+    :param max_length: Longest input in tokens, in training and scoring; None is what the adapter was trained with.
+    :param optimise: Trials of a search for hyper-parameters; 0 for none.
+    """
 
     adapter: Path
     target: HostOptions
     data: DataOptions = DataOptions()
     strategy: Strategy | None = None
     training: TrainingConfig = Field(default_factory=tuning_defaults)
+    top_k: int | None = Field(None, ge=1, le=2)
+    max_length: int | None = Field(None, ge=4, le=100_000)
+    optimise: int = Field(0, ge=0, le=10_000)
     max_flops: float = Field(10.0, gt=0)
     evaluation_batch_size: int = Field(64, ge=1)
     output: Path | None = None
@@ -174,9 +195,10 @@ class TuneOptions(Frozen):
             "revision": self.target.revision,
             "dtype": None if self.target.dtype == "float32" else self.target.dtype,
         }
-        flags |= _data_flags(self.data) | _changed(self, TuneOptions, ("max_flops",)) | {"align": self.strategy}
+        flags |= _data_flags(self.data) | {"align": self.strategy}
+        flags |= _changed(self, TuneOptions, ("max_flops", "top_k", "max_length"))
         defaults = tuning_defaults()
-        for name in ("max_steps", "batch_size", "learning_rate", "readout_learning_rate", "delta_weight", "seed"):
+        for name in TUNED:
             if getattr(self.training, name) != getattr(defaults, name):
                 flags["steps" if name == "max_steps" else name.replace("_", "-")] = getattr(self.training, name)
         return _joined(parts, flags)

@@ -55,6 +55,11 @@ class RunFiles:
         return self.folder / "checkpoint.safetensors"
 
     @property
+    def search(self) -> Path:
+        """The finished trials of a search for hyper-parameters."""
+        return self.folder / "search.json"
+
+    @property
     def log(self) -> Path:
         """One JSON object a line, one line every `LOG_EVERY` steps."""
         return self.folder / "log.jsonl"
