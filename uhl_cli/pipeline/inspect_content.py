@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def _anchor_summary(anchors: AnchorTexts, knots: tuple[float, ...], *, texts: bo
         texts=len(anchors.texts),
         words=anchors.num_words,
         words_per_text=anchors.num_words / len(anchors.texts),
+        texts_by_words=dict(sorted(Counter(len(ordinals) for ordinals in anchors.chosen).items())),
         knots=knots,
         digest=anchors.digest,
         entries=entries,

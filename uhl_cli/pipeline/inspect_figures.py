@@ -11,7 +11,15 @@ import numpy as np
 from uhl_cli.errors import OutputError
 from uhl_cli.files import atomic_path
 from uhl_cli.metrics import Score
-from uhl_cli.pipeline.inspect_report import AdapterContent, AtomStatistics, InspectReport, Part, TaskContent
+from uhl_cli.pipeline.inspect_report import (
+    AdapterContent,
+    AnchorSummary,
+    AtomStatistics,
+    InspectReport,
+    Part,
+    ReadoutSummary,
+    TaskContent,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +38,7 @@ _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "uhl", "font.size": 9, "axe
 # No time stamps: the same report gives the same file.
 _METADATA = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _NAME_LENGTH = 28
+MOST_LABELS = 12
 
 
 def draw(report: InspectReport, path: Path) -> None:
@@ -45,7 +54,7 @@ def draw(report: InspectReport, path: Path) -> None:
         raise OutputError("--plot needs matplotlib.", 'Run `pip install "uhl[figures]"`.') from error
     ending = path.suffix.lower()
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(12, 8.4) if report.adapter is not None else (12, 7.2), layout="constrained")
+        figure = Figure(figsize=(17, 8.4) if report.adapter is not None else (12, 7.2), layout="constrained")
         if report.adapter is not None:
             _draw_adapter(figure, report, report.adapter)
         elif report.task is not None:
@@ -59,7 +68,7 @@ def draw(report: InspectReport, path: Path) -> None:
 
 def _draw_adapter(figure: Figure, report: InspectReport, content: AdapterContent) -> None:
     manifest = content.manifest
-    axes = figure.subplots(2, 2, width_ratios=(1, 1.1))
+    axes = figure.subplots(2, 3, width_ratios=(1, 1.1, 0.8))
     _title(figure, f"{Path(report.file).name}: {manifest.task.name} on {manifest.source.name}, {report.bytes:,} bytes")
     _draw_parts(axes[0, 0], content.parts)
     _draw_norms(axes[0, 1], content.atoms)
@@ -74,6 +83,40 @@ def _draw_adapter(figure: Figure, report: InspectReport, content: AdapterContent
     rows: list[tuple[str, Score | None, Score | None]] = [(f"{manifest.source.name}\n(source)", None, manifest.score)]
     rows += [(f"{file.target.name}\n{file.task}", file.before, file.score) for file in content.task_files]
     _draw_scores(axes[1, 1], rows)
+    _draw_anchors(axes[0, 2], content.anchors)
+    _draw_readout(axes[1, 2], content.readout)
+
+
+def _draw_anchors(axis: Axes, anchors: AnchorSummary) -> None:
+    """How many texts have how many anchor words."""
+    counts = anchors.texts_by_words
+    bars = axis.bar([str(words) for words in counts], list(counts.values()), color=GROUP_COLOURS["anchors"])
+    if len(counts) <= 8:
+        axis.bar_label(bars, [f"{count:,}" for count in counts.values()], fontsize=7)
+    else:
+        axis.set_xticks(axis.get_xticks()[:: len(counts) // 8])
+    axis.set_title(
+        _words(f"{anchors.words:,} anchor words in {anchors.texts:,} texts: {anchors.origin}"), parse_math=False
+    )
+    knots = ", ".join(f"{knot:g}" for knot in anchors.knots)
+    axis.set(xlabel=f"anchor words in a text (coordinates at t = {knots})", ylabel="texts")
+
+
+def _draw_readout(axis: Axes, readout: ReadoutSummary) -> None:
+    """Training examples by label, the first `MOST_LABELS` of them."""
+    shown = list(zip(readout.labels, readout.label_counts, strict=True))[:MOST_LABELS]
+    places = range(len(shown))
+    bars = axis.barh(places, [count for _, count in shown], color=GROUP_COLOURS["readout"])
+    axis.bar_label(bars, [f"{count:,}" for _, count in shown], fontsize=7, padding=2)
+    axis.set_yticks(places, [_words(label) for label, _ in shown], fontsize=8, parse_math=False)
+    axis.invert_yaxis()
+    axis.margins(x=0.25)
+    left_out = len(readout.labels) - len(shown)
+    unit = "words" if readout.kind == "tokens" else "examples"
+    axis.set(
+        title=f"readout: {readout.inputs:,} features to {readout.hidden:,} to {len(readout.labels):,} labels",
+        xlabel=f"training {unit} by label" + (f" ({left_out:,} more labels)" if left_out else ""),
+    )
 
 
 def _draw_task(figure: Figure, report: InspectReport, content: TaskContent) -> None:

@@ -96,6 +96,7 @@ class AnchorSummary(Frozen):
     texts: int
     words: int
     words_per_text: float
+    texts_by_words: dict[int, int] = Field(description="how many texts have this number of anchor words")
     knots: tuple[float, ...]
     digest: str
     entries: tuple[AnchorText, ...] | None = None

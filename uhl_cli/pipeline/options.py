@@ -136,7 +136,7 @@ def tuning_defaults() -> TrainingConfig:
     """How `uhl tune` trains unless told otherwise: 500 steps of delta-theta, without noise, views or pauses."""
     return TrainingConfig(
         max_steps=500,
-        learning_rate=5e-3,
+        learning_rate=0.1,
         readout_learning_rate=2e-3,
         weight_decay=0.0,
         noise=0.0,
