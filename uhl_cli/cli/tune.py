@@ -48,7 +48,7 @@ def tune(
     steps: Annotated[int, typer.Option(min=1, help="Steps.", rich_help_panel=shared.TRAINING_PANEL)] = 500,
     batch_size: Annotated[int, _training("Examples per step, over all processes.")] = 32,
     learning_rate: Annotated[float, _training("Peak learning rate of delta-theta.")] = 0.1,
-    readout_learning_rate: Annotated[float, _training("Peak learning rate of a new task's readout.")] = 2e-3,
+    readout_learning_rate: Annotated[float, _training("Peak learning rate of a new task's readout.")] = 8e-3,
     warmup_fraction: Annotated[float, _training("Share of the steps that warm up.")] = 0.06,
     active_weight: Annotated[float, _training("Weight of active atoms in the loss (lambda_F).")] = 0.01,
     delta_weight: Annotated[float, _training("Weight of delta-theta's square in the loss (lambda_Q).")] = 1e-5,

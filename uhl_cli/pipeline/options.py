@@ -137,7 +137,7 @@ def tuning_defaults() -> TrainingConfig:
     return TrainingConfig(
         max_steps=500,
         learning_rate=0.1,
-        readout_learning_rate=2e-3,
+        readout_learning_rate=8e-3,
         weight_decay=0.0,
         noise=0.0,
         update_dropout=0.0,
