@@ -76,6 +76,15 @@ class TrainingConfig(Frozen):
         lt=1,
         description="share of the steps that leave the updates off, so that the readout serves both streams",
     )
+    companion_share: float = Field(
+        0.5, ge=0, lt=1, description="share of the steps that train on a companion of the source, where there is any"
+    )
+    companion_noise: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="alignment noise of the readout on companions, which have an alignment error of their own",
+    )
     width_views: int = Field(4, ge=0, le=64, description="widths shown to the hyper-MLP besides the host's own")
     updates: bool = True
     max_length: int = Field(128, ge=4, le=100_000)
@@ -129,6 +138,7 @@ class Manifest(Frozen):
     task: Task
     label_counts: tuple[Annotated[int, Field(ge=0)], ...]
     source: HostRecord
+    companions: tuple[HostRecord, ...] = Field((), max_length=16)
     training: TrainingRecord
     anchors: AnchorRecord
     versions: dict[str, str]

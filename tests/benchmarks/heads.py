@@ -31,6 +31,7 @@ from uhl_cli.pipeline.options import DataOptions, HostOptions, TuneOptions
 from uhl_cli.pipeline.tune import tune
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import targets_of, train
+from uhl_cli.train.model import TrainingHost
 from uhl_cli.train.task_adapter import TaskAdapter
 
 INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -127,7 +128,8 @@ def fresh_readout(target: Target, training: TrainingConfig) -> Row:
     alignment, plan, host_flops = adapter.align(host)
     trained = TaskAdapter(adapter.stored, config, new_readout=True, seed=training.seed)
     training = training.model_copy(update={"updates": False})
-    train(trained, host, [alignment], target.train, training, accelerator=Accelerator(cpu=True), plan=plan)
+    hosts = [TrainingHost(host, [alignment], plan)]
+    train(trained, hosts, target.train, training, accelerator=Accelerator(cpu=True))
     stored = {name: value.detach() for name, value in trained.stored().items()}
     ported = replace(adapter, stored=stored).inject(host, alignment, plan, host_flops)
     bare = PortedModel(host, without_updates(ported.folded), task)

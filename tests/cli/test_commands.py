@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from command_runs import PROGRESS, ROOT, Called, call, port_arguments, pretrain_arguments, start, write_data
 from tiny_hosts import SENTENCES, save_tiny_host
@@ -307,3 +308,21 @@ def test_a_process_of_its_own_gives_one_error_line_and_the_code(place, here):
     called = start(*port_arguments("missing.safetensors", place.target, place.data), cwd=here)
     assert called.code == 1
     assert called.error.startswith("error: there is no file missing.safetensors.")
+
+
+def test_a_companion_is_trained_on_and_named(place, here):
+    arguments = pretrain_arguments(place.host, place.data, Path("both.safetensors"))
+    called = call(*arguments, "--host", str(place.target), "--companion-share", "0.9", "--quiet")
+    assert called == Called(0, "both.safetensors\n", "")
+    manifest = read_adapter(Path("both.safetensors")).manifest
+    assert manifest.source.name == place.host.name
+    assert [each.name for each in manifest.companions] == [place.target.name]
+    assert manifest.companions[0].fingerprint.hidden_size == 48
+    assert f"--host {place.host.name} --host {place.target.name}" in manifest.training.command
+    alone, both = (UniversalAdapter.load(path).stored for path in (place.adapter, Path("both.safetensors")))
+    assert not torch.equal(alone["readout_in_weight"], both["readout_in_weight"])
+    assert place.target.name in call("inspect", "both.safetensors").out
+    arguments = pretrain_arguments(place.host, place.data, Path("none.safetensors"))
+    missing = call(*arguments, "--host", "nowhere/at/all", "--quiet")
+    assert missing.code == 1
+    assert "nowhere/at/all" in missing.error

@@ -124,3 +124,5 @@ def test_the_command_in_the_manifest_names_what_decides_the_file_and_nothing_els
     assert command == (
         "uhl pretrain --host bert --task sst2 --data sst2 --anchors general --max-steps 7 --no-updates --seed 3"
     )
+    both = options.model_copy(update={"companions": ("builtin:base", "/secret/disk/gpt")}).command()
+    assert both.startswith("uhl pretrain --host bert --host builtin:base --host gpt --task sst2 ")

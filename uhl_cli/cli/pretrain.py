@@ -29,8 +29,13 @@ def _training(help_text: str) -> typer.models.OptionInfo:
 
 def pretrain(
     host: Annotated[
-        str, typer.Option(help="Hub id, local folder or builtin:NAME of the source model.")
-    ] = "builtin:base",
+        list[str],
+        typer.Option(
+            help="Hub id, local folder or builtin:NAME of the source model. Given again, it names companions: they are "
+            "trained on as well, aligned to the source as a target would be, so that the file travels better.",
+            show_default="builtin:base",
+        ),
+    ] = [],  # noqa: B006 - typer reads it once
     task: Annotated[
         str,
         typer.Option(help="reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of your own data."),
@@ -85,6 +90,8 @@ def pretrain(
     noise: Annotated[float, _training("Alignment noise of the readout's input, in standard deviations.")] = 1.0,
     update_noise: Annotated[float, _training("Alignment noise of the updates' input.")] = 0.0,
     update_dropout: Annotated[float, _training("Share of the steps that leave the updates off.")] = 0.5,
+    companion_share: Annotated[float, _training("Share of the steps that train on companions, if any.")] = 0.5,
+    companion_noise: Annotated[float, _training("Alignment noise of the readout's input on companions.")] = 0.0,
     views: Annotated[int, _training("Imitated widths shown to the hyper-MLP.")] = 4,
     updates: Annotated[
         bool,
@@ -113,12 +120,12 @@ def pretrain(
 ) -> None:
     """Train a universal adapter on a frozen host and write one file under 1 MB."""
     with error_edge(debug=debug, interrupted_hint="Go on from the last checkpoint with --resume."):
-        from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
+        from uhl_cli.pipeline.options import DEFAULT_HOST, DataOptions, HostOptions, PretrainOptions
         from uhl_cli.schema import AdapterConfig, TrainingConfig
 
         options = PretrainOptions(
             host=HostOptions(
-                name=host,
+                name=host[0] if host else DEFAULT_HOST,
                 revision=revision,
                 device=device,
                 dtype=dtype.value,
@@ -139,6 +146,7 @@ def pretrain(
                 limit_train=limit_train,
                 limit_evaluation=limit_evaluation,
             ),
+            companions=tuple(host[1:]),
             output=output,
             anchors=anchors,
             num_anchors=num_anchors,
@@ -155,6 +163,8 @@ def pretrain(
                 noise=noise,
                 update_noise=update_noise,
                 update_dropout=update_dropout,
+                companion_share=companion_share,
+                companion_noise=companion_noise,
                 width_views=views,
                 updates=updates,
                 max_length=max_length,

@@ -46,6 +46,7 @@ def _render_adapter(console: Console, report: InspectReport, content: AdapterCon
         {
             "task": f"{manifest.task.name} ({manifest.task.kind})",
             "source host": _host(manifest.source),
+            **({"companions": "; ".join(map(_host, manifest.companions))} if manifest.companions else {}),
             "score on the source": _scored(manifest.score),
             "active atoms per token": "-" if manifest.atoms_per_token is None else f"{manifest.atoms_per_token:.2f}",
             "alignment": f"--align {manifest.config.strategy}",

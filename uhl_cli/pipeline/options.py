@@ -44,9 +44,14 @@ class DataOptions(Frozen):
 
 
 class PretrainOptions(Frozen):
-    """All of `uhl pretrain`."""
+    """All of `uhl pretrain`.
+
+    :param host: The source: its word states define canonical space.
+    :param companions: Other hosts to train on as well, each aligned to the source as a target would be.
+    """
 
     host: HostOptions
+    companions: tuple[str, ...] = Field((), max_length=16)
     data: DataOptions
     output: Path = Path("adapter.safetensors")
     anchors: str | None = None
@@ -66,7 +71,10 @@ class PretrainOptions(Frozen):
 
         Absolute paths are shortened to their last part, so that a shared file does not tell of its maker's disk.
         """
-        parts = ["uhl", "pretrain", "--host", _shown(self.host.name), "--task", _shown(self.data.task or "")]
+        parts = ["uhl", "pretrain"]
+        for name in (self.host.name, *self.companions):
+            parts += ["--host", _shown(name)]
+        parts += ["--task", _shown(self.data.task or "")]
         flags: dict[str, object] = {
             "host-revision": self.host.revision,
             "dtype": None if self.host.dtype == "float32" else self.host.dtype,

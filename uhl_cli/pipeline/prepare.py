@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.adapter.plan import PortPlan, make_plan
+from uhl_cli.adapter.plan import PortPlan, full_plan, make_plan
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.states import word_states
@@ -17,19 +18,31 @@ from uhl_cli.data import TaskData
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.pipeline.options import PretrainOptions
 from uhl_cli.reports import Reporter, phase
+from uhl_cli.train.model import TrainingHost
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """`views` are the alignments to train under, the host's own first."""
+    """What training needs: the bank, and the hosts with their alignments, the source first."""
 
     bank: AnchorBank
-    views: list[Alignment]
-    plan: PortPlan
+    hosts: list[TrainingHost]
     host_flops: int
 
+    @property
+    def own(self) -> Alignment:
+        """The source's own alignment."""
+        return self.hosts[0].views[0]
 
-def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Reporter) -> Prepared:
+    @property
+    def plan(self) -> PortPlan:
+        """The parts that the source carries."""
+        return self.hosts[0].plan
+
+
+def prepare(
+    host: Host, data: TaskData, options: PretrainOptions, reporter: Reporter, companions: Sequence[Host] = ()
+) -> Prepared:
     """Choose anchors, define canonical space by the host, align the host to it, and imitate other widths.
 
     The host's own maps are found from the quantised bank exactly as `port` finds them, so that the trained
@@ -60,7 +73,14 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
             seed=options.training.seed,
         )
     reporter("aligning", total, total)
-    return Prepared(bank, views, plan, host_flops)
+    hosts = [TrainingHost(host, views, plan)]
+    for companion in companions:
+        # All parts, whatever they cost there: a companion is trained on, not shipped.
+        whole = full_plan(companion.map)
+        progress = phase(reporter, f"aligning {companion.name}")
+        found = align(companion, bank, config.strategy, plan=whole, progress=progress)
+        hosts.append(TrainingHost(companion, [found], whole))
+    return Prepared(bank, hosts, host_flops)
 
 
 def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:

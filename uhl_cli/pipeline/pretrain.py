@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -51,6 +52,11 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     )
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
     host = load(options.host.model_copy(update={"device": chosen}))
+    # A revision is that of the source alone.
+    others = [
+        load(options.host.model_copy(update={"device": chosen, "name": name, "revision": None}))
+        for name in options.companions
+    ]
     if options.data.task is None:
         raise UsageError("there is no task to train on.", "Name one with --task.")
     data = load_task(
@@ -60,7 +66,7 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
         **options.data.model_dump(exclude={"task"}),
     )
     try:
-        return pretrain(host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+        return pretrain(host, data, options, companions=others, accelerator=accelerator, files=files, reporter=reporter)
     finally:
         accelerator.end_training()  # leaves the process group, where there are several processes
 
@@ -70,12 +76,14 @@ def pretrain(
     data: TaskData,
     options: PretrainOptions,
     *,
+    companions: Sequence[Host] = (),
     accelerator: Accelerator,
     files: RunFiles | None = None,
     reporter: Reporter = silent,
 ) -> PretrainReport:
     """Train on loaded objects and write `options.output`.
 
+    :param companions: The hosts that `options.companions` names, loaded.
     :raises BudgetError: Before training, when the file or the FLOPs cannot hold the limits.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
@@ -83,11 +91,11 @@ def pretrain(
     examples, training = data.train, options.training
     if examples is None or len(examples) == 0:
         raise DataError("there is no training example.", "Check --data and --limit-train.")
-    prepared = prepare(host, data, options, reporter)
+    prepared = prepare(host, data, options, reporter, companions)
     config = options.adapter.model_copy(update={"num_labels": len(data.task.labels), "kind": data.task.kind})
     adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
     steps = total_steps(len(examples), training)
-    manifest = _manifest(host, data, options, adapter, prepared.bank, steps)
+    manifest = _manifest(host, companions, data, options, adapter, prepared.bank, steps)
     _refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
 
     def on_step(report: StepReport) -> None:
@@ -97,7 +105,7 @@ def pretrain(
     identity = {
         "training": training.model_dump(),
         "adapter": config.model_dump(),
-        "host": host.fingerprint.model_dump(),
+        "hosts": [each.host.fingerprint.model_dump() for each in prepared.hosts],
         "data": manifest.training.train_digest,
         "anchors": prepared.bank.anchors.digest,
         "steps": steps,
@@ -106,12 +114,10 @@ def pretrain(
     reporter("training", 0, steps)
     train(
         adapter,
-        host,
-        prepared.views,
+        prepared.hosts,
         examples,
         training,
         accelerator=accelerator,
-        plan=prepared.plan,
         files=files,
         digest=run_digest(identity),
         resume=options.resume,
@@ -120,7 +126,7 @@ def pretrain(
     )
     weight, bias = fit_head(
         host,
-        prepared.views[0],
+        prepared.own,
         examples,
         num_labels=config.num_labels,
         seed=training.seed,
@@ -146,7 +152,7 @@ def _finish(
 ) -> PretrainReport:
     """Score the integer codes that the file will hold, as a reader of it will, and write them."""
     loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest))
-    ported = loaded.inject(host, prepared.views[0], prepared.plan, prepared.host_flops)
+    ported = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
     scores: dict[str, Score] = {}
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
@@ -155,7 +161,7 @@ def _finish(
         found = {
             "adapter": classes,
             "readout_only": predictor.readout_only(ported),
-            "head_only": predictor.head_only(host, prepared.views[0]),
+            "head_only": predictor.head_only(host, prepared.own),
         }
         references = references_of(data.evaluation)
         scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
@@ -180,7 +186,7 @@ def _finish(
         readout_only=scores.get("readout_only"),
         atoms_per_token=atoms,
         truncated=truncated,
-        quality=depth_quality(prepared.views[0]),
+        quality=depth_quality(prepared.own),
         anchor_words=prepared.bank.anchors.num_words,
         flops=flop_report(host, ported, prepared.host_flops),
     )
@@ -188,6 +194,7 @@ def _finish(
 
 def _manifest(
     host: Host,
+    companions: Sequence[Host],
     data: TaskData,
     options: PretrainOptions,
     adapter: CanonicalAdapter,
@@ -202,6 +209,7 @@ def _manifest(
         task=data.task,
         label_counts=data.train.label_counts(len(data.task.labels)),
         source=host_record(host),
+        companions=tuple(host_record(each) for each in companions),
         training=TrainingRecord(
             command=options.command(),
             config=options.training,

@@ -21,6 +21,7 @@ from uhl_cli.reports import Reporter, phase
 from uhl_cli.schema import TrainingRecord
 from uhl_cli.train.checkpoint import run_digest
 from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
+from uhl_cli.train.model import TrainingHost
 from uhl_cli.train.task_adapter import TaskAdapter
 
 
@@ -122,12 +123,10 @@ def train_task(trained: TaskAdapter, setting: Setting, accelerator: Accelerator,
     setting.reporter("tuning", 0, record.training.steps)
     train(
         trained,
-        setting.host,
-        [setting.alignment],
+        [TrainingHost(setting.host, [setting.alignment], plan)],
         setting.data.train,
         training,
         accelerator=accelerator,
-        plan=plan,
         files=files,
         digest=run_digest(identity),
         resume=options.resume,

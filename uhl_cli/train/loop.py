@@ -1,11 +1,11 @@
-"""The pretraining loop: accelerate, a frozen host, and a state that can be resumed at any step."""
+"""The training loop: accelerate, frozen hosts, and a state that can be resumed at any step."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,16 +15,13 @@ from torch import Tensor
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.layout import UPDATE_PARAMETERS
-from uhl_cli.adapter.plan import PortPlan
 from uhl_cli.adapter.ported import encode_examples
-from uhl_cli.align.alignment import Alignment
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import DataError, OutputError, TrainingError
-from uhl_cli.host.checkpoint import Host
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
 from uhl_cli.train.checkpoint import load_checkpoint, save_checkpoint
-from uhl_cli.train.model import RANKS, Losses, TrainedModel
+from uhl_cli.train.model import RANKS, Losses, TrainedModel, TrainingHost, place_of
 from uhl_cli.train.task_adapter import TaskAdapter
 
 LOG_EVERY = 20
@@ -109,27 +106,24 @@ def targets_of(examples: Examples, rows: list[int]) -> list[int]:
 
 def train(
     adapter: CanonicalAdapter | TaskAdapter,
-    host: Host,
-    views: list[Alignment],
+    hosts: Sequence[TrainingHost],
     examples: Examples,
     config: TrainingConfig,
     *,
     accelerator: Accelerator,
-    plan: PortPlan,
     files: RunFiles | None = None,
     digest: str = "",
     resume: bool = False,
     save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> int:
-    """Train `adapter` in place on a frozen host and return the number of steps.
+    """Train `adapter` in place on frozen hosts and return the number of steps.
 
-    :param views: Alignments to train under, the host's own first.
-    :param plan: Parts that the host carries within the FLOP limit.
+    :param hosts: The source first, then its companions; a step trains on one of them, see `model.place_of`.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
     steps = total_steps(len(examples), config)
-    model = TrainedModel(adapter, host, [view.to(accelerator.device) for view in views], plan, config)
+    model = TrainedModel(adapter, [each.to(accelerator.device) for each in hosts], config)
     optimizer = optimizer_for(adapter, config)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare: TrainedModel = accelerator.unwrap_model(model)
@@ -148,12 +142,14 @@ def train(
         factor = learning_rate_factor(step, steps, config.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        encoded, words, _ = encode_examples(host, examples, mine, max_length=config.max_length)
+        place = place_of(step, len(hosts), config)
+        host = hosts[place].host
+        length = min(config.max_length, host.max_length)
+        encoded, words, _ = encode_examples(host, examples, mine, max_length=length)
         targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
         with accelerator.autocast():
-            losses = model(
-                encoded.to(accelerator.device), words, targets, (config.seed * 1_000_003 + step) * RANKS + rank
-            )
+            seed = (config.seed * 1_000_003 + step) * RANKS + rank
+            losses = model(encoded.to(accelerator.device), words, targets, seed, place)
         accelerator.backward(losses.total)
         accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimizer.step()

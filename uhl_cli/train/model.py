@@ -1,9 +1,10 @@
-"""The model that pretraining optimises: a frozen host that carries the adapter, folded anew at every step."""
+"""The model that pretraining optimises: frozen hosts that carry the adapter, folded anew at every step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,37 +40,52 @@ class Losses:
     updated: bool
 
 
+@dataclass(frozen=True)
+class TrainingHost:
+    """A frozen host to train on: its alignments, the host's own first, and the parts that it carries."""
+
+    host: Host
+    views: list[Alignment]
+    plan: PortPlan
+
+    def to(self, device: torch.device) -> TrainingHost:
+        """The same with all alignments on a device."""
+        return replace(self, views=[view.to(device) for view in self.views])
+
+
+def place_of(step: int, count: int, config: TrainingConfig) -> int:
+    """Which of `count` hosts a step trains on: the first, or for `companion_share` of the steps one of the others.
+
+    A function of the seed and the step alone, so that a resumed run and all processes of a step do alike.
+    """
+    if count == 1:
+        return 0
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    if float(torch.rand((), generator=generator)) >= config.companion_share:
+        return 0
+    return 1 + int(torch.randint(count - 1, (), generator=generator))
+
+
 class TrainedModel(nn.Module):
-    """Adapter parameters and a frozen host; the host is no submodule, so that nothing trains or copies it."""
+    """Adapter parameters and frozen hosts; a host is no submodule, so that nothing trains or copies it."""
 
     def __init__(
-        self,
-        adapter: CanonicalAdapter | TaskAdapter,
-        host: Host,
-        views: list[Alignment],
-        plan: PortPlan,
-        config: TrainingConfig,
+        self, adapter: CanonicalAdapter | TaskAdapter, hosts: Sequence[TrainingHost], config: TrainingConfig
     ) -> None:
         super().__init__()
         self.adapter = adapter
-        self._host = (host,)
-        self._views = views
-        self._plan = plan
+        self._hosts = tuple(hosts)
         self._config = config
-        self._base: FoldedAdapter | None = None
+        self._base: dict[int, FoldedAdapter] = {}
         if not config.updates:
             for name, parameter in adapter.named_parameters():
                 if name in UPDATE_PARAMETERS:
                     parameter.requires_grad_(False)
 
-    @property
-    def host(self) -> Host:
-        """The frozen host."""
-        return self._host[0]
+    def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int, place: int = 0) -> Losses:
+        """Losses of one batch on the host at `place`; `targets` [examples] or [words].
 
-    def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
-        """Losses of one batch; `targets` [examples] or [words].
-
+        A companion (every host but the first) brings the error of its own alignment, so it has a noise of its own.
         `seed` draws the noise; `seed // RANKS` the width view and whether updates are off, so that all processes
         of a step do alike.  A readout that has seen the stream with and without updates serves a target better,
         where they arrive only in part.
@@ -78,38 +94,40 @@ class TrainedModel(nn.Module):
         cpu = torch.Generator().manual_seed(seed // RANKS)
         updated = config.updates and float(torch.rand((), generator=cpu)) >= config.update_dropout
         # Every other step shows the host's own width; the views share the rest.
-        view = self._views[0]
-        if len(self._views) > 1 and torch.rand((), generator=cpu) < 0.5:
-            view = self._views[1 + int(torch.randint(len(self._views) - 1, (), generator=cpu))]
-        noise = None
-        if config.noise + config.update_noise > 0:
+        here = self._hosts[place]
+        view = here.views[0]
+        if len(here.views) > 1 and torch.rand((), generator=cpu) < 0.5:
+            view = here.views[1 + int(torch.randint(len(here.views) - 1, (), generator=cpu))]
+        noise, strength = None, config.noise if place == 0 else config.companion_noise
+        if strength + config.update_noise > 0:
             generator = torch.Generator(device=targets.device).manual_seed(seed)
-            noise = AlignmentNoise(config.noise, config.update_noise, generator)
-        folded = self._folded(view, updated)
-        with self._precision(), Injection(self.host.map, folded, dense=True, noise=noise) as injection:
-            logits, active = forward(self.host, injection, encoded, words)
+            noise = AlignmentNoise(strength, config.update_noise, generator)
+        folded = self._folded(place, view, updated)
+        with _precision(here.host), Injection(here.host.map, folded, dense=True, noise=noise) as injection:
+            logits, active = forward(here.host, injection, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
 
-    def _folded(self, view: Alignment, updated: bool) -> FoldedAdapter:
-        """The adapter in the host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
-        stored = self.adapter.stored()
+    def _folded(self, place: int, view: Alignment, updated: bool) -> FoldedAdapter:
+        """The adapter in a host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
+        stored, here = self.adapter.stored(), self._hosts[place]
 
         def full(values: dict[str, Tensor]) -> FoldedAdapter:
-            plan, kind = self._plan, self.adapter.config.kind
-            return fold(values, view, self.host.map, kind=kind, layers=plan.layers, types=plan.types, updates=updated)
+            plan, kind = here.plan, self.adapter.config.kind
+            return fold(values, view, here.host.map, kind=kind, layers=plan.layers, types=plan.types, updates=updated)
 
         if not isinstance(self.adapter, TaskAdapter):
             return full(stored)
-        if self._base is None:
-            self._base = full({name: value.detach() for name, value in stored.items()})
-        return refold(self._base, stored, view, new_readout=self.adapter.new_readout)
+        if place not in self._base:
+            self._base[place] = full({name: value.detach() for name, value in stored.items()})
+        return refold(self._base[place], stored, view, new_readout=self.adapter.new_readout)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        """Autocast where the host is in half precision: the adapter's parameters stay in float32."""
-        weight = self.host.map.embeddings.weight
-        if weight.dtype not in (torch.float16, torch.bfloat16):
-            return nullcontext()
-        return torch.autocast(weight.device.type, dtype=weight.dtype)
+
+def _precision(host: Host) -> AbstractContextManager[object]:
+    """Autocast where the host is in half precision: the adapter's parameters stay in float32."""
+    weight = host.map.embeddings.weight
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return nullcontext()
+    return torch.autocast(weight.device.type, dtype=weight.dtype)
