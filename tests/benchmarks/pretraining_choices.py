@@ -27,11 +27,14 @@ from uhl_cli.host.checkpoint import load_host
 from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions, PretrainOptions
 from uhl_cli.pipeline.port import port
 from uhl_cli.pipeline.pretrain import pretrain
-from uhl_cli.schema import TrainingConfig
+from uhl_cli.schema import AdapterConfig, TrainingConfig
 
-# Changes to the defaults, by name; "anchors" is an option of the run, the rest of the training.
+# Changes to the defaults, by name: options of the run (anchors, companions, sizes), or of the training.
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
+    "companions": {"companions": ("builtin:base", "builtin:small")},
+    "companions-noise-1": {"companions": ("builtin:base", "builtin:small"), "companion_noise": 1.0},
+    "canonical-128-anchors-4096": {"canonical_size": 128, "num_anchors": 4096},
     "anchors-general": {"anchors": "general"},
     "no-width-views": {"width_views": 0},
     "update-noise-1": {"update_noise": 1.0},
@@ -84,15 +87,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for variant in arguments.variants:
             changes = dict(VARIANTS[variant])
+            companions = tuple(changes.pop("companions", ()))
+            canonical_size = changes.pop("canonical_size", 256)
             path = Path(folder) / f"{variant}.safetensors"
             options = PretrainOptions(
                 host=HostOptions(name=arguments.source),
                 data=DataOptions(task=arguments.task),
                 output=path,
+                companions=companions,
+                adapter=AdapterConfig(canonical_size=canonical_size),
                 anchors=changes.pop("anchors", None),
+                num_anchors=changes.pop("num_anchors", 2048),
                 training=TrainingConfig(max_steps=arguments.steps, seed=arguments.seed, **changes),
             )
-            trained = pretrain(hosts[arguments.source], data, options, accelerator=Accelerator(cpu=True))
+            others = [load_host(name, device="cpu") for name in companions]
+            source = hosts[arguments.source]
+            trained = pretrain(source, data, options, companions=others, accelerator=Accelerator(cpu=True))
             row = {"source": trained.model_dump(mode="json", exclude={"output"}), "targets": {}}
             adapter = UniversalAdapter.load(path)
             line = f"{variant}: source {trained.score.value:.3f} (updates off {trained.readout_only.value:.3f})"
