@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from uhl_cli.data.tasks import Task
 from uhl_cli.metrics import Score
@@ -23,6 +23,13 @@ class Frozen(BaseModel):
     """Base of all records: immutable, unknown keys refused, NaN and infinity refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _without_defaults(record: Frozen, data: dict[str, object], names: tuple[str, ...]) -> dict[str, object]:
+    """`data` less those fields of `names` that have their default value in `record`."""
+    fields = type(record).model_fields
+    at_default = {name for name in names if getattr(record, name) == fields[name].default}
+    return {name: value for name, value in data.items() if name not in at_default}
 
 
 class AdapterConfig(Frozen):
@@ -92,6 +99,11 @@ class TrainingConfig(Frozen):
     seed: int = Field(0, ge=0, le=2**31 - 1)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
 
+    @model_serializer(mode="wrap")
+    def _as_before_companions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Fields that came later stay out at their defaults, so that files from before are written as they were."""
+        return _without_defaults(self, handler(self), ("companion_share", "companion_noise"))
+
 
 class TrainingRecord(Frozen):
     """What a manifest says of the training that made it."""
@@ -145,6 +157,10 @@ class Manifest(Frozen):
     score: Score | None = None
     atoms_per_token: float | None = Field(default=None, ge=0)
     licence: str = Field("unspecified", max_length=500)
+
+    @model_serializer(mode="wrap")
+    def _as_before_companions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return _without_defaults(self, handler(self), ("companions",))
 
     @model_validator(mode="after")
     def _labels_agree(self) -> Manifest:
