@@ -19,8 +19,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-from heads import HEAD_EXAMPLES, INVERSE_STRENGTHS, Row, Target, fresh_readout, linear_head, lora, majority, tuned
 from lora import LEARNING_RATES, LoraSettings, search_learning_rate
+from tuning_methods import (
+    HEAD_EXAMPLES,
+    INVERSE_STRENGTHS,
+    Row,
+    Target,
+    fresh_readout,
+    linear_head,
+    lora,
+    majority,
+    tuned,
+)
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import load_task
