@@ -14,14 +14,16 @@ from uhl_cli.adapter.folding import FoldedAdapter, fold
 from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile
 from uhl_cli.align.alignment import Alignment, align_anchors
 from uhl_cli.align.bank import AnchorBank, build_bank
+from uhl_cli.align.features import FeatureBank, quantise_features
 from uhl_cli.align.states import WordStates, word_states
-from uhl_cli.align.texts import AnchorTexts, choose_anchors
+from uhl_cli.align.texts import AnchorTexts, choose_anchors, choose_feature_texts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data.tasks import Task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.schema import (
     AdapterConfig,
     AnchorRecord,
+    FeatureRecord,
     Fingerprint,
     HostRecord,
     Manifest,
@@ -99,9 +101,17 @@ def tiny_task(config: AdapterConfig = SMALL) -> Task:
 
 
 def tiny_manifest(
-    config: AdapterConfig, anchors: AnchorTexts, *, fingerprint: Fingerprint = NO_HOST, name: str = "fake"
+    config: AdapterConfig,
+    anchors: AnchorTexts,
+    *,
+    fingerprint: Fingerprint = NO_HOST,
+    name: str = "fake",
+    features: AnchorTexts | None = None,
 ) -> Manifest:
-    """A manifest that fits configuration and anchors."""
+    """A manifest that fits configuration, anchors and features."""
+    record = None
+    if features is not None:
+        record = FeatureRecord(texts=len(features.texts), words=features.num_words, digest=features.digest)
     return Manifest(
         format_version=FORMAT_VERSION,
         config=config,
@@ -117,7 +127,11 @@ def tiny_manifest(
             data="none",
         ),
         anchors=AnchorRecord(
-            origin=anchors.origin, texts=len(anchors.texts), words=anchors.num_words, digest=anchors.digest
+            origin=anchors.origin,
+            texts=len(anchors.texts),
+            words=anchors.num_words,
+            digest=anchors.digest,
+            features=record,
         ),
         versions={"uhl": "0"},
     )
@@ -127,13 +141,26 @@ def fake_bank(config: AdapterConfig = SMALL, *, num_words: int = 40) -> AnchorBa
     """A bank of fake states on tiny anchors."""
     anchors = tiny_anchors(num_words)
     states = fake_states(anchors.num_words, width=16, depth=4, rank=12)
-    return build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+    return build_bank(
+        anchors, states, knots=config.knots, canonical_size=config.canonical_size, bits=config.anchor_bits
+    )
 
 
-def tiny_file(config: AdapterConfig = SMALL, *, seed: int = 0) -> AdapterFile:
-    """A valid file's content; no host is run."""
+def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0) -> FeatureBank:
+    """A bank of random features at every word of the tiny texts."""
+    anchors = choose_feature_texts(SENTENCES, exclude=(), num_words=10_000, seed=seed, origin="sentences")
+    assert anchors is not None
+    generator = torch.Generator().manual_seed(seed)
+    columns = config.readout_size + config.num_labels
+    return quantise_features(anchors, torch.randn(anchors.num_words, columns, generator=generator) * 3 + 1)
+
+
+def tiny_file(config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False) -> AdapterFile:
+    """A valid file's content, with a feature bank if asked; no host is run."""
     bank = fake_bank(config)
-    return to_file(random_adapter(config, seed=seed), bank, tiny_manifest(config, bank.anchors))
+    features = fake_features(config, seed=seed) if featured else None
+    manifest = tiny_manifest(config, bank.anchors, features=None if features is None else features.anchors)
+    return to_file(random_adapter(config, seed=seed), bank, manifest, features)
 
 
 def host_bank(host: Host, config: AdapterConfig = SMALL) -> tuple[AnchorBank, WordStates]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.adapter.convert import bank_of, dequantised, stored_parameters
+from uhl_cli.adapter.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
 from uhl_cli.adapter.folding import fold, move, refold
 from uhl_cli.adapter.layout import parameter_shapes
@@ -31,6 +31,7 @@ from uhl_cli.adapter.task_store import TaskRecord, adapter_digest, read_task
 from uhl_cli.align.alignment import Alignment, align_anchors, align_embeddings, align_size
 from uhl_cli.align.bank import AnchorBank
 from uhl_cli.align.embeddings import embedding_rows
+from uhl_cli.align.features import FeatureBank, align_features
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.host.checkpoint import Host, wrap_host
@@ -69,7 +70,8 @@ class UniversalAdapter:
     """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest.
 
     `head_fitted` is False where the head-only control does not belong to the task: that of a task file.
-    `max_length` is the longest input in tokens that it was trained, or tuned, with.
+    `max_length` is the longest input in tokens that it was trained, or tuned, with.  `features` is None in files that
+    have none, and for another task's readout, which the source never saw.
     """
 
     manifest: Manifest
@@ -78,6 +80,7 @@ class UniversalAdapter:
     digest: str = ""
     head_fitted: bool = True
     max_length: int = TrainingConfig().max_length
+    features: FeatureBank | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalAdapter:
@@ -91,7 +94,9 @@ class UniversalAdapter:
     def from_file(cls, content: AdapterFile, *, digest: str = "") -> UniversalAdapter:
         """The adapter of a file's content."""
         length = content.manifest.training.config.max_length
-        return cls(content.manifest, bank_of(content), stored_parameters(content), digest, max_length=length)
+        bank, features = bank_of(content), features_of(content)
+        stored = stored_parameters(content)
+        return cls(content.manifest, bank, stored, digest, max_length=length, features=features)
 
     def with_task(self, path: str | Path) -> UniversalAdapter:
         """The same adapter with the delta-theta (and the readout) of a task file that `uhl tune` made.
@@ -120,7 +125,8 @@ class UniversalAdapter:
         manifest = self.manifest.model_copy(update=update)
         fitted = self.head_fitted and record.own_task
         length = record.training.config.max_length
-        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted, length)
+        features = self.features if record.own_task else None
+        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted, length, features)
 
     def port(
         self,
@@ -165,7 +171,27 @@ class UniversalAdapter:
         config = self.manifest.config
         plan = plan_for(host, config, host_flops, max_flops)
         chosen = strategy or config.strategy
-        return align(host, self.bank, chosen, plan=plan, progress=progress), plan, host_flops
+        found = align(host, self.bank, chosen, plan=plan, progress=progress)
+        if chosen == "anchors":
+            found = self.with_features(host, found, plan, progress=progress)
+        return found, plan, host_flops
+
+    def with_features(
+        self, host: Host, alignment: Alignment, plan: PortPlan, *, progress: Progress | None = None
+    ) -> Alignment:
+        """A host's alignment with maps to the readout's features, where the file has a feature bank."""
+        if self.features is None:
+            return alignment
+        config = self.manifest.config
+        maps = align_features(
+            host,
+            self.features,
+            knots=config.knots,
+            depths=plan.tap_depths,
+            readout_size=config.readout_size,
+            progress=progress,
+        )
+        return replace(alignment, features=maps)
 
     def inject(self, host: Host, alignment: Alignment, plan: PortPlan, host_flops: int) -> PortedModel:
         """The ported model of an alignment."""
@@ -204,7 +230,8 @@ class _Retask:
                 "Port it apart: adapter.with_task(file).port(model).",
             )
         # The model may carry another task's readout at present, so the readout is always folded.
-        folded = refold(ported.folded, tuned.stored, self.alignment, new_readout=True)
+        alignment = self.alignment if tuned.features is not None else replace(self.alignment, features=None)
+        folded = refold(ported.folded, tuned.stored, alignment, new_readout=True)
         folded = move(folded, host.device, host.map.embeddings.weight.dtype)
         return replace(ported, folded=folded, task=tuned.manifest.task)
 

@@ -4,7 +4,7 @@
 |---|---|
 | untouched | the target without any adapter: the class that the training labels hold most of |
 | random_update | the readout as ported, and updates of the same size per token in random directions |
-| head_only | a linear head on the mean final state, trained on the frozen source, through the last depth's map |
+| head_only | a linear head on the mean final state, trained on the frozen source, through a map of the last depth |
 | size | the same adapter aligned by `size`, which knows nothing of the target's basis |
 | readout_only | the canonical readout as ported, updates off (not in DESIGN's four; it splits the gain in two) |
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer
 from uhl_cli.adapter.ported import encode_examples
-from uhl_cli.align.alignment import LayerMaps
+from uhl_cli.align.alignment import Alignment
 from uhl_cli.data.examples import Examples
 from uhl_cli.host.checkpoint import Host
 
@@ -90,10 +90,13 @@ def mean_final_states(
     return torch.cat(ordered), [len(part) for part in ordered]
 
 
-def head_predictions(
-    states: Tensor, counts: list[int], weight: Tensor, bias: Tensor, maps: LayerMaps
-) -> list[list[int]]:
-    """Classes by the linear head: `weight` [labels, d0] on z of the final depth."""
-    z = (states - maps.mean) @ maps.read.T
-    classes = (z @ weight.T + bias).argmax(-1)
-    return [part.tolist() for part in torch.split(classes, counts)]
+def head_logits(states: Tensor, weight: Tensor, bias: Tensor, alignment: Alignment) -> Tensor:
+    """Logits [rows, labels] of the linear head, `weight` [labels, d0] on z of the final depth, for states [rows, d].
+
+    Where the feature bank gave the host a map to the logits, it is used: the control aligns as well as the readout.
+    """
+    features = alignment.features
+    if features is not None and len(features.head):
+        return states @ features.head.T + features.head_bias
+    maps = alignment.layers[-1]
+    return (states - maps.mean) @ maps.read.T @ weight.T + bias

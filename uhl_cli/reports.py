@@ -61,6 +61,7 @@ class PretrainReport(Frozen):
     truncated: int = Field(description="evaluation texts that were cut at the longest input")
     quality: tuple[DepthQuality, ...]
     anchor_words: int
+    feature_words: int
     flops: FlopReport
 
 
@@ -75,7 +76,12 @@ class PortReport(Frozen):
     source: str
     source_score: Score | None
     quality: tuple[DepthQuality, ...]
-    readout_quality: tuple[float, ...] = Field(description="held-out R^2 of the readout's features, one a knot")
+    readout_quality: tuple[float, ...] = Field(
+        description="held-out R^2 of the canonical coordinates that a readout takes, one a knot"
+    )
+    feature_quality: float | None = Field(
+        None, description="held-out R^2 of the readout's features by the feature bank, if there is one; 0.88 at most"
+    )
     left_out: tuple[str, ...]
     flops: FlopReport
     seconds: dict[str, float]

@@ -46,6 +46,11 @@ class AdapterConfig(Frozen):
     num_labels: int = Field(2, ge=1, le=1000)
     kind: Literal["sequence", "tokens"] = "sequence"
     strategy: Strategy = "anchors"
+    anchor_bits: Literal[2, 4] = Field(4, description="bits of a canonical coordinate of an anchor word")
+
+    @model_serializer(mode="wrap")
+    def _as_before_anchor_bits(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return _without_defaults(self, handler(self), ("anchor_bits",))
 
     @model_validator(mode="after")
     def _knots_rise(self) -> AdapterConfig:
@@ -54,13 +59,26 @@ class AdapterConfig(Frozen):
         return self
 
 
+class FeatureRecord(Frozen):
+    """How many texts and words the feature bank has, and its texts' digest."""
+
+    texts: int = Field(ge=1, le=200_000)
+    words: int = Field(ge=1, le=1_000_000)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class AnchorRecord(Frozen):
-    """Where the anchor texts came from, how many, and their digest."""
+    """Where the anchor texts came from, how many, and their digest; the same of the feature bank, if there is one."""
 
     origin: str = Field(max_length=200)
     texts: int = Field(ge=1, le=100_000)
     words: int = Field(ge=1, le=100_000)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    features: FeatureRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_features(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return _without_defaults(self, handler(self), ("features",))
 
 
 class TrainingConfig(Frozen):

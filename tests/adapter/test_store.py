@@ -20,7 +20,8 @@ from tiny_adapters import SMALL, fake_bank, random_adapter, tiny_file, tiny_mani
 from uhl_cli.adapter.convert import bank_of, stored_parameters, to_file
 from uhl_cli.adapter.layout import parameter_shapes
 from uhl_cli.adapter.packing import compress_text
-from uhl_cli.adapter.store import MAX_TEXT_BYTES, read_adapter, to_bytes, write_adapter
+from uhl_cli.adapter.parts import MAX_TEXT_BYTES
+from uhl_cli.adapter.store import read_adapter, to_bytes, write_adapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.errors import FormatError, NewerFormatError, UhlError
 from uhl_cli.schema import AdapterConfig

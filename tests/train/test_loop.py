@@ -19,7 +19,7 @@ from uhl_cli.align.bank import build_bank
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import choose_anchors
 from uhl_cli.align.views import width_views
-from uhl_cli.controls import head_predictions, mean_final_states
+from uhl_cli.controls import head_logits, mean_final_states
 from uhl_cli.data import Examples
 from uhl_cli.data.examples import token_examples
 from uhl_cli.errors import DataError, TrainingError
@@ -372,9 +372,9 @@ def test_head_beats_chance_on_separable_data(toy):
 
 
 def head_accuracy(toy, examples, weight, bias):
-    states, counts = mean_final_states(toy.host, examples, max_length=48)
-    rows = head_predictions(states, counts, weight, bias, toy.hosts[0].views[0].layers[-1])
-    return sum(row[0] == label for row, label in zip(rows, examples.labels, strict=True)) / len(examples)
+    states, _ = mean_final_states(toy.host, examples, max_length=48)
+    classes = head_logits(states, weight, bias, toy.hosts[0].views[0]).argmax(-1).tolist()
+    return sum(row == label for row, label in zip(classes, examples.labels, strict=True)) / len(examples)
 
 
 @pytest.mark.parametrize(("present", "labels"), [((0, 2), 3), ((1, 2), 4), ((0, 1, 3), 5), ((2,), 4)])
@@ -384,6 +384,6 @@ def test_head_never_predicts_a_class_that_is_missing(toy, present, labels):
     examples = Examples(texts=texts, labels=chosen)
     weight, bias = fit_head(toy.host, toy.hosts[0].views[0], examples, num_labels=labels, seed=0)
     assert weight.shape == (labels, 256)
-    states, counts = mean_final_states(toy.host, Examples(texts=SENTENCES, labels=(0,) * len(SENTENCES)))
-    predicted = {row[0] for row in head_predictions(states, counts, weight, bias, toy.hosts[0].views[0].layers[-1])}
+    states, _ = mean_final_states(toy.host, Examples(texts=SENTENCES, labels=(0,) * len(SENTENCES)))
+    predicted = set(head_logits(states, weight, bias, toy.hosts[0].views[0]).argmax(-1).tolist())
     assert predicted <= set(present)

@@ -171,9 +171,13 @@ def _fold_readout(
     device = gain.device
     weight = stored["readout_in_weight"]
     knots = weight.shape[1] // gain.shape[0]
-    gained = weight * gain.repeat(knots)
-    taps = {depth: gained @ tap.to(device) for depth, tap in alignment.taps.items()}
-    bias = stored["readout_in_bias"] + gained @ alignment.tap_offset.to(device)
+    if alignment.features is not None:
+        taps = {depth: tap.to(device) for depth, tap in alignment.features.taps.items()}
+        bias = alignment.features.bias.to(device)
+    else:
+        gained = weight * gain.repeat(knots)
+        taps = {depth: gained @ tap.to(device) for depth, tap in alignment.taps.items()}
+        bias = stored["readout_in_bias"] + gained @ alignment.tap_offset.to(device)
     layer = None
     if update:
         # In canonical space the update edits z itself, so no projector stands between it and the readout.

@@ -42,6 +42,32 @@ def unpack_nibbles(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes
     return flat.reshape(shape)
 
 
+def pack_pairs(codes: Codes) -> Bytes:
+    """Codes -3, -1, 1 or 3, flattened, four a byte, the first in the lowest bits; uint8 [ceil(n / 4)]."""
+    flat = np.zeros(-(-codes.size // 4) * 4, dtype=np.uint8)
+    flat[: codes.size] = (codes.reshape(-1) + 3) // 2
+    quarters = [np.left_shift(flat[place::4], 2 * place) for place in range(4)]
+    packed: Bytes = np.bitwise_or.reduce(quarters)
+    return packed
+
+
+def unpack_pairs(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
+    """Codes int8 of the given shape.
+
+    :raises FormatError: When the length does not fit the shape, or bits are set behind the end.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    if packed.ndim != 1 or len(packed) != (count + 3) // 4:
+        raise FormatError(f"{name} holds {packed.size} bytes; {(count + 3) // 4} are needed for {shape}.", _HINT)
+    flat = np.empty(4 * len(packed), dtype=np.int8)
+    for place in range(4):
+        flat[place::4] = (packed >> (2 * place)) & 3
+    if flat[count:].any():
+        raise FormatError(f"{name} has bits behind its end.", _HINT)
+    codes: Codes = (2 * flat[:count] - 3).reshape(shape)
+    return codes
+
+
 def compress_text(text: str) -> Bytes:
     """UTF-8 bytes, compressed by zlib at its best level."""
     return np.frombuffer(zlib.compress(text.encode(), 9), dtype=np.uint8)

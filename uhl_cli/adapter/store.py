@@ -1,4 +1,4 @@
-"""The adapter file, format 1.0: one safetensors file, read without torch and without trust.
+"""The adapter file, format 1.1: one safetensors file, read without torch and without trust.
 
 Header metadata: one key, `uhl`, holding the manifest (`schema.Manifest`) as JSON.  Tensors:
 
@@ -7,10 +7,20 @@ Header metadata: one key, `uhl`, holding the manifest (`schema.Manifest`) as JSO
 | P, each 8-bit parameter of `layout.parameter_shapes` | int8, its shape | codes -127..127 |
 | P, each 4-bit parameter (mixer, delta_theta) | uint8 [ceil(n / 2)] | codes -7..7 plus 8, two a byte, low first |
 | P.scale | float32 [rows] (a vector is one row) | value = code * scale |
-| anchors.codes | uint8 [ceil(knots N d0 / 2)] | canonical coordinates [knots, N, d0], 4-bit as above |
+| anchors.codes | uint8 [ceil(bits knots N d0 / 8)] | canonical coordinates [knots, N, d0], 4-bit as above |
 | anchors.scale | float32 [knots, d0] | one scale per coordinate and knot |
 | anchors.texts | uint8 | zlib of the anchor texts, UTF-8, joined by newlines |
 | anchors.words | uint8 [ceil(words / 8)] | bit i (most significant first): is word i of all texts an anchor word? |
+
+Since 1.1 the anchors' codes may have 2 bits (`anchor_bits`): -3, -1, 1, 3 as 0..3, four a byte, low first.  Since 1.1
+too, and only where the manifest has a record of them (W words, F = readout_size + num_labels):
+
+| name | dtype and shape | meaning |
+|---|---|---|
+| features.codes | uint8 [ceil(W F / 4)] | readout features and head logits [W, F], 2-bit |
+| features.scale | float32 [F] | value = code * scale + mean |
+| features.mean | float32 [F] | |
+| features.texts, features.words | uint8 | as those of the anchors: more texts, and their words with features |
 
 Nothing else may stand in the file.  Minor versions may add keys that older readers refuse; a newer major
 version is refused as such.  Same content gives the same bytes: no time stamps, sorted keys.
@@ -19,6 +29,7 @@ version is refused as such.  Same content gives the same bytes: no time stamps, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +40,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from uhl_cli.adapter.layout import bits_of, parameter_shapes
-from uhl_cli.adapter.packing import compress_text, decompress_text, pack_nibbles, unpack_nibbles
-from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.adapter.packing import (
+    pack_nibbles,
+    pack_pairs,
+    unpack_nibbles,
+    unpack_pairs,
+)
+from uhl_cli.adapter.parts import MAX_VALUE, Floats, finite_scales, of_type, read_texts, text_tensors
+from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.errors import FormatError, NewerFormatError
 from uhl_cli.files import write_bytes
-from uhl_cli.schema import Manifest
+from uhl_cli.schema import AdapterConfig, FeatureRecord, Manifest
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 MAX_FILE_BYTES = 64_000_000
-MAX_TEXT_BYTES = 4_000_000
+ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
+FEATURE_PARTS = ("features.codes", "features.mean", "features.scale", "features.texts", "features.words")
 _HINT = "The file is damaged or was not written by uhl; get it again from its source."
 
 Codes = npt.NDArray[np.int8]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,15 @@ class Quantised:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What the source's readout sees at the words of more texts: `codes` [W, F], one scale and one mean a column."""
+
+    anchors: AnchorTexts
+    codes: Quantised
+    mean: Floats
+
+
+@dataclass(frozen=True)
 class AdapterFile:
     """All that an adapter file holds."""
 
@@ -60,6 +86,7 @@ class AdapterFile:
     parameters: dict[str, Quantised]
     anchors: AnchorTexts
     coordinates: Quantised
+    features: Features | None = None
 
 
 def to_bytes(content: AdapterFile) -> bytes:
@@ -69,10 +96,16 @@ def to_bytes(content: AdapterFile) -> bytes:
         packed = bits_of(name) == 4
         tensors[name] = pack_nibbles(parameter.codes) if packed else parameter.codes
         tensors[f"{name}.scale"] = parameter.scales
-    tensors["anchors.codes"] = pack_nibbles(content.coordinates.codes)
+    coordinates = content.coordinates.codes
+    two_bits = content.manifest.config.anchor_bits == 2
+    tensors["anchors.codes"] = pack_pairs(coordinates) if two_bits else pack_nibbles(coordinates)
     tensors["anchors.scale"] = content.coordinates.scales
-    tensors["anchors.texts"] = compress_text("\n".join(content.anchors.texts))
-    tensors["anchors.words"] = np.packbits(_word_mask(content.anchors))
+    tensors |= text_tensors("anchors", content.anchors)
+    if content.features is not None:
+        tensors["features.codes"] = pack_pairs(content.features.codes.codes)
+        tensors["features.scale"] = content.features.codes.scales
+        tensors["features.mean"] = content.features.mean
+        tensors |= text_tensors("features", content.features.anchors)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     manifest = json.dumps(content.manifest.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
     content_bytes: bytes = save(ordered, metadata={"uhl": manifest})
@@ -101,17 +134,29 @@ def read_adapter(path: Path) -> AdapterFile:
     manifest = _read_manifest(metadata["uhl"], path)
     config = manifest.config
     shapes = parameter_shapes(config)
-    _check_names(path, set(tensors), shapes)
+    _check_names(path, set(tensors), part_names(manifest))
     parameters = {name: read_parameter(name, shape, tensors) for name, shape in shapes.items()}
-    anchors = _read_anchors(manifest, tensors)
-    knots = len(config.knots)
-    scales = _finite_scales("anchors.scale", tensors["anchors.scale"], (knots, config.canonical_size))
-    codes = unpack_nibbles(
-        _of_type("anchors.codes", tensors["anchors.codes"], np.uint8),
-        (knots, manifest.anchors.words, config.canonical_size),
-        name="anchors.codes",
-    )
-    return AdapterFile(manifest, parameters, anchors, Quantised(codes, scales))
+    anchors = read_texts("anchors", manifest.anchors, manifest.anchors.origin, tensors)
+    scales = finite_scales("anchors.scale", tensors["anchors.scale"], (len(config.knots), config.canonical_size))
+    coordinates = Quantised(read_coordinates(config, manifest.anchors.words, tensors["anchors.codes"]), scales)
+    return AdapterFile(manifest, parameters, anchors, coordinates, _read_features(manifest, tensors))
+
+
+def read_coordinates(config: AdapterConfig, words: int, packed: np.ndarray) -> Codes:
+    """The anchors' codes [knots, words, d0].
+
+    :raises FormatError: When their type or number breaks the format.
+    """
+    shape = (len(config.knots), words, config.canonical_size)
+    unpack = unpack_pairs if config.anchor_bits == 2 else unpack_nibbles
+    return unpack(of_type("anchors.codes", packed, np.uint8), shape, name="anchors.codes")
+
+
+def part_names(manifest: Manifest) -> set[str]:
+    """Names of all tensors that a file with this manifest has."""
+    shapes = parameter_shapes(manifest.config)
+    names = {*shapes, *(f"{name}.scale" for name in shapes), *ANCHOR_PARTS}
+    return names | set(FEATURE_PARTS) if manifest.anchors.features is not None else names
 
 
 def read_tensors(path: Path, *, key: str = "uhl") -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -163,27 +208,10 @@ def _read_manifest(text: str, path: Path) -> Manifest:
         ) from error
 
 
-def _check_names(path: Path, found: set[str], shapes: dict[str, tuple[int, ...]]) -> None:
-    wanted = {"anchors.codes", "anchors.scale", "anchors.texts", "anchors.words"}
-    wanted |= set(shapes) | {f"{name}.scale" for name in shapes}
+def _check_names(path: Path, found: set[str], wanted: set[str]) -> None:
     if found != wanted:
         odd = sorted(found ^ wanted)
         raise FormatError(f"{path} lacks or adds the parts {', '.join(odd[:5])[:200]}.", _HINT)
-
-
-def _of_type(name: str, value: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    if value.dtype != dtype:
-        raise FormatError(f"{name} is {value.dtype}; it must be {np.dtype(dtype)}.", _HINT)
-    return value
-
-
-def _finite_scales(name: str, value: np.ndarray, shape: tuple[int, ...]) -> Floats:
-    scales: Floats = _of_type(name, value, np.float32)
-    if scales.shape != shape:
-        raise FormatError(f"{name} has shape {scales.shape}; it must be {shape}.", _HINT)
-    if not np.isfinite(scales).all() or (scales.size and float(scales.min()) < 0) or float(scales.max(initial=0)) > 1e6:
-        raise FormatError(f"{name} holds a value that is not finite, negative or absurdly large.", _HINT)
-    return scales
 
 
 def read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Quantised:
@@ -192,10 +220,10 @@ def read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndar
     :raises FormatError: When their types, shapes or values break the format.
     """
     rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
-    scales = _finite_scales(f"{name}.scale", tensors[f"{name}.scale"], (rows,))
+    scales = finite_scales(f"{name}.scale", tensors[f"{name}.scale"], (rows,))
     if bits_of(name) == 4:
-        return Quantised(unpack_nibbles(_of_type(name, tensors[name], np.uint8), shape, name=name), scales)
-    codes: Codes = _of_type(name, tensors[name], np.int8)
+        return Quantised(unpack_nibbles(of_type(name, tensors[name], np.uint8), shape, name=name), scales)
+    codes: Codes = of_type(name, tensors[name], np.int8)
     if codes.shape != shape:
         raise FormatError(f"{name} has shape {codes.shape}; it must be {shape}.", _HINT)
     if codes.size and int(codes.min()) < -127:
@@ -203,30 +231,24 @@ def read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndar
     return Quantised(codes, scales)
 
 
-def _word_mask(anchors: AnchorTexts) -> npt.NDArray[np.bool_]:
-    """bool [words of all texts]: True at anchor words."""
-    parts = []
-    for text, ordinals in zip(anchors.texts, anchors.chosen, strict=True):
-        mask = np.zeros(len(word_spans(text)), dtype=np.bool_)
-        mask[list(ordinals)] = True
-        parts.append(mask)
-    return np.concatenate(parts)
+def read_features(config: AdapterConfig, record: FeatureRecord, tensors: Mapping[str, np.ndarray]) -> Quantised:
+    """The codes and scales of the feature bank among the tensors of a file.
+
+    :raises FormatError: When their types, shapes or values, or those of the means, break the format.
+    """
+    columns = config.readout_size + config.num_labels
+    scales = finite_scales("features.scale", tensors["features.scale"], (columns,))
+    mean = of_type("features.mean", tensors["features.mean"], np.float32)
+    if mean.shape != (columns,) or not bool((np.abs(mean) <= MAX_VALUE).all()):  # NaN is not
+        raise FormatError("features.mean has another shape, or a value that is not finite or absurdly large.", _HINT)
+    packed = of_type("features.codes", tensors["features.codes"], np.uint8)
+    return Quantised(unpack_pairs(packed, (record.words, columns), name="features.codes"), scales)
 
 
-def _read_anchors(manifest: Manifest, tensors: dict[str, np.ndarray]) -> AnchorTexts:
-    record = manifest.anchors
-    packed = _of_type("anchors.texts", tensors["anchors.texts"], np.uint8)
-    texts = tuple(decompress_text(packed, limit=MAX_TEXT_BYTES, name="anchors.texts").split("\n"))
-    counts = [len(word_spans(text)) for text in texts]
-    bits = _of_type("anchors.words", tensors["anchors.words"], np.uint8)
-    if bits.ndim != 1 or len(bits) != (sum(counts) + 7) // 8:
-        raise FormatError("anchors.words does not fit the anchor texts.", _HINT)
-    mask = np.unpackbits(bits, count=sum(counts)).astype(np.bool_)
-    chosen, start = [], 0
-    for count in counts:
-        chosen.append(tuple(int(ordinal) for ordinal in np.flatnonzero(mask[start : start + count])))
-        start += count
-    anchors = AnchorTexts(texts, tuple(chosen), record.origin)
-    if len(texts) != record.texts or anchors.num_words != record.words or anchors.digest != record.digest:
-        raise FormatError("the anchor texts differ from what the manifest says of them.", _HINT)
-    return anchors
+def _read_features(manifest: Manifest, tensors: dict[str, np.ndarray]) -> Features | None:
+    record = manifest.anchors.features
+    if record is None:
+        return None
+    codes = read_features(manifest.config, record, tensors)
+    anchors = read_texts("features", record, manifest.anchors.origin, tensors)
+    return Features(anchors, codes, tensors["features.mean"])

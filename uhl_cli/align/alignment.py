@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from uhl_cli.align.bank import AnchorBank, depth_index
+from uhl_cli.align.features import FeatureMaps
 from uhl_cli.align.ridge import RidgeMap, fit_ridge
 from uhl_cli.align.states import WordStates
 
@@ -45,6 +46,8 @@ class Alignment:
     `sum over l of taps[l] @ h_l + tap_offset`, with `taps[l]` [knots * d0, d].
     `quality` gives the held-out R^2 of each layer's `read`, averaged over coordinates; `tap_quality` that of
     the features at each knot.  Both are NaN-free and empty where a strategy has nothing to measure.
+    `features`, where there is a feature bank, gives the adapter's own readout its features by a better way than
+    through canonical space; another task's readout takes the taps.
     """
 
     strategy: str
@@ -54,6 +57,7 @@ class Alignment:
     tap_offset: Tensor
     quality: tuple[float, ...]
     tap_quality: tuple[float, ...]
+    features: FeatureMaps | None = None
 
     @property
     def num_hidden_layers(self) -> int:
@@ -74,7 +78,8 @@ class Alignment:
             for maps in self.layers
         )
         taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
-        return replace(self, layers=layers, taps=taps, tap_offset=self.tap_offset.to(device))
+        features = None if self.features is None else self.features.to(device)
+        return replace(self, layers=layers, taps=taps, tap_offset=self.tap_offset.to(device), features=features)
 
 
 def align_anchors(bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[int] | None = None) -> Alignment:

@@ -2,7 +2,7 @@
 
 Canonical space is the space of the source host's own word states, rotated to their principal directions
 (one rotation for all depths, so that coordinates of neighbouring depths can be interpolated) and divided by
-the standard deviation at each depth knot.  It is stored in 4 bits, one scale per coordinate and knot.
+the standard deviation at each depth knot.  It is stored in 2 or 4 bits, one scale per coordinate and knot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from uhl_cli.errors import AlignmentError
 class AnchorBank:
     """Anchor texts with quantised canonical coordinates.
 
-    `codes` int8 [knots, N, d0] within -7..7; `scales` float32 [knots, d0]; `knots` the normalised depths.
+    `codes` int8 [knots, N, d0], within -7..7, or of 2 bits -3, -1, 1 or 3; `scales` float32 [knots, d0]; `knots`
+    the normalised depths.
     """
 
     anchors: AnchorTexts
@@ -54,7 +55,7 @@ def depth_index(knot: float, num_hidden_layers: int) -> int:
 
 
 def build_bank(
-    anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int
+    anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int, bits: int = 4
 ) -> AnchorBank:
     """Define canonical space by the source host's word states and quantise its anchors' coordinates.
 
@@ -86,5 +87,5 @@ def build_bank(
         floor = 1e-6 * deviation.max()
         whitened = torch.where(deviation > floor, projected / deviation.clamp_min(1e-300), torch.zeros_like(projected))
         width = whitened.shape[1]
-        codes[index, :, :width], scales[index, :width] = quantise_columns(whitened.float(), bits=4)
+        codes[index, :, :width], scales[index, :width] = quantise_columns(whitened.float(), bits=bits)
     return AnchorBank(anchors, knots, codes, scales)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from uhl_cli.errors import AlignmentError, DataError
 _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
 MAX_TEXT_CHARACTERS = 2000
 MIN_WORDS = 32
+MAX_FEATURE_TEXT_WORDS = 64
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
@@ -57,6 +58,10 @@ class AnchorTexts:
     def groups(self) -> np.ndarray:
         """int64 [num_words]: the text of each anchor word; held-out splits keep a text's words together."""
         return np.repeat(np.arange(len(self.texts)), [len(ordinals) for ordinals in self.chosen])
+
+    def first(self, count: int) -> AnchorTexts:
+        """The first `count` texts with their anchor words."""
+        return AnchorTexts(self.texts[:count], self.chosen[:count], self.origin)
 
     def keep(self, present: Sequence[bool]) -> AnchorTexts:
         """The same texts with only those anchor words whose entry in `present` [num_words] is true.
@@ -110,6 +115,38 @@ def choose_anchors(
         chosen.append(tuple(int(ordinal) for ordinal in np.sort(ordinals)))
     kept = [(clean[index], ordinals) for index, ordinals in zip(picked, chosen, strict=True) if ordinals]
     return AnchorTexts(tuple(text for text, _ in kept), tuple(ordinals for _, ordinals in kept), origin)
+
+
+def choose_feature_texts(
+    texts: Sequence[str], *, exclude: Collection[str], num_words: int, seed: int = 0, origin: str
+) -> AnchorTexts | None:
+    """Texts of about `num_words` words in all, every word chosen, in random order; None where there is no text.
+
+    Distinct texts, none of `exclude` (compared with runs of white space made one blank), longer ones first choice
+    as in `choose_anchors`; of a long text the first `MAX_FEATURE_TEXT_WORDS` words.
+    """
+    clean = {" ".join(text.split()) for text in texts}.difference(exclude)
+    found = sorted({_first_words(text, MAX_FEATURE_TEXT_WORDS) for text in clean if text})
+    counts = np.array([len(word_spans(text)) for text in found], dtype=np.int64)
+    longest_first = np.argsort(-counts, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(counts[longest_first]), num_words)) + 1
+    pool = longest_first[: max(enough, len(found) // 2)]
+    chosen, total = [], 0
+    for index in np.random.default_rng(seed).permutation(pool).tolist():
+        if total >= num_words:
+            break
+        if counts[index]:
+            chosen.append(index)
+            total += int(counts[index])
+    if not chosen:
+        return None
+    ordinals = tuple(tuple(range(int(counts[index]))) for index in chosen)
+    return AnchorTexts(tuple(found[index] for index in chosen), ordinals, origin)
+
+
+def _first_words(text: str, count: int) -> str:
+    spans = word_spans(text)[:count]
+    return text[: spans[-1][1]] if spans else ""
 
 
 def general_texts() -> list[str]:

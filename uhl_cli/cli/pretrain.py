@@ -22,6 +22,13 @@ class MixedPrecision(str, Enum):
     fp16 = "fp16"
 
 
+class AnchorBits(str, Enum):
+    """Bits of an anchor word's canonical coordinates."""
+
+    two = "2"
+    four = "4"
+
+
 def _training(help_text: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(help=help_text, rich_help_panel=shared.TRAINING_PANEL)
     return option
@@ -64,8 +71,22 @@ def pretrain(
         ),
     ] = None,
     num_anchors: Annotated[
-        int, typer.Option(help="Anchor words; each takes some 390 bytes.", rich_help_panel=ADAPTER_PANEL)
+        int,
+        typer.Option(
+            help="Anchor words; each takes some 200 bytes, or 390 with --anchor-bits 4.", rich_help_panel=ADAPTER_PANEL
+        ),
     ] = 2048,
+    anchor_bits: Annotated[
+        AnchorBits, typer.Option(help="Bits of an anchor word's coordinates.", rich_help_panel=ADAPTER_PANEL)
+    ] = AnchorBits.two,
+    feature_words: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Most words of the feature bank, which takes what the anchors leave of --max-bytes; 0 for none.",
+            rich_help_panel=ADAPTER_PANEL,
+        ),
+    ] = 32_768,
     align: Annotated[
         shared.Strategy, typer.Option(help="Alignment strategy.", rich_help_panel=ADAPTER_PANEL)
     ] = shared.Strategy.anchors,
@@ -150,7 +171,8 @@ def pretrain(
             output=output,
             anchors=anchors,
             num_anchors=num_anchors,
-            adapter=AdapterConfig(strategy=align.value),
+            feature_words=feature_words,
+            adapter=AdapterConfig(strategy=align.value, anchor_bits=int(anchor_bits.value)),
             training=TrainingConfig(
                 epochs=epochs,
                 max_steps=max_steps,

@@ -37,7 +37,7 @@ def render_pretrain(report: PretrainReport) -> None:
     table.add_row("bytes", f"{report.bytes:,}")
     table.add_row(f"FLOP overhead at {report.flops.sequence_length} tokens", percent(report.flops))
     table.add_row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")
-    table.add_row("anchor words", f"{report.anchor_words:,}")
+    table.add_row("anchor words", f"{report.anchor_words:,}, and {report.feature_words:,} with features")
     table.add_row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
     table.add_row("seconds", f"{report.seconds:.0f}")
     console.print(table)

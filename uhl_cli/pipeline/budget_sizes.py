@@ -24,8 +24,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     "head-only control": ("head_weight", "head_bias"),
     "anchor coordinates": ("anchors.codes",),
     "anchor texts": ("anchors.texts", "anchors.words"),
+    "feature bank": ("features.codes", "features.mean"),
+    "feature texts": ("features.texts", "features.words"),
 }
-_ANCHORS = (*PARTS["anchor coordinates"], *PARTS["anchor texts"])
+_ANCHORS = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.")))
 
 
 class PartSize(Frozen):
@@ -55,7 +57,7 @@ def file_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FileSizes:
         data = path.read_bytes()
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
-    # Anchors have no parameters, so that no shape of theirs matters here.
+    # Anchors and features have no parameters, so that no shape of theirs matters here.
     shapes = dict(shapes) | ({} if _is_task_file(shapes) else dict.fromkeys(_ANCHORS, (0,)))
     sizes = {part.name: part.bytes for part in file_parts(data, shapes)}
     if sum(sizes.values()) != len(data):

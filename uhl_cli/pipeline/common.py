@@ -15,7 +15,7 @@ from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.controls import head_predictions, mean_final_states, randomised, without_updates
+from uhl_cli.controls import head_logits, mean_final_states, randomised, without_updates
 from uhl_cli.data import Examples
 from uhl_cli.errors import OutputError
 from uhl_cli.host.checkpoint import Host, load_host
@@ -157,7 +157,8 @@ class Predictor:
             progress=phase(self._reporter, "scoring: head only"),
         )
         stored = self._adapter.stored
-        rows = head_predictions(states, counts, stored["head_weight"], stored["head_bias"], alignment.layers[-1])
+        logits = head_logits(states, stored["head_weight"], stored["head_bias"], alignment)
+        rows = [part.tolist() for part in torch.split(logits.argmax(-1), counts)]
         return [row[0] for row in rows] if self._adapter.manifest.config.kind == "sequence" else rows
 
     def untouched(self) -> Classes:

@@ -31,9 +31,17 @@ from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 TASK_FILE_ENDING = ".task.safetensors"
 # Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
 MAX_ADAPTER_BYTES = 1_000_000
-_SCALE_OF = {"anchors.codes": "anchors.scale"}
-_ANCHOR_BITS: dict[str, int | None] = {"anchors.codes": 4, "anchors.texts": None, "anchors.words": 1}
-_DTYPES = {"I8": "int8", "U8": "uint8"}
+_SCALE_OF = {"anchors.codes": "anchors.scale", "features.codes": "features.scale"}
+# Bits of what is no parameter; texts have none.
+_BITS: dict[str, int | None] = {
+    "anchors.texts": None,
+    "anchors.words": 1,
+    "features.codes": 2,
+    "features.mean": 32,
+    "features.texts": None,
+    "features.words": 1,
+}
+_DTYPES = {"F32": "float32", "I8": "int8", "U8": "uint8"}
 
 
 def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: bool) -> AdapterContent:
@@ -43,12 +51,14 @@ def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: b
     :param anchors: Whether to give the anchor texts.
     """
     digest = hashlib.sha256(data).hexdigest()
-    words = sum(len(word_spans(text)) for text in content.anchors.texts)
     shapes = {name: entry.codes.shape for name, entry in content.parameters.items()}
     shapes["anchors.codes"] = content.coordinates.codes.shape
-    shapes["anchors.texts"] = (len(content.anchors.texts),)
-    shapes["anchors.words"] = (words,)
-    parts = file_parts(data, shapes)
+    shapes |= _text_shapes("anchors", content.anchors)
+    if content.features is not None:
+        shapes["features.codes"] = content.features.codes.codes.shape
+        shapes["features.mean"] = content.features.mean.shape
+        shapes |= _text_shapes("features", content.features.anchors)
+    parts = file_parts(data, shapes, anchor_bits=content.manifest.config.anchor_bits)
     atoms = atom_statistics(content.parameters)
     task_files, unreadable = _task_files_beside(path, digest)
     return AdapterContent(
@@ -84,12 +94,13 @@ def task_content(path: Path, content: TaskFile, data: bytes) -> TaskContent:
     )
 
 
-def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
+def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]], *, anchor_bits: int = 4) -> tuple[Part, ...]:
     """The header and every part with its scales, sized by the offsets that the file itself gives.
 
     :param data: Bytes of a file that the reader has accepted.
     :param shapes: Shape of the values of every part, by its name.
     """
+    bits = _BITS | {"anchors.codes": anchor_bits}
     header_bytes = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:header_bytes])
     total = len(data)
@@ -107,13 +118,15 @@ def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part
     ]
     for name, shape in shapes.items():
         tensors = [header[key] for key in (name, _SCALE_OF.get(name, f"{name}.scale")) if key in header]
+        if not tensors:  # not every file has features
+            continue
         size = sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors)
         parts.append(
             Part(
                 name=name,
                 group=_group(name),
                 dtype=_DTYPES[tensors[0]["dtype"]],
-                bits=_ANCHOR_BITS[name] if name in _ANCHOR_BITS else bits_of(name),
+                bits=bits[name] if name in bits else bits_of(name),
                 shape=shape,
                 scales=math.prod(tensors[1]["shape"]) if len(tensors) > 1 else 0,
                 bytes=size,
@@ -123,9 +136,16 @@ def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part
     return tuple(parts)
 
 
+def _text_shapes(part: str, anchors: AnchorTexts) -> dict[str, tuple[int, ...]]:
+    words = sum(len(word_spans(text)) for text in anchors.texts)
+    return {f"{part}.texts": (len(anchors.texts),), f"{part}.words": (words,)}
+
+
 def _group(name: str) -> Group:
-    if name in _ANCHOR_BITS:
+    if name.startswith("anchors."):
         return "anchors"
+    if name.startswith("features."):
+        return "features"
     if name in UPDATE_PARAMETERS:
         return "updates"
     if name in READOUT_PARAMETERS:

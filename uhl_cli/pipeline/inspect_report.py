@@ -11,7 +11,7 @@ from uhl_cli.adapter.task_store import TaskRecord
 from uhl_cli.metrics import Score
 from uhl_cli.schema import Frozen, HostRecord, Manifest
 
-Group = Literal["header", "updates", "size", "readout", "head-only control", "anchors"]
+Group = Literal["header", "updates", "size", "readout", "head-only control", "anchors", "features"]
 FileKind = Literal["adapter", "task"]
 
 

@@ -15,11 +15,15 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from uhl_cli.adapter.layout import bits_of, parameter_shapes
-from uhl_cli.adapter.packing import decompress_text, pack_nibbles, unpack_nibbles
+from uhl_cli.adapter.packing import decompress_text, pack_nibbles
+from uhl_cli.adapter.parts import MAX_TEXT_BYTES, MAX_VALUE
 from uhl_cli.adapter.store import (
+    ANCHOR_PARTS,
+    FEATURE_PARTS,
     FORMAT_VERSION,
-    MAX_TEXT_BYTES,
     read_adapter,
+    read_coordinates,
+    read_features,
     read_parameter,
     read_tensors,
     to_bytes,
@@ -39,11 +43,9 @@ from uhl_cli.pipeline.inspect_verify_header import (
     score_problems,
     training_problems,
 )
-from uhl_cli.schema import AdapterConfig, Manifest
+from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest
 
 MAX_BYTES = 1_000_000
-MAX_SCALE = 1e6
-_ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -87,7 +89,13 @@ def _adapter_problems(path: Path, text: str, tensors: Tensors, data: bytes) -> I
         found.append("the parts cannot be checked without a valid configuration")
     else:
         shapes = parameter_shapes(config)
-        found += _name_problems({*shapes, *(f"{name}.scale" for name in shapes), *_ANCHOR_PARTS}, tensors)
+        record = None if manifest is None else manifest.anchors.features
+        # Without a readable manifest, the file itself says whether it means to have features.
+        featured = record is not None if manifest is not None else any(name in FEATURE_PARTS for name in tensors)
+        names = {*shapes, *(f"{name}.scale" for name in shapes), *ANCHOR_PARTS, *(FEATURE_PARTS if featured else ())}
+        found += _name_problems(names, tensors)
+        if record is not None:
+            found += _feature_problems(config, record, tensors)
         found += _part_problems(shapes, tensors)
     found += _anchor_problems(manifest, config, tensors)
     yield from found
@@ -130,20 +138,8 @@ def _part_problems(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors) -> I
 
 
 def _anchor_problems(manifest: Manifest | None, config: AdapterConfig | None, tensors: Tensors) -> Iterator[str]:
-    anchors = None
-    if "anchors.texts" in tensors and "anchors.words" in tensors:
-        anchors, problem = _anchor_texts(tensors["anchors.texts"], tensors["anchors.words"])
-        yield from [problem] if problem else []
-    if anchors is not None and manifest is not None:
-        record = manifest.anchors
-        for name, said, counted in (
-            ("texts", record.texts, len(anchors.texts)),
-            ("words", record.words, anchors.num_words),
-        ):
-            if said != counted:
-                yield f"the manifest says {said:,} anchor {name}; the file holds {counted:,}"
-        if anchors.digest != record.digest:
-            yield "the digest of the anchors is not the one in the manifest"
+    anchors, problems = _texts_and_problems("anchor", None if manifest is None else manifest.anchors, tensors)
+    yield from problems
     if config is None:
         return
     knots, size = len(config.knots), config.canonical_size
@@ -151,25 +147,50 @@ def _anchor_problems(manifest: Manifest | None, config: AdapterConfig | None, te
         yield from _scale_problems("anchors.scale", tensors["anchors.scale"], (knots, size))
     words = manifest.anchors.words if manifest is not None else anchors.num_words if anchors is not None else None
     if "anchors.codes" in tensors and words is not None:
-        codes = tensors["anchors.codes"]
-        if codes.dtype != np.uint8:
-            yield f"anchors.codes is {codes.dtype}; it must be uint8"
-        else:
-            yield from _refusal(lambda: unpack_nibbles(codes, (knots, words, size), name="anchors.codes"))
+        yield from _refusal(lambda: read_coordinates(config, words, tensors["anchors.codes"]))
 
 
-def _anchor_texts(packed: np.ndarray, bits: np.ndarray) -> tuple[AnchorTexts | None, str]:
-    """The anchors, or None and what is wrong with them."""
-    for name, value in (("anchors.texts", packed), ("anchors.words", bits)):
+def _feature_problems(config: AdapterConfig, record: FeatureRecord, tensors: Tensors) -> Iterator[str]:
+    """What the reader refuses of the feature bank, its numbers and its texts."""
+    if all(name in tensors for name in ("features.codes", "features.mean", "features.scale")):
+        yield from _refusal(lambda: read_features(config, record, tensors))
+    yield from _texts_and_problems("feature", record, tensors)[1]
+
+
+def _texts_and_problems(
+    part: str, record: AnchorRecord | FeatureRecord | None, tensors: Tensors
+) -> tuple[AnchorTexts | None, list[str]]:
+    """The texts of a part, anchor or feature, where they can be read, and in what they differ from their record."""
+    names = (f"{part}s.texts", f"{part}s.words")
+    if not all(name in tensors for name in names):
+        return None, []
+    texts, problem = _read_texts(*names, tensors)
+    problems = [problem] if problem else []
+    if texts is not None and record is not None:
+        for name, said, counted in (
+            ("texts", record.texts, len(texts.texts)),
+            ("words", record.words, texts.num_words),
+        ):
+            if said != counted:
+                problems.append(f"the manifest says {said:,} {part} {name}; the file holds {counted:,}")
+        if texts.digest != record.digest:
+            problems.append(f"the digest of the {part}s is not the one in the manifest")
+    return texts, problems
+
+
+def _read_texts(texts_name: str, words_name: str, tensors: Tensors) -> tuple[AnchorTexts | None, str]:
+    """The texts, or None and what is wrong with them."""
+    packed, bits = tensors[texts_name], tensors[words_name]
+    for name, value in ((texts_name, packed), (words_name, bits)):
         if value.dtype != np.uint8:
             return None, f"{name} is {value.dtype}; it must be uint8"
     try:
-        texts = tuple(decompress_text(packed, limit=MAX_TEXT_BYTES, name="anchors.texts").split("\n"))
+        texts = tuple(decompress_text(packed, limit=MAX_TEXT_BYTES, name=texts_name).split("\n"))
     except FormatError as error:
         return None, one_line(error.message).rstrip(".")
     counts = [len(word_spans(text)) for text in texts]
     if bits.ndim != 1 or len(bits) != (sum(counts) + 7) // 8:
-        return None, f"anchors.words holds {bits.size:,} bytes; {(sum(counts) + 7) // 8:,} are needed for the texts"
+        return None, f"{words_name} holds {bits.size:,} bytes; {(sum(counts) + 7) // 8:,} are needed for the texts"
     flags = np.split(np.unpackbits(bits, count=sum(counts)), np.cumsum(counts)[:-1])
     chosen = tuple(tuple(int(ordinal) for ordinal in np.flatnonzero(part)) for part in flags)
     return AnchorTexts(texts, chosen, ""), ""
@@ -178,7 +199,7 @@ def _anchor_texts(packed: np.ndarray, bits: np.ndarray) -> tuple[AnchorTexts | N
 def _scale_problems(name: str, scales: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
     if scales.dtype != np.float32 or scales.shape != shape:
         yield f"{name} is {scales.dtype} {scales.shape}; it must be float32 {shape}"
-    elif not bool(((scales >= 0) & (scales <= MAX_SCALE)).all()):  # NaN is neither
+    elif not bool(((scales >= 0) & (scales <= MAX_VALUE)).all()):  # NaN is neither
         yield f"{name} holds a value that is not finite, negative or absurdly large"
 
 
@@ -208,9 +229,10 @@ def _rewriting_problems(rewrite: Callable[[], bytes], data: bytes, *, known: boo
 def _with_texts_of(again: bytes, data: bytes) -> bytes:
     """`again` with the compressed texts of `data`: builds of zlib differ in how they compress the same text."""
     mine, given = load(again), load(data)
-    if again == data or "anchors.texts" not in mine:
+    compressed = [name for name in ("anchors.texts", "features.texts") if name in mine]
+    if again == data or not compressed:
         return again
-    mine["anchors.texts"] = given["anchors.texts"]
+    mine |= {name: given[name] for name in compressed}
     header = json.loads(again[8 : 8 + int.from_bytes(again[:8], "little")])
     replaced: bytes = save(mine, metadata=header["__metadata__"])
     return replaced

@@ -48,6 +48,7 @@ class PretrainOptions(Frozen):
 
     :param host: The source: its word states define canonical space.
     :param companions: Other hosts to train on as well, each aligned to the source as a target would be.
+    :param feature_words: Most words of the feature bank; it takes what the anchors leave of `max_bytes`, and 0 is none.
     """
 
     host: HostOptions
@@ -56,7 +57,8 @@ class PretrainOptions(Frozen):
     output: Path = Path("adapter.safetensors")
     anchors: str | None = None
     num_anchors: int = Field(2048, ge=32, le=100_000)
-    adapter: AdapterConfig = AdapterConfig()
+    feature_words: int = Field(32_768, ge=0, le=1_000_000)
+    adapter: AdapterConfig = AdapterConfig(anchor_bits=2)
     training: TrainingConfig = TrainingConfig()
     licence: str = Field("unspecified", max_length=500)
     max_bytes: int = Field(1_000_000, ge=1)
@@ -81,10 +83,11 @@ class PretrainOptions(Frozen):
         }
         flags |= _data_flags(self.data)
         flags["anchors"] = self.anchors
-        flags |= _changed(self, PretrainOptions, ("num_anchors", "max_flops"))
+        flags |= _changed(self, PretrainOptions, ("num_anchors", "feature_words", "max_bytes", "max_flops"))
         flags |= _changed(self.training, TrainingConfig, tuple(TrainingConfig.model_fields))
         strategy: Strategy = self.adapter.strategy
         flags["align"] = None if strategy == "anchors" else strategy
+        flags["anchor-bits"] = None if self.adapter.anchor_bits == 2 else self.adapter.anchor_bits
         flags["licence"] = None if self.licence == "unspecified" else self.licence
         return _joined(parts, flags)
 

@@ -114,6 +114,7 @@ def port(
         source_score=manifest.score,
         quality=depth_quality(alignment),
         readout_quality=alignment.tap_quality,
+        feature_quality=None if alignment.features is None else alignment.features.quality,
         left_out=plan.left_out,
         flops=flop_report(host, ported, host_flops),
         seconds=times,

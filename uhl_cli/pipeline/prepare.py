@@ -11,9 +11,10 @@ from uhl_cli.adapter.plan import PortPlan, full_plan, make_plan
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.states import word_states
-from uhl_cli.align.texts import AnchorTexts, choose_anchors, general_texts, read_texts
+from uhl_cli.align.texts import AnchorTexts, choose_anchors, choose_feature_texts, general_texts, read_texts
 from uhl_cli.align.views import width_views
 from uhl_cli.api import align
+from uhl_cli.builtin.corpus import opinions
 from uhl_cli.data import TaskData
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.pipeline.options import PretrainOptions
@@ -61,7 +62,8 @@ def prepare(
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     total = 2 + options.training.width_views
     reporter("aligning", 0, total)
-    bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+    bits = config.anchor_bits
+    bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size, bits=bits)
     views = [align(host, bank, config.strategy, plan=plan, states=states)]
     if config.strategy == "anchors":
         views += width_views(
@@ -83,14 +85,28 @@ def prepare(
     return Prepared(bank, hosts, host_flops)
 
 
+def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts) -> AnchorTexts | None:
+    """Texts for the feature bank, from where the anchors come and other than theirs; None for none."""
+    if options.feature_words == 0 or options.adapter.strategy != "anchors":
+        return None
+    texts, origin = _texts(data, options)
+    return choose_feature_texts(
+        texts, exclude=set(anchors.texts), num_words=options.feature_words, seed=options.training.seed, origin=origin
+    )
+
+
 def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:
-    """Anchor words: from the task's training texts by default, the package's own, or a file's."""
+    texts, origin = _texts(data, options)
+    if options.anchors == "general":
+        texts = general_texts()  # on many subjects; the opinions are for the features alone
+    return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
+
+
+def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
+    """Texts to align by and their origin: the task's training texts by default, the package's own, or a file's."""
     if options.anchors is None:
         assert data.train is not None  # pretrain has checked it
-        texts: list[str] = [*data.train.texts, *(data.train.pairs or ())]
-        origin = f"training texts of {data.task.name}"
-    elif options.anchors == "general":
-        texts, origin = general_texts(), "general"
-    else:
-        texts, origin = read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
-    return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
+        return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
+    if options.anchors == "general":
+        return [*general_texts(), *opinions()], "general"
+    return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"

@@ -28,10 +28,11 @@ from uhl_cli.pipeline.common import (
     refuse_overwriting,
     versions,
 )
+from uhl_cli.pipeline.features import feature_bank
 from uhl_cli.pipeline.options import PretrainOptions
-from uhl_cli.pipeline.prepare import Prepared, prepare
+from uhl_cli.pipeline.prepare import Prepared, feature_texts, prepare
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
-from uhl_cli.schema import AnchorRecord, Manifest, TrainingRecord
+from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, TrainingRecord
 from uhl_cli.train.checkpoint import run_digest
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
@@ -151,8 +152,20 @@ def _finish(
     reporter: Reporter,
 ) -> PretrainReport:
     """Score the integer codes that the file will hold, as a reader of it will, and write them."""
-    loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest))
-    ported = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
+    bare = to_file(adapter, prepared.bank, manifest)
+    loaded = UniversalAdapter.from_file(bare)
+    own, ported = prepared.own, loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
+    texts = feature_texts(data, options, prepared.bank.anchors)
+    room = options.max_bytes - len(to_bytes(bare))
+    features = feature_bank(loaded, ported, own, texts, room=room, reporter=reporter)
+    if features is not None:
+        record = FeatureRecord(
+            texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
+        )
+        manifest = manifest.model_copy(update={"anchors": manifest.anchors.model_copy(update={"features": record})})
+        loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
+        own = loaded.with_features(host, own, prepared.plan, progress=phase(reporter, "aligning"))
+        ported = loaded.inject(host, own, prepared.plan, prepared.host_flops)
     scores: dict[str, Score] = {}
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
@@ -161,13 +174,13 @@ def _finish(
         found = {
             "adapter": classes,
             "readout_only": predictor.readout_only(ported),
-            "head_only": predictor.head_only(host, prepared.own),
+            "head_only": predictor.head_only(host, own),
         }
         references = references_of(data.evaluation)
         scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
     atoms = None if atoms is None else round(atoms, 6)
     update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
-    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update))
+    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features)
     size = len(to_bytes(content))
     _refuse_too_large(content, options.max_bytes)
     if accelerator.is_main_process:
@@ -186,8 +199,9 @@ def _finish(
         readout_only=scores.get("readout_only"),
         atoms_per_token=atoms,
         truncated=truncated,
-        quality=depth_quality(prepared.own),
+        quality=depth_quality(own),
         anchor_words=prepared.bank.anchors.num_words,
+        feature_words=0 if features is None else features.anchors.num_words,
         flops=flop_report(host, ported, prepared.host_flops),
     )
 
@@ -233,7 +247,7 @@ def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
     size = len(to_bytes(content))
     if size > max_bytes:
         config = content.manifest.config
-        per_anchor = len(config.knots) * config.canonical_size / 2
+        per_anchor = len(config.knots) * config.canonical_size * config.anchor_bits / 8
         # Other anchors bring other texts, whose size is not known before; a few anchors less make room for them.
         fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."

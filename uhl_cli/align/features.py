@@ -1,0 +1,174 @@
+"""Feature bank: what the source's readout sees at the words of many texts, and the maps that give a target the same.
+
+Canonical coordinates are dear (three knots of 256 a word), so a file holds them for some two thousand words.  The
+readout needs far less of a word: its few features, and the logits of the head-only control beside them.  At two bits
+each, tens of thousands of words fit, and a target's map from its own states at all depths to those features is fitted
+on them by ridge regression; on SST-2 that is worth two to three points on a target (README).  The regression averages
+over words, so the coarse codes cost little.
+
+No label and no gradient is used; states are never all held, only their moments are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from uhl_cli.adapter.fake_quantise import quantise_columns
+from uhl_cli.align.bank import depth_index
+from uhl_cli.align.moments import Moments, fit_moments
+from uhl_cli.align.states import Progress, pooling_matrix, record_states
+from uhl_cli.align.texts import AnchorTexts
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import Encoded, encode
+
+BITS = 2
+# Most regressors, unless a single state at every knot already has more: the cost grows with their square.
+MAX_REGRESSORS = 4096
+# One text in this many is held out to choose the strength of the ridge.
+HELD_OUT = 4
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Texts, all of whose chosen words have features.  W words, F = readout_size + num_labels.
+
+    `codes` int8 [W, F], each -3, -1, 1 or 3; `scales`, `mean` float32 [F].  The first readout_size columns are the
+    input of the readout's activation, the others the logits of the head-only control.
+    """
+
+    anchors: AnchorTexts
+    codes: Tensor
+    scales: Tensor
+    mean: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """float32 [W, F]: what the codes stand for."""
+        return self.codes.float() * self.scales + self.mean
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """Maps from a host's states straight to the readout's features.
+
+    `taps[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
+    `head_bias` [labels] give the head-only control's logits from the final state.  `quality` is the held-out R^2 of
+    the features, averaged.  On held-out words, a perfect map reaches some 0.88 only, because the codes are coarse.
+    """
+
+    taps: dict[int, Tensor]
+    bias: Tensor
+    head: Tensor
+    head_bias: Tensor
+    quality: float
+
+    def to(self, device: torch.device) -> FeatureMaps:
+        """The same with all maps on a device."""
+        taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
+        head, head_bias = self.head.to(device), self.head_bias.to(device)
+        return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias)
+
+
+@dataclass(frozen=True)
+class WordBatch:
+    """Some texts on a host: `rows` int64, the words' places among all anchor words; `weights` [words, tokens]."""
+
+    texts: tuple[int, ...]
+    rows: Tensor
+    weights: Tensor
+    encoded: Encoded
+
+
+def word_batches(
+    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, progress: Progress | None = None
+) -> Iterator[WordBatch]:
+    """The anchor texts in batches of like length, each with its words that the host takes in."""
+    order = sorted(range(len(anchors.texts)), key=lambda index: (-len(anchors.texts[index]), index))
+    counts = torch.tensor([len(ordinals) for ordinals in anchors.chosen])
+    starts = torch.cumsum(counts, 0) - counts
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        encoded = encode(host, [anchors.texts[index] for index in chosen])
+        weights, present = pooling_matrix(encoded, [anchors.spans(index) for index in chosen])
+        rows = torch.cat([torch.arange(int(counts[index])) + starts[index] for index in chosen])
+        yield WordBatch(tuple(chosen), rows[present], weights[present].to(host.device), encoded.to(host.device))
+        if progress:
+            progress(min(start + batch_size, len(order)), len(order))
+
+
+def quantise_features(anchors: AnchorTexts, features: Tensor) -> FeatureBank:
+    """The bank of features [W, F] that the source gives to the anchors' words."""
+    mean = features.float().mean(0)
+    codes, scales = quantise_columns(features.float() - mean, bits=BITS)
+    return FeatureBank(anchors, codes, scales, mean)
+
+
+@torch.inference_mode()
+def align_features(
+    host: Host,
+    bank: FeatureBank,
+    *,
+    knots: Sequence[float],
+    depths: Sequence[int],
+    readout_size: int,
+    progress: Progress | None = None,
+) -> FeatureMaps | None:
+    """Fit a host's maps to the bank's features; None where the host takes in too few words to do better without.
+
+    :param depths: Depths, 0 to L, that may be listened to; some are left out of wide and deep hosts.
+    """
+    used = _depths_within(depths, knots, host)
+    width, final = host.hidden_size, host.num_hidden_layers
+    values = bank.values.to(host.device)
+    fitted, held = Moments(), Moments()
+    for index, batch in enumerate(word_batches(host, bank.anchors, progress=progress)):
+        states = _pooled_states(host, batch, sorted({*used, final}))
+        inputs = torch.cat([states[depth] for depth in used], dim=1)
+        target = values[batch.rows]
+        # Texts of like length lie side by side, so whole batches alternate.
+        (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(inputs, target)
+    if fitted.rows < 2 * width or held.rows < 32:
+        return None
+    weight, offset, r2 = fit_moments(fitted, held)
+    place = used.index(final) if final in used else None
+    span = slice(place * width, (place + 1) * width) if place is not None else slice(0, 0)
+    head, head_bias = torch.zeros(0, width), torch.zeros(0)
+    if place is not None:
+        head_weight, head_bias, _ = fit_moments(fitted.part(span), held.part(span))
+        head, head_bias = head_weight[:, readout_size:].T.contiguous().cpu(), head_bias[readout_size:].cpu()
+    columns = weight[:, :readout_size]
+    taps = {
+        depth: columns[index * width : (index + 1) * width].T.contiguous().cpu() for index, depth in enumerate(used)
+    }
+    quality = float(r2[:readout_size].mean())
+    return FeatureMaps(taps, offset[:readout_size].cpu(), head, head_bias, quality)
+
+
+def _pooled_states(host: Host, batch: WordBatch, depths: Sequence[int]) -> dict[int, Tensor]:
+    """Mean state of every word at some depths, float32 [words, d]."""
+    found: dict[int, Tensor] = {}
+
+    def record(place: str, index: int, state: Tensor) -> None:
+        if place == "stream" and index in depths:
+            found[index] = batch.weights @ state.reshape(-1, state.shape[-1]).float()
+
+    with record_states(host.map, record):
+        output = host.map.base(**batch.encoded.model_inputs())
+    record("stream", host.num_hidden_layers, output.last_hidden_state)
+    return found
+
+
+def _depths_within(depths: Sequence[int], knots: Sequence[float], host: Host) -> list[int]:
+    """As many of the depths as `MAX_REGRESSORS` allows: those of the knots first, then those farthest from the rest."""
+    needed = [depth for depth in depths if depth in {depth_index(knot, host.num_hidden_layers) for knot in knots}]
+    chosen = needed or list(depths[-1:])
+    spare = [depth for depth in depths if depth not in chosen]
+    while spare and (len(chosen) + 1) * host.hidden_size <= MAX_REGRESSORS:
+        farthest = max(spare, key=lambda depth: (min(abs(depth - other) for other in chosen), -depth))
+        chosen.append(farthest)
+        spare.remove(farthest)
+    return sorted(chosen)

@@ -1,0 +1,76 @@
+"""The feature bank of a trained adapter: texts that have room in the file, and what the source's readout sees there."""
+
+from __future__ import annotations
+
+import torch
+
+from uhl_cli.adapter.packing import compress_text
+from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.align.features import BITS, FeatureBank, quantise_features, word_batches
+from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.controls import head_logits, without_updates
+from uhl_cli.errors import AlignmentError
+from uhl_cli.reports import Reporter, phase
+
+# With as few as this, a map to the features is no better than the one through the canonical bank's 2,048 words.
+MIN_WORDS = 2048
+# Names, scales and means of the parts, the manifest's record of them, and the score that is written last.
+_OVERHEAD_BYTES = 3000
+
+
+def feature_bank(
+    adapter: UniversalAdapter,
+    ported: PortedModel,
+    own: Alignment,
+    texts: AnchorTexts | None,
+    *,
+    room: int,
+    reporter: Reporter,
+) -> FeatureBank | None:
+    """What the readout and the head-only control see on the untouched source, `ported` and `own` its alignment.
+
+    :param room: Bytes that are left in the file; texts that do not fit are left out.
+    :returns: None where there is no text or no room for `MIN_WORDS` words.
+    """
+    columns = adapter.manifest.config.readout_size + adapter.manifest.config.num_labels
+    anchors = None if texts is None else _fitting(texts, columns, room - _OVERHEAD_BYTES)
+    if anchors is None or anchors.num_words < MIN_WORDS:
+        return None
+    bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
+    values = torch.zeros(anchors.num_words, columns)
+    seen = torch.zeros(anchors.num_words, dtype=torch.bool)
+    host = ported.host
+    with torch.inference_mode(), bare.attached() as injection:
+        for batch in word_batches(host, anchors, progress=phase(reporter, "features")):
+            final = host.map.base(**batch.encoded.model_inputs()).last_hidden_state
+            features = injection.readout_features(final)
+            parts = (features.reshape(-1, features.shape[-1]), final.reshape(-1, final.shape[-1]).float())
+            seen_by_readout, states = (batch.weights @ part.float() for part in parts)
+            head = head_logits(states.cpu(), adapter.stored["head_weight"], adapter.stored["head_bias"], own)
+            values[batch.rows] = torch.cat([seen_by_readout.cpu(), head], dim=1)
+            seen[batch.rows] = True
+    try:
+        kept = anchors if bool(seen.all()) else anchors.keep(seen.tolist())
+    except AlignmentError:
+        return None
+    return quantise_features(kept, values[seen]) if kept.num_words >= MIN_WORDS else None
+
+
+def _fitting(texts: AnchorTexts, columns: int, room: int) -> AnchorTexts | None:
+    """As many of the texts, from the first on, as take at most `room` bytes in a file."""
+    low, high = 0, len(texts.texts)
+    while low < high:  # the size grows with every text
+        middle = (low + high + 1) // 2
+        if _stored_bytes(texts.first(middle), columns) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return texts.first(low) if low else None
+
+
+def _stored_bytes(texts: AnchorTexts, columns: int) -> int:
+    words = sum(len(word_spans(text)) for text in texts.texts)
+    codes = texts.num_words * columns * BITS // 8
+    return codes + words // 8 + len(compress_text("\n".join(texts.texts))) + 8 * columns
