@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from uhl_cli.adapter.packing import compress_text, decompress_text, pack_nibbles, unpack_nibbles
+from uhl_cli.adapter.packing import (
+    compress_text,
+    decompress_text,
+    pack_nibbles,
+    pack_pairs,
+    unpack_nibbles,
+    unpack_pairs,
+)
 from uhl_cli.errors import FormatError
 
 CODES = arrays(np.int8, array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=7), elements=st.integers(-7, 7))
@@ -47,6 +54,31 @@ def test_first_code_stands_in_the_low_half():
 def test_wrong_nibbles_are_refused(packed, shape):
     with pytest.raises(FormatError, match="some part") as caught:
         unpack_nibbles(np.array(packed, dtype=np.uint8), shape, name="some part")
+    assert caught.value.hint
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrays(np.int8, array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=7), elements=st.integers(0, 3)))
+def test_pairs_come_back(values):
+    codes = (2 * values - 3).astype(np.int8)
+    packed = pack_pairs(codes)
+    assert packed.dtype == np.uint8
+    assert packed.shape == ((codes.size + 3) // 4,)
+    again = unpack_pairs(packed, codes.shape, name="x")
+    assert again.dtype == np.int8
+    np.testing.assert_array_equal(again, codes)
+
+
+def test_first_pair_stands_in_the_lowest_bits():
+    assert pack_pairs(np.array([-1, 3, -3, 1, 3], dtype=np.int8)).tolist() == [1 + 3 * 4 + 2 * 64, 3]
+
+
+@pytest.mark.parametrize(
+    ("packed", "shape"), [([0] * 2, (4,)), ([], (1,)), ([0], (0,)), ([[0, 0]], (8,)), ([0b00010000], (2,)), ([4], (1,))]
+)
+def test_wrong_pairs_are_refused(packed, shape):
+    with pytest.raises(FormatError, match="some part") as caught:
+        unpack_pairs(np.array(packed, dtype=np.uint8), shape, name="some part")
     assert caught.value.hint
 
 

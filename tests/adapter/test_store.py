@@ -29,9 +29,17 @@ from uhl_cli.schema import AdapterConfig
 TOKENS = SMALL.model_copy(update={"kind": "tokens", "num_labels": 4, "top_k": 1, "knots": (0.5, 1.0)})
 
 
+TWO_BITS = SMALL.model_copy(update={"anchor_bits": 2})
+
+
 @pytest.fixture(scope="module")
 def valid():
     return to_bytes(tiny_file())
+
+
+@pytest.fixture(scope="module")
+def featured():
+    return to_bytes(tiny_file(TWO_BITS, featured=True))
 
 
 def split(data):
@@ -78,9 +86,12 @@ def assert_refused(tmp_path, data, error=FormatError):
     return caught.value
 
 
-@pytest.mark.parametrize("config", [SMALL, TOKENS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)])
-def test_what_is_read_is_what_was_written(tmp_path, config):
-    content = tiny_file(config)
+@pytest.mark.parametrize("featured", [False, True])
+@pytest.mark.parametrize(
+    "config", [SMALL, TOKENS, TWO_BITS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)]
+)
+def test_what_is_read_is_what_was_written(tmp_path, config, featured):
+    content = tiny_file(config, featured=featured)
     path = tmp_path / "adapter.safetensors"
     assert write_adapter(path, content) == path.stat().st_size == len(to_bytes(content))
     again = read_adapter(path)
@@ -92,6 +103,12 @@ def test_what_is_read_is_what_was_written(tmp_path, config):
         np.testing.assert_array_equal(found.codes, entry.codes)
         np.testing.assert_array_equal(found.scales, entry.scales)
         assert (found.codes.dtype, found.scales.dtype) == (np.int8, np.float32)
+    assert (again.features is not None) == featured
+    if again.features is not None and content.features is not None:
+        assert again.features.anchors == content.features.anchors
+        np.testing.assert_array_equal(again.features.codes.codes, content.features.codes.codes)
+        np.testing.assert_array_equal(again.features.codes.scales, content.features.codes.scales)
+        np.testing.assert_array_equal(again.features.mean, content.features.mean)
     assert to_bytes(again) == path.read_bytes()
 
 
@@ -429,6 +446,47 @@ def test_bad_tensors(tmp_path, valid, changes):
     assert_refused(tmp_path, with_tensors(valid, **changes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features__codes": None},
+        {"features__mean": None},
+        {"features__codes": lambda array: array[:-1]},
+        {"features__codes": lambda array: array.view(np.int8)},
+        {"features__codes": lambda array: array[None]},
+        {"features__scale": changed(0, np.nan)},
+        {"features__scale": changed(0, -1e-9)},
+        {"features__scale": lambda array: array[:-1]},
+        {"features__mean": changed(0, np.nan)},
+        {"features__mean": changed(0, -np.inf)},
+        {"features__mean": changed(0, 1e30)},
+        {"features__mean": lambda array: array[:-1]},
+        {"features__mean": lambda array: array.astype(np.float64)},
+        {"features__words": lambda array: array[:-1]},
+        {"features__words": changed(0, 0)},
+        {"features__texts": lambda array: array[:-3]},
+        {"features__texts": compress_text("other texts altogether")},
+        {"anchors__codes": lambda array: array[:-1]},
+        {"anchors__codes": lambda array: np.append(array, array)},
+    ],
+)
+def test_bad_features(tmp_path, featured, changes):
+    assert_refused(tmp_path, with_tensors(featured, **changes))
+
+
+def test_features_that_the_manifest_does_not_name_and_the_other_way_round(tmp_path, valid, featured):
+    def dropped(manifest):
+        del manifest["anchors"]["features"]
+        return manifest
+
+    assert_refused(tmp_path, with_manifest(featured, dropped))
+    record = json.loads(split(featured)[0]["__metadata__"]["uhl"])["anchors"]["features"]
+    assert_refused(
+        tmp_path,
+        with_manifest(valid, lambda manifest: manifest | {"anchors": manifest["anchors"] | {"features": record}}),
+    )
+
+
 def test_changed_anchor_text_of_the_same_shape_is_noticed(tmp_path, valid):
     texts = zlib.decompress(load(valid)["anchors.texts"].tobytes()).decode()
     same = with_tensors(valid, anchors__texts=compress_text(texts))
@@ -464,9 +522,10 @@ def outcome(path, data):
     return "read"
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_flipped_bytes_are_refused_or_read(tmp_path, valid, part):
+@pytest.mark.parametrize("part", range(6))
+def test_flipped_bytes_are_refused_or_read(tmp_path, valid, featured, part):
     rng = random.Random(part)
+    valid = featured if part >= 4 else valid
     header_end = 8 + struct.unpack("<Q", valid[:8])[0]
     found = []
     for _ in range(150):

@@ -34,19 +34,25 @@ def by_part(path: Path, config: AdapterConfig) -> dict[str, tuple[int, int]]:
     return {part.part: (part.bytes, part.parameters) for part in sizes.parts}
 
 
+@pytest.mark.parametrize("featured", [False, True])
 @pytest.mark.parametrize("config", CONFIGS, ids=["odd", "tokens", "even"])
-def test_parts_make_up_the_file_to_the_byte(tmp_path, config):
-    path = written(tmp_path / "a.safetensors", config)
+def test_parts_make_up_the_file_to_the_byte(tmp_path, config, featured):
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, tiny_file(config, featured=featured))
     sizes = file_sizes(path, parameter_shapes(config))
     assert sizes.bytes == path.stat().st_size == len(path.read_bytes())
     assert sum(part.bytes for part in sizes.parts) == sizes.bytes
-    assert [part.part for part in sizes.parts] == list(PARTS)
+    without = [part for part in PARTS if not part.startswith("feature")]
+    assert [part.part for part in sizes.parts] == (list(PARTS) if featured else without)
     # An independent reader sees the same bytes of tensors.
     tensors = load_file(path)
     header = next(part.bytes for part in sizes.parts if part.part == "header")
     assert sum(tensor.nbytes for tensor in tensors.values()) == sizes.bytes - header
     for part in sizes.parts[1:]:
-        names = {"anchor coordinates": ["anchors.codes", "anchors.scale"]}.get(
+        names = {
+            "anchor coordinates": ["anchors.codes", "anchors.scale"],
+            "feature bank": ["features.codes", "features.scale", "features.mean"],
+        }.get(
             part.part, [tensor for name in PARTS[part.part] for tensor in (name, f"{name}.scale") if tensor in tensors]
         )
         assert part.bytes == sum(tensors[name].nbytes for name in names)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from tiny_hosts import SENTENCES, tiny_host
-from toy_runs import carry, make_adapter, sequence_data
+from toy_runs import TINY_LIMIT, carry, make_adapter, sequence_data
 
 from uhl_cli.adapter.ported_store import load_ported, save_ported
 from uhl_cli.adapter.store import read_adapter
+from uhl_cli.align.texts import general_texts
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.builtin.corpus import opinions
 from uhl_cli.errors import BudgetError, DataError, FingerprintError, OutputError
+from uhl_cli.host.encode import encode
 from uhl_cli.pipeline.common import host_record
+from uhl_cli.pipeline.features import MIN_WORDS
 from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.pipeline.pretrain import run_pretrain
 from uhl_cli.schema import TrainingConfig
@@ -36,6 +44,62 @@ def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_p
     assert carried.scores["head_only"] == report.head_only
     assert round(carried.atoms_per_token, 6) == manifest.atoms_per_token
     assert manifest.source == host_record(tiny_host(family))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    settings = {"anchors": "general", "max_bytes": 400_000, "max_steps": 12}
+    report = make_adapter(tiny_host(family), sequence_data(), path, feature_words=100_000, **settings)
+    content = read_adapter(path)
+    features = content.features
+    assert features is not None
+    assert content.manifest.anchors.features is not None
+    assert report.feature_words == features.anchors.num_words == content.manifest.anchors.features.words
+    assert features.anchors.num_words >= MIN_WORDS
+    assert not set(features.anchors.texts) & set(content.anchors.texts)
+    # Texts as there is room for them, less the words that this host of 64 positions cuts off; no byte more than allowed.
+    assert 350_000 < report.bytes == path.stat().st_size <= 400_000
+    assert set(features.anchors.texts) <= set(opinions()) | set(general_texts())
+    _, carried = carry(path, tiny_host(family), sequence_data())
+    assert carried.feature_quality is not None
+    assert carried.scores["ported"] == report.score == content.manifest.score
+    assert carried.scores["readout_only"] == report.readout_only
+    assert carried.scores["head_only"] == report.head_only
+
+
+def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
+    """On the source itself, the maps that the bank gives are those through canonical space, near enough."""
+    host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
+    make_adapter(host, sequence_data(), path, anchors="general", feature_words=12_000, max_steps=12)
+    adapter = UniversalAdapter.load(path)
+    assert adapter.features is not None
+    outputs = {}
+    shuffled = replace(adapter.features, codes=adapter.features.codes.flip(0))
+    for name, features in (("bank", adapter.features), ("none", None), ("shuffled", shuffled)):
+        ported = replace(adapter, features=features).port(host, max_flops=TINY_LIMIT)
+        with torch.inference_mode(), ported.attached() as injection:
+            encoded = encode(host, list(SENTENCES))
+            final = host.map.base(**encoded.model_inputs()).last_hidden_state
+            outputs[name] = injection.readout_features(final)[encoded.content_mask]
+    spread = (outputs["none"] - outputs["none"].mean(0)).square().mean()
+    assert float((outputs["bank"] - outputs["none"]).square().mean() / spread) < 0.1
+    assert float((outputs["shuffled"] - outputs["none"]).square().mean() / spread) > 0.5  # the control
+
+
+def test_no_feature_bank_where_there_is_no_room_or_no_text(tmp_path):
+    host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
+    for name, settings in {
+        "little text": {},
+        "none wanted": {"anchors": "general", "feature_words": 0},
+        "no room": {"anchors": "general", "max_bytes": 250_000},
+    }.items():
+        report = make_adapter(host, sequence_data(), path, overwrite=True, **settings)
+        assert (name, report.feature_words) == (name, 0)
+        assert read_adapter(path).features is None
+        _, carried = carry(path, host, sequence_data())
+        assert carried.feature_quality is None
+        assert carried.scores["ported"] == report.score
 
 
 def test_anchors_come_from_the_task_from_the_package_or_from_a_file(tmp_path):
