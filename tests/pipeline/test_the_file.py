@@ -58,7 +58,7 @@ def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family,
     assert report.feature_words == features.anchors.num_words == content.manifest.anchors.features.words
     assert features.anchors.num_words >= MIN_WORDS
     assert not set(features.anchors.texts) & set(content.anchors.texts)
-    # Texts as there is room for them, less the words that this host of 64 positions cuts off; no byte more than allowed.
+    # As there is room for, less the words that this host of 64 positions cuts off; no byte more than allowed.
     assert 350_000 < report.bytes == path.stat().st_size <= 400_000
     assert set(features.anchors.texts) <= set(opinions()) | set(general_texts())
     _, carried = carry(path, tiny_host(family), sequence_data())
