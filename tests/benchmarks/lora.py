@@ -1,8 +1,9 @@
 """The baseline that the benchmarks share: rank-8 LoRA of `peft` on every linear module, mean pool and linear head.
 
-It is retrained on each target, with labels, in float32.  The head reads the mean final state of a text's own tokens,
-for token tasks that of each word's sub-tokens.  The learning rate is chosen by the task's own metric on training
-examples that are held out for it: among `LEARNING_RATES`, and beyond them while the best lies on the edge.
+With `rank=None` the whole host is trained instead.  It is retrained on each target, with labels, in float32.  The head
+reads the mean final state of a text's own tokens, for token tasks that of each word's sub-tokens.  The learning rate is
+chosen by the task's own metric on training examples that are held out for it: among a few, and beyond them while the
+best lies on the edge.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from uhl_cli.train.batches import batches_from
 from uhl_cli.train.loop import targets_of
 
 LEARNING_RATES = (5e-4, 1.5e-3, 4e-3)
+FULL_LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 # A best rate on the edge is followed beyond it by this factor, this often at most.
 EDGE_FACTOR, EDGE_TRIES = 3.0, 2
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """How one run trains; alpha is twice the rank, as is customary."""
+    """How one run trains; alpha is twice the rank, as is customary.  Without a rank the whole host is trained."""
 
     learning_rate: float
     steps: int = 500
     batch_size: int = 32
-    rank: int = 8
+    rank: int | None = 8
     warmup: int = 50
     max_length: int = 128
     seed: int = 0
@@ -54,15 +56,18 @@ class RateSearch:
 
 
 class LoraClassifier(nn.Module):
-    """A host with LoRA on its linear modules and a head on the mean state of a text, or of each word."""
+    """A host with LoRA on its linear modules, or free as a whole, and a head on the mean state of a text or word."""
 
     def __init__(self, host: Host, num_labels: int, settings: LoraSettings) -> None:
         super().__init__()
         torch.manual_seed(settings.seed)
         self.host = host
-        names = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
-        config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, target_modules=names)
-        self.model = get_peft_model(host.model, config)
+        if settings.rank is None:
+            self.model = host.map.base.requires_grad_(True)
+        else:
+            names = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
+            config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, target_modules=names)
+            self.model = get_peft_model(host.model, config)
         self.head = nn.Linear(host.hidden_size, num_labels)
 
     def forward(self, encoded: Encoded, words: Tensor | None = None) -> Tensor:
@@ -126,28 +131,32 @@ def search_learning_rate(
     steps: int,
     limit: int = 2000,
     max_length: int = 128,
+    rank: int | None = 8,
 ) -> RateSearch:
     """Try learning rates on a held-out tenth (at most `limit` examples) of the training set, by the task's metric.
 
+    They are `LEARNING_RATES`, or `FULL_LEARNING_RATES` for a whole host.
+
     Of a small set a quarter is held out, up to 500 examples: fewer would choose by chance.  Of rates that tie,
-    as all do that give the majority class, the one nearest to the middle of `LEARNING_RATES` is taken.
+    as all do that give the majority class, the one nearest to the middle is taken.
     """
     order = np.random.default_rng(5).permutation(len(train))
     size = min(limit, max(len(train) // 10, min(500, len(train) // 4)))
     held, rest = train.select(order[:size].tolist()), train.select(order[size:].tolist())
     references = references_of(held)
+    rates = FULL_LEARNING_RATES if rank is None else LEARNING_RATES
     scores: dict[float, float] = {}
 
     def attempt(rate: float) -> None:
-        settings = LoraSettings(rate, steps=steps, max_length=max_length)
+        settings = LoraSettings(rate, steps=steps, max_length=max_length, rank=rank)
         found = predict(train_lora(name, rest, len(labels), settings), held, max_length=max_length)
         scores[rate] = score(metric, found, references, labels).value
 
     def best() -> float:
-        middle = LEARNING_RATES[len(LEARNING_RATES) // 2]
+        middle = rates[len(rates) // 2]
         return max(sorted(scores), key=lambda rate: (scores[rate], -abs(math.log(rate / middle))))
 
-    for rate in LEARNING_RATES:
+    for rate in rates:
         attempt(rate)
     for _ in range(EDGE_TRIES):
         if best() == min(scores):
