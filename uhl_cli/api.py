@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.adapter.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.adapter.folding import fold, move, refold
+from uhl_cli.adapter.folding import feature_prior, fold, move, refold
 from uhl_cli.adapter.layout import parameter_shapes
 from uhl_cli.adapter.plan import PortPlan, make_plan
 from uhl_cli.adapter.ported import PortedModel, Progress
@@ -189,6 +189,7 @@ class UniversalAdapter:
             knots=config.knots,
             depths=plan.tap_depths,
             readout_size=config.readout_size,
+            prior=feature_prior(self.stored, alignment),
             progress=progress,
         )
         return replace(alignment, features=maps)

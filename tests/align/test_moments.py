@@ -69,3 +69,23 @@ def test_a_constant_input_and_a_constant_output_are_no_trouble():
     assert not weight[3].any()
     torch.testing.assert_close((held_x @ weight + offset)[:, 1], held_y[:, 1], atol=1e-3, rtol=0)
     assert float(r2[1]) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_shrinks_towards_a_prior_that_helps_and_past_one_that_does_not():
+    width = 40
+    truth = torch.randn(width, 3, generator=torch.Generator().manual_seed(99))
+    x, y = rows(80, width=width, noise=300.0)
+    held_x, held_y = rows(80, width=width, noise=300.0, seed=1)
+    few = moments_of(x, y), moments_of(held_x, held_y)
+    errors = {}
+    for name, prior in (("none", None), ("true", truth), ("wrong", -truth)):
+        weight, offset, _ = fit_moments(*few, prior=prior)
+        new_x, new_y = rows(500, width=width, noise=0.0, seed=2)
+        errors[name] = float((new_x @ weight + offset - new_y).square().mean())
+    assert errors["true"] < 0.3 * errors["none"]  # noisy rows: the prior is worth more than they are
+    assert errors["none"] < errors["wrong"]
+    x, y = rows(4000, width=width)
+    held_x, held_y = rows(1000, width=width, seed=1)
+    many = moments_of(x, y), moments_of(held_x, held_y)
+    weight, _, _ = fit_moments(*many, prior=-truth)
+    torch.testing.assert_close(weight, truth, atol=0.05, rtol=0.05)  # rows enough undo a wrong one

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uhl_cli.adapter.canonical import mix, size_gains
 from uhl_cli.align.alignment import Alignment, LayerMaps
+from uhl_cli.align.features import FeaturePrior
 from uhl_cli.host.hostmap import HostMap
 
 READERS = ("q", "k", "v", "up", "gate")
@@ -168,20 +169,15 @@ def _folded_layer(
 def _fold_readout(
     stored: dict[str, Tensor], alignment: Alignment, gain: Tensor, task_bias: Tensor, update: bool
 ) -> FoldedReadout:
-    device = gain.device
-    weight = stored["readout_in_weight"]
-    knots = weight.shape[1] // gain.shape[0]
     if alignment.features is not None:
-        taps = {depth: tap.to(device) for depth, tap in alignment.features.taps.items()}
-        bias = alignment.features.bias.to(device)
+        taps = {depth: tap.to(gain.device) for depth, tap in alignment.features.taps.items()}
+        bias = alignment.features.bias.to(gain.device)
     else:
-        gained = weight * gain.repeat(knots)
-        taps = {depth: gained @ tap.to(device) for depth, tap in alignment.taps.items()}
-        bias = stored["readout_in_bias"] + gained @ alignment.tap_offset.to(device)
+        taps, bias = _canonical_taps(stored, alignment, gain)
     layer = None
     if update:
         # In canonical space the update edits z itself, so no projector stands between it and the readout.
-        final = weight[:, -gain.shape[0] :]
+        final = stored["readout_in_weight"][:, -gain.shape[0] :]
         layer = _folded_layer(stored, alignment.layers[-1], gain, task_bias, {"readout": stored["atoms_u"] @ final.T})
     return FoldedReadout(
         taps,
@@ -191,6 +187,21 @@ def _fold_readout(
         stored["readout_out_weight"],
         stored["readout_out_bias"],
     )
+
+
+def feature_prior(stored: dict[str, Tensor], alignment: Alignment) -> FeaturePrior:
+    """The maps to the readout's features and to the head-only control's logits by way of canonical space."""
+    gain, _ = size_gains(stored, alignment.width)
+    taps, _ = _canonical_taps(stored, alignment, gain)
+    return FeaturePrior(taps, stored["head_weight"] @ alignment.layers[-1].read)
+
+
+def _canonical_taps(stored: dict[str, Tensor], alignment: Alignment, gain: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """Taps and bias of the readout's first layer on canonical coordinates."""
+    weight = stored["readout_in_weight"]
+    gained = weight * gain.repeat(weight.shape[1] // gain.shape[0])
+    taps = {depth: gained @ tap.to(gain.device) for depth, tap in alignment.taps.items()}
+    return taps, stored["readout_in_bias"] + gained @ alignment.tap_offset.to(gain.device)
 
 
 def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> FoldedAdapter:

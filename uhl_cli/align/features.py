@@ -74,6 +74,14 @@ class FeatureMaps:
 
 
 @dataclass(frozen=True)
+class FeaturePrior:
+    """What canonical space says of the same maps: `taps[depth]` [readout_size, d] and `head` [labels, d]."""
+
+    taps: dict[int, Tensor]
+    head: Tensor
+
+
+@dataclass(frozen=True)
 class WordBatch:
     """Some texts on a host: `rows` int64, the words' places among all anchor words; `weights` [words, tokens]."""
 
@@ -115,11 +123,14 @@ def align_features(
     knots: Sequence[float],
     depths: Sequence[int],
     readout_size: int,
+    prior: FeaturePrior | None = None,
     progress: Progress | None = None,
 ) -> FeatureMaps | None:
-    """Fit a host's maps to the bank's features; None where the host takes in too few words to do better without.
+    """Fit a host's maps to the bank's features; None where the host takes in too few words to fit anything.
 
     :param depths: Depths, 0 to L, that may be listened to; some are left out of wide and deep hosts.
+    :param prior: Maps by way of canonical space, which the ridge shrinks towards where all their depths are used: they
+        are better than none for a feature that the bank tells little of, and on the source they are right already.
     """
     used = _depths_within(depths, knots, host)
     width, final = host.hidden_size, host.num_hidden_layers
@@ -133,19 +144,22 @@ def align_features(
         (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(inputs, target)
     if fitted.rows < 2 * width or held.rows < 32:
         return None
-    weight, offset, r2 = fit_moments(fitted, held)
-    place = used.index(final) if final in used else None
-    span = slice(place * width, (place + 1) * width) if place is not None else slice(0, 0)
+    start = None
+    if prior is not None and set(prior.taps) <= set(used):
+        start = torch.zeros(len(used) * width, values.shape[1])
+        for depth, tap in prior.taps.items():
+            start[used.index(depth) * width : (used.index(depth) + 1) * width, :readout_size] = tap.T
+    weight, offset, r2 = fit_moments(fitted, held, prior=start)
     head, head_bias = torch.zeros(0, width), torch.zeros(0)
-    if place is not None:
-        head_weight, head_bias, _ = fit_moments(fitted.part(span), held.part(span))
-        head, head_bias = head_weight[:, readout_size:].T.contiguous().cpu(), head_bias[readout_size:].cpu()
+    if final in used:
+        span = slice(used.index(final) * width, (used.index(final) + 1) * width)
+        head_start = None if prior is None else torch.cat([torch.zeros(readout_size, width), prior.head]).T
+        head_weight, head_bias, _ = fit_moments(fitted.part(span), held.part(span), prior=head_start)
+        head, head_bias = head_weight[:, readout_size:].T.contiguous(), head_bias[readout_size:]
     columns = weight[:, :readout_size]
-    taps = {
-        depth: columns[index * width : (index + 1) * width].T.contiguous().cpu() for index, depth in enumerate(used)
-    }
+    taps = {depth: columns[index * width : (index + 1) * width].T.contiguous() for index, depth in enumerate(used)}
     quality = float(r2[:readout_size].mean())
-    return FeatureMaps(taps, offset[:readout_size].cpu(), head, head_bias, quality)
+    return FeatureMaps(taps, offset[:readout_size], head, head_bias, quality)
 
 
 def _pooled_states(host: Host, batch: WordBatch, depths: Sequence[int]) -> dict[int, Tensor]:

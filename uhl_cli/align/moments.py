@@ -1,7 +1,7 @@
 """Ridge regression from moments: states are added batch by batch and never all held.
 
-Guarantee: `fit_moments` gives, for each output, the minimiser of `|y - x w|^2 + strength |w|^2` over all rows added,
-inputs standardised, with the strength that predicts the held-out rows best; `r2` is that prediction's.
+Guarantee: `fit_moments` gives, for each output, the minimiser of `|y - x w|^2 + strength |w - prior|^2` over all rows
+added, inputs standardised, with the strength that predicts the held-out rows best; `r2` is that prediction's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Relative to the number of rows, which is the mean eigenvalue of the standardised inputs' Gram matrix.
-STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0, 100.0)
 
 
 class Moments:
@@ -67,10 +67,11 @@ class Moments:
         return self._centre[0].cpu().double(), self._centre[1].cpu().double()
 
 
-def fit_moments(fitted: Moments, held: Moments) -> tuple[Tensor, Tensor, Tensor]:
+def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Weight [D, F], offset [F] with `y = x @ weight + offset`, and held-out R^2 [F]; float32.
 
     :param fitted: Rows that every strength is tried on; `held`: rows that judge.  The result uses both.
+    :param prior: Weight [D, F] that the ridge shrinks towards; zero by default.
     """
     x_mean, y_mean = fitted.means
     xx, xy, _ = fitted.about(x_mean, y_mean)
@@ -79,9 +80,12 @@ def fit_moments(fitted: Moments, held: Moments) -> tuple[Tensor, Tensor, Tensor]
     held_xx, held_xy, held_yy = held.about(x_mean, y_mean)
     held_xx, held_xy = held_xx / torch.outer(spread, spread), held_xy / spread[:, None]
     gram, moment = xx / torch.outer(spread, spread), xy / spread[:, None]
+    start = torch.zeros_like(moment)
+    if prior is not None:
+        start = torch.where(torch.isfinite(spread)[:, None], prior.double() * spread[:, None], start)
     errors = []
     for strength in STRENGTHS:
-        weight = _solve(gram, moment, strength * fitted.rows)
+        weight = start + _solve(gram, moment - gram @ start, strength * fitted.rows)
         errors.append(held_yy - 2 * (weight * held_xy).sum(0) + (weight * (held_xx @ weight)).sum(0))
     best = torch.stack(errors).min(0)
     r2 = torch.where(held_yy > 0, 1 - best.values / held_yy.clamp_min(1e-300), torch.zeros_like(held_yy))
@@ -97,7 +101,8 @@ def fit_moments(fitted: Moments, held: Moments) -> tuple[Tensor, Tensor, Tensor]
     for index, strength in enumerate(STRENGTHS):
         columns = best.indices == index
         if bool(columns.any()):
-            weight[:, columns] = _solve(gram, moment[:, columns], strength * rows)
+            missing = moment[:, columns] - gram @ start[:, columns]
+            weight[:, columns] = start[:, columns] + _solve(gram, missing, strength * rows)
     weight = weight / spread[:, None]
     return weight.float(), (y_all - x_all @ weight).float(), r2.float()
 
