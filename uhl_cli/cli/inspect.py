@@ -13,7 +13,9 @@ from uhl_cli.cli.edge import error_edge, print_result
 
 def inspect(
     adapter: Annotated[Path, typer.Argument(help="Adapter file of `uhl pretrain`, or task file of `uhl tune`.")],
-    anchors: Annotated[bool, typer.Option("--anchors", help="Print the anchor texts, anchor words marked.")] = False,
+    anchors: Annotated[
+        bool, typer.Option("--anchors", help="Print all texts that the file holds, its words marked.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every invariant of the format; exit 1 with what is wrong.")
     ] = False,

@@ -55,6 +55,8 @@ def render_port(report: PortReport) -> None:
     )
     if report.quality:
         console.print(_quality_table(report.quality, report.readout_quality))
+    if report.feature_quality is not None:
+        console.print(f"R2 of the readout's features by the feature bank: {report.feature_quality:.2f} (at most 0.88)")
     if report.scores:
         metric = report.scores["ported"]
         table = Table(title=f"{metric.metric} on {metric.examples} examples, 95 % intervals", title_justify="left")

@@ -67,6 +67,7 @@ def _render_adapter(console: Console, report: InspectReport, content: AdapterCon
             "origin": anchors.origin,
             "texts": f"{anchors.texts:,}",
             "words": f"{anchors.words:,} ({anchors.words_per_text:.1f} a text)",
+            "feature bank": f"{anchors.feature_words:,} words in {anchors.feature_texts:,} other texts",
             "depth knots": ", ".join(f"{knot:g}" for knot in anchors.knots),
             "SHA-256": anchors.digest,
         },
@@ -80,7 +81,7 @@ def _render_adapter(console: Console, report: InspectReport, content: AdapterCon
     if content.unreadable:
         console.print(plain(f"beside it, no task files in spite of their names: {', '.join(content.unreadable)}"))
     if anchors.entries is not None:
-        console.print("anchor texts, [anchor words] in brackets:")
+        console.print("anchor texts and those of the feature bank, [words that the file knows] in brackets:")
         for entry in anchors.entries:
             console.print(_marked(entry))
 

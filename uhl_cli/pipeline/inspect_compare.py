@@ -34,6 +34,8 @@ def different_parts(
     """Parameters whose values differ, and the number of those that have the same values."""
     one, two = first.parameters, second.parameters
     found = [_part_difference(name, one, two) for name in dict.fromkeys([*one, *two])]
+    if isinstance(first, AdapterFile) and isinstance(second, AdapterFile):
+        found += _feature_differences(first, second)
     different = tuple(entry for entry in found if entry.relative is None or entry.relative > 0)
     return different, len(found) - len(different)
 
@@ -81,6 +83,21 @@ def _part_difference(name: str, one: Mapping[str, Quantised], two: Mapping[str, 
         second=None if second is None else second.shape,
         relative=relative,
     )
+
+
+def _feature_differences(first: AdapterFile, second: AdapterFile) -> list[PartDifference]:
+    """The feature bank as one more part, where either file has one; other texts are another part altogether."""
+    banks = [content.features for content in (first, second)]
+    one, two = banks
+    if one is None and two is None:
+        return []
+    relative = None
+    if one is not None and two is not None and one.anchors.digest == two.anchors.digest:
+        values = [bank.codes.codes * bank.codes.scales + bank.mean for bank in (one, two)]
+        if values[0].shape == values[1].shape:
+            relative = relative_difference(*values)
+    shapes = [None if bank is None else bank.codes.codes.shape for bank in banks]
+    return [PartDifference(name="features.codes", first=shapes[0], second=shapes[1], relative=relative)]
 
 
 def _flat(prefix: str, content: object) -> Iterator[tuple[str, str]]:

@@ -67,7 +67,7 @@ def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: b
         parts=parts,
         atoms=atoms,
         mixing=mixing_summary(content.parameters, atoms.unused),
-        anchors=_anchor_summary(content.anchors, content.manifest.config.knots, texts=anchors),
+        anchors=_anchor_summary(content, texts=anchors),
         readout=_readout(content.manifest.config, content.manifest.task, content.manifest.label_counts, parts),
         task_files=task_files,
         unreadable=unreadable,
@@ -153,11 +153,16 @@ def _group(name: str) -> Group:
     return "size" if name.startswith("size_") else "head-only control"
 
 
-def _anchor_summary(anchors: AnchorTexts, knots: tuple[float, ...], *, texts: bool) -> AnchorSummary:
+def _anchor_summary(content: AdapterFile, *, texts: bool) -> AnchorSummary:
+    anchors = content.anchors
+    features = None if content.features is None else content.features.anchors
     entries = None
     if texts:
         entries = tuple(
-            AnchorText(text=text, spans=tuple(anchors.spans(index))) for index, text in enumerate(anchors.texts)
+            AnchorText(text=text, spans=tuple(part.spans(index)))
+            for part in (anchors, features)
+            if part is not None
+            for index, text in enumerate(part.texts)
         )
     return AnchorSummary(
         origin=anchors.origin,
@@ -165,8 +170,10 @@ def _anchor_summary(anchors: AnchorTexts, knots: tuple[float, ...], *, texts: bo
         words=anchors.num_words,
         words_per_text=anchors.num_words / len(anchors.texts),
         texts_by_words=dict(sorted(Counter(len(ordinals) for ordinals in anchors.chosen).items())),
-        knots=knots,
+        knots=content.manifest.config.knots,
         digest=anchors.digest,
+        feature_texts=0 if features is None else len(features.texts),
+        feature_words=0 if features is None else features.num_words,
         entries=entries,
     )
 

@@ -90,7 +90,7 @@ class AnchorText(Frozen):
 
 
 class AnchorSummary(Frozen):
-    """The anchors; `entries` are the texts, only where they were asked for."""
+    """Anchors and feature bank; `entries` are their texts, those of the features last, where they were asked for."""
 
     origin: str
     texts: int
@@ -99,6 +99,8 @@ class AnchorSummary(Frozen):
     texts_by_words: dict[int, int] = Field(description="how many texts have this number of anchor words")
     knots: tuple[float, ...]
     digest: str
+    feature_texts: int = Field(0, description="texts of the feature bank")
+    feature_words: int = Field(0, description="words whose readout features the file holds")
     entries: tuple[AnchorText, ...] | None = None
 
 
