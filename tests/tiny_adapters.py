@@ -152,7 +152,8 @@ def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0) -> FeatureBan
     assert anchors is not None
     generator = torch.Generator().manual_seed(seed)
     columns = config.readout_size + config.num_labels
-    return quantise_features(anchors, torch.randn(anchors.num_words, columns, generator=generator) * 3 + 1)
+    features = torch.randn(anchors.num_words, columns, generator=generator) * 3 + 1
+    return quantise_features(anchors, features, torch.randn(config.readout_size, generator=generator))
 
 
 def tiny_file(config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False) -> AdapterFile:

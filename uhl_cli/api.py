@@ -26,6 +26,7 @@ from uhl_cli.adapter.layout import parameter_shapes
 from uhl_cli.adapter.plan import PortPlan, make_plan
 from uhl_cli.adapter.ported import PortedModel, Progress
 from uhl_cli.adapter.ported_store import load_ported
+from uhl_cli.adapter.shift import correction, update_shift
 from uhl_cli.adapter.store import AdapterFile, read_adapter
 from uhl_cli.adapter.task_store import TaskRecord, adapter_digest, read_task
 from uhl_cli.align.alignment import Alignment, align_anchors, align_embeddings, align_size
@@ -192,12 +193,18 @@ class UniversalAdapter:
             prior=feature_prior(self.stored, alignment),
             progress=progress,
         )
-        return replace(alignment, features=maps)
+        if maps is None:
+            return alignment
+        # The shift is that of the file's own updates, whatever a task file adds to them.
+        own = self.stored | {"delta_theta": torch.zeros_like(self.stored["delta_theta"])}
+        ported = replace(self, stored=own).inject(host, replace(alignment, features=maps), plan, 0)
+        shift = correction(update_shift(ported, self.features), self.features.shift)
+        return replace(alignment, features=replace(maps, shift=shift))
 
     def inject(self, host: Host, alignment: Alignment, plan: PortPlan, host_flops: int) -> PortedModel:
         """The ported model of an alignment."""
         started = time.monotonic()
-        with torch.inference_mode():
+        with torch.no_grad():
             kind = self.manifest.config.kind
             folded = fold(self.stored, alignment, host.map, kind=kind, layers=plan.layers, types=plan.types)
             folded = move(folded, host.device, host.map.embeddings.weight.dtype)

@@ -46,7 +46,7 @@ def randomised(folded: FoldedAdapter, *, seed: int) -> FoldedAdapter:
 
 def without_updates(folded: FoldedAdapter) -> FoldedAdapter:
     """The readout alone."""
-    return replace(folded, layers={}, readout=replace(folded.readout, layer=None))
+    return replace(folded, layers={}, readout=replace(folded.readout, layer=None, shift=None))
 
 
 def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:

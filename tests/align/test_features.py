@@ -11,6 +11,7 @@ from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import MAX_FEATURE_TEXT_WORDS, AnchorTexts, choose_feature_texts, word_spans
 
 READOUT, LABELS = 6, 3
+NO_SHIFT = torch.zeros(READOUT)
 
 
 def many_texts(count=240):
@@ -43,7 +44,7 @@ def features_of(host, anchors, *, seed=0):
 
 def test_two_bits_keep_slope_and_mean(anchors):
     values = torch.randn(4000, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([0.01, 1, 5, 100, 0]) + 3
-    bank = quantise_features(words_of_one_text(4000), values)
+    bank = quantise_features(words_of_one_text(4000), values, NO_SHIFT)
     assert set(bank.codes.unique().tolist()) == {-3, -1, 1, 3}
     centred, stored = values - values.mean(0), bank.values - values.mean(0)
     slope = (centred * stored).sum(0)[:4] / centred.square().sum(0)[:4]
@@ -61,7 +62,7 @@ def words_of_one_text(count):
 def test_own_features_come_back_and_another_hosts_do_not(family, anchors):
     host = tiny_host(family)
     values, states = features_of(host, anchors)
-    bank = quantise_features(anchors, values)
+    bank = quantise_features(anchors, values, NO_SHIFT)
     maps = align_features(host, bank, knots=(0.0, 1.0), depths=(0, 1, 2), readout_size=READOUT)
     assert maps is not None
     found = sum(states.stream[depth] @ tap.T for depth, tap in maps.taps.items()) + maps.bias
@@ -72,7 +73,9 @@ def test_own_features_come_back_and_another_hosts_do_not(family, anchors):
     head = states.stream[2] @ maps.head.T + maps.head_bias
     assert float(((head - values[:, READOUT:]).square().mean(0) / values[:, READOUT:].var(0)).mean()) < 0.05
     # The control: the same features given to the wrong words.
-    wrong = quantise_features(anchors, values[torch.randperm(len(values), generator=torch.Generator().manual_seed(3))])
+    wrong = quantise_features(
+        anchors, values[torch.randperm(len(values), generator=torch.Generator().manual_seed(3))], NO_SHIFT
+    )
     control = align_features(host, wrong, knots=(0.0, 1.0), depths=(0, 1, 2), readout_size=READOUT)
     assert control is not None
     assert control.quality < 0.1
@@ -81,7 +84,7 @@ def test_own_features_come_back_and_another_hosts_do_not(family, anchors):
 def test_an_independent_host_gets_only_what_the_words_tell(anchors):
     """Random hosts share nothing but the words: some of the features, and less than the source itself."""
     values, _ = features_of(tiny_host("bert"), anchors)
-    bank = quantise_features(anchors, values)
+    bank = quantise_features(anchors, values, NO_SHIFT)
     settings = {"knots": (0.0, 1.0), "depths": (0, 1, 2), "readout_size": READOUT}
     own, other = (align_features(tiny_host(family), bank, **settings) for family in ("bert", "gpt2"))
     assert own is not None
@@ -92,7 +95,7 @@ def test_an_independent_host_gets_only_what_the_words_tell(anchors):
 def test_too_few_words_are_no_bank(anchors):
     host = tiny_host("bert")
     few = anchors.first(6)
-    bank = quantise_features(few, torch.randn(few.num_words, READOUT + LABELS))
+    bank = quantise_features(few, torch.randn(few.num_words, READOUT + LABELS), NO_SHIFT)
     assert align_features(host, bank, knots=(1.0,), depths=(2,), readout_size=READOUT) is None
 
 

@@ -51,7 +51,7 @@ def test_parts_make_up_the_file_to_the_byte(tmp_path, config, featured):
     for part in sizes.parts[1:]:
         names = {
             "anchor coordinates": ["anchors.codes", "anchors.scale"],
-            "feature bank": ["features.codes", "features.scale", "features.mean"],
+            "feature bank": ["features.codes", "features.scale", "features.mean", "features.shift"],
         }.get(
             part.part, [tensor for name in PARTS[part.part] for tensor in (name, f"{name}.scale") if tensor in tensors]
         )

@@ -25,7 +25,7 @@ def to_file(
     held = None
     if features is not None:
         entry = Quantised(features.codes.numpy(), features.scales.numpy())
-        held = Features(features.anchors, entry, features.mean.numpy())
+        held = Features(features.anchors, entry, features.mean.numpy(), features.shift.numpy())
     coordinates = Quantised(bank.codes.numpy(), bank.scales.numpy())
     return AdapterFile(manifest, parameters, bank.anchors, coordinates, held)
 
@@ -56,4 +56,5 @@ def features_of(content: AdapterFile) -> FeatureBank | None:
         return None
     entry = content.features.codes
     codes, scales = torch.from_numpy(entry.codes.copy()), torch.from_numpy(entry.scales.copy())
-    return FeatureBank(content.features.anchors, codes, scales, torch.from_numpy(content.features.mean.copy()))
+    mean, shift = (torch.from_numpy(value.copy()) for value in (content.features.mean, content.features.shift))
+    return FeatureBank(content.features.anchors, codes, scales, mean, shift)

@@ -48,7 +48,8 @@ class FoldedReadout:
     """The canonical readout on a host: `taps[depth]` [readout_size, d] and the layers after them.
 
     `layer` routes the readout's own update from the final state; it is None when the update is left out, and
-    its single edit "readout" is [M, readout_size].  `pool` is None for token tasks.
+    its single edit "readout" is [M, readout_size].  `pool` is None for token tasks.  `shift` [readout_size], if any,
+    is added to the features while updates are on (see `shift`).
     """
 
     taps: dict[int, Tensor]
@@ -57,6 +58,7 @@ class FoldedReadout:
     pool: Tensor | None
     out_weight: Tensor
     out_bias: Tensor
+    shift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def fold(
                 edits[name] = (atoms @ write.T.to(device)) @ weight.T
         if edits:
             folded[layer.index] = _folded_layer(stored, maps, read_gain, task_bias, edits)
-    readout = _fold_readout(stored, alignment, read_gain, task_bias, updates and "readout" in kept)
+    edited = updates and "readout" in kept
+    readout = _fold_readout(stored, alignment, read_gain, task_bias, edited, shifted=edited or bool(folded))
     knots = stored["readout_in_weight"].shape[1] // read_gain.shape[0]
     noise_maps = {
         "router": stored["router"] * read_gain,
@@ -140,7 +143,9 @@ def refold(
     if new_readout:
         read_gain, _ = size_gains(stored, alignment.width)
         task_bias = stored["task_router"] @ stored["task_embedding"]
-        readout = _fold_readout(stored, alignment, read_gain, task_bias, readout.layer is not None)
+        edited = readout.layer is not None
+        shifted = edited or bool(folded.layers)
+        readout = _fold_readout(stored, alignment, read_gain, task_bias, edited, shifted=shifted)
     elif readout.layer is not None:
         readout = replace(readout, layer=replace(readout.layer, gains=_gains(stored, 1.0, readout.layer.edits)))
     kind = "tokens" if readout.pool is None else "sequence"
@@ -167,9 +172,11 @@ def _folded_layer(
 
 
 def _fold_readout(
-    stored: dict[str, Tensor], alignment: Alignment, gain: Tensor, task_bias: Tensor, update: bool
+    stored: dict[str, Tensor], alignment: Alignment, gain: Tensor, task_bias: Tensor, update: bool, *, shifted: bool
 ) -> FoldedReadout:
+    shift = None
     if alignment.features is not None:
+        shift = alignment.features.shift if shifted else None
         taps = {depth: tap.to(gain.device) for depth, tap in alignment.features.taps.items()}
         bias = alignment.features.bias.to(gain.device)
     else:
@@ -186,6 +193,7 @@ def _fold_readout(
         stored.get("readout_pool"),
         stored["readout_out_weight"],
         stored["readout_out_bias"],
+        None if shift is None else shift.to(gain.device),
     )
 
 
@@ -223,6 +231,7 @@ def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> Fol
         pool=None if folded.readout.pool is None else one(folded.readout.pool),
         out_weight=one(folded.readout.out_weight),
         out_bias=one(folded.readout.out_bias),
+        shift=None if folded.readout.shift is None else one(folded.readout.shift),
     )
     layers = {index: layer(value) for index, value in folded.layers.items()}
     return FoldedAdapter(one(folded.threshold), layers, readout, folded.kind)

@@ -103,7 +103,7 @@ class Injection:
         readout = self._folded.readout
         self._tap(self._host_map.num_hidden_layers, final_state)
         assert self._features is not None  # _tap or the layers' hooks have set it: taps are never empty
-        features = self._features + readout.bias
+        features = self._features + (readout.bias if readout.shift is None else readout.bias + readout.shift)
         flat = final_state.reshape(-1, final_state.shape[-1])
         if self._noise is not None:
             noise_map = self._folded.noise_maps["readout"]

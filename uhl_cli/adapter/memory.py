@@ -29,8 +29,7 @@ def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
             yield from _of_layer(layer)
     yield from readout.taps.values()
     yield from (readout.bias, readout.out_weight, readout.out_bias)
-    if readout.pool is not None:
-        yield readout.pool
+    yield from (part for part in (readout.pool, readout.shift) if part is not None)
 
 
 def _of_layer(layer: FoldedLayer) -> Iterator[Tensor]:

@@ -121,6 +121,8 @@ def _flatten(folded: FoldedAdapter) -> dict[str, Tensor]:
     flat |= {f"readout.{name}": getattr(readout, name) for name in ("bias", "out_weight", "out_bias")}
     if readout.pool is not None:
         flat["readout.pool"] = readout.pool
+    if readout.shift is not None:
+        flat["readout.shift"] = readout.shift
     if readout.layer is not None:
         flat |= _flatten_layer("readout_layer", readout.layer)
     return flat
@@ -154,6 +156,8 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
     shapes |= {"readout.bias": (size,), "readout.out_weight": (labels, size), "readout.out_bias": (labels,)}
     if folded.kind == "sequence":
         shapes["readout.pool"] = (size,)
+    if readout.shift is not None:
+        shapes["readout.shift"] = (size,)
     if readout.layer is not None:
         shapes |= layer("readout_layer", readout.layer, {"readout": size})
         shapes.setdefault("readout_layer.edits.readout", (readout.layer.read_bias.numel(), size))
@@ -188,6 +192,7 @@ def _unflatten(tensors: dict[str, Tensor], kind: str, path: Path) -> FoldedAdapt
             pool=tensors.get("readout.pool"),
             out_weight=tensors["readout.out_weight"],
             out_bias=tensors["readout.out_bias"],
+            shift=tensors.get("readout.shift"),
         )
         return FoldedAdapter(tensors["threshold"], layers, readout, kind)
     except (KeyError, ValueError, IndexError) as error:

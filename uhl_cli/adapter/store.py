@@ -20,6 +20,7 @@ too, and only where the manifest has a record of them (W words, F = readout_size
 | features.codes | uint8 [ceil(W F / 4)] | readout features and head logits [W, F], 2-bit |
 | features.scale | float32 [F] | value = code * scale + mean |
 | features.mean | float32 [F] | |
+| features.shift | float32 [readout_size] | what the updates add to the readout's features on the source, on average |
 | features.texts, features.words | uint8 | as those of the anchors: more texts, and their words with features |
 
 Nothing else may stand in the file.  Minor versions may add keys that older readers refuse; a newer major
@@ -55,7 +56,7 @@ from uhl_cli.schema import AdapterConfig, FeatureRecord, Manifest
 FORMAT_VERSION = "1.1"
 MAX_FILE_BYTES = 64_000_000
 ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
-FEATURE_PARTS = ("features.codes", "features.mean", "features.scale", "features.texts", "features.words")
+FEATURE_PARTS = tuple(f"features.{name}" for name in ("codes", "mean", "scale", "shift", "texts", "words"))
 _HINT = "The file is damaged or was not written by uhl; get it again from its source."
 
 Codes = npt.NDArray[np.int8]
@@ -71,11 +72,15 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Features:
-    """What the source's readout sees at the words of more texts: `codes` [W, F], one scale and one mean a column."""
+    """What the source's readout sees at the words of more texts: `codes` [W, F], one scale and one mean a column.
+
+    `shift` [readout_size] is what the updates add to its features there, on average.
+    """
 
     anchors: AnchorTexts
     codes: Quantised
     mean: Floats
+    shift: Floats
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ def to_bytes(content: AdapterFile) -> bytes:
         tensors["features.codes"] = pack_pairs(content.features.codes.codes)
         tensors["features.scale"] = content.features.codes.scales
         tensors["features.mean"] = content.features.mean
+        tensors["features.shift"] = content.features.shift
         tensors |= text_tensors("features", content.features.anchors)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     manifest = json.dumps(content.manifest.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
@@ -234,13 +240,14 @@ def read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndar
 def read_features(config: AdapterConfig, record: FeatureRecord, tensors: Mapping[str, np.ndarray]) -> Quantised:
     """The codes and scales of the feature bank among the tensors of a file.
 
-    :raises FormatError: When their types, shapes or values, or those of the means, break the format.
+    :raises FormatError: When their types, shapes or values, or those of means and shift, break the format.
     """
     columns = config.readout_size + config.num_labels
     scales = finite_scales("features.scale", tensors["features.scale"], (columns,))
-    mean = of_type("features.mean", tensors["features.mean"], np.float32)
-    if mean.shape != (columns,) or not bool((np.abs(mean) <= MAX_VALUE).all()):  # NaN is not
-        raise FormatError("features.mean has another shape, or a value that is not finite or absurdly large.", _HINT)
+    for name, size in (("features.mean", columns), ("features.shift", config.readout_size)):
+        values = of_type(name, tensors[name], np.float32)
+        if values.shape != (size,) or not bool((np.abs(values) <= MAX_VALUE).all()):  # NaN is not
+            raise FormatError(f"{name} has another shape, or a value that is not finite or absurdly large.", _HINT)
     packed = of_type("features.codes", tensors["features.codes"], np.uint8)
     return Quantised(unpack_pairs(packed, (record.words, columns), name="features.codes"), scales)
 
@@ -251,4 +258,4 @@ def _read_features(manifest: Manifest, tensors: dict[str, np.ndarray]) -> Featur
         return None
     codes = read_features(manifest.config, record, tensors)
     anchors = read_texts("features", record, manifest.anchors.origin, tensors)
-    return Features(anchors, codes, tensors["features.mean"])
+    return Features(anchors, codes, tensors["features.mean"], tensors["features.shift"])

@@ -37,13 +37,15 @@ class FeatureBank:
     """Texts, all of whose chosen words have features.  W words, F = readout_size + num_labels.
 
     `codes` int8 [W, F], each -3, -1, 1 or 3; `scales`, `mean` float32 [F].  The first readout_size columns are the
-    input of the readout's activation, the others the logits of the head-only control.
+    input of the readout's activation, the others the logits of the head-only control.  `shift` [readout_size] is what
+    the updates add to the former on the source, on average, see `adapter.shift`.
     """
 
     anchors: AnchorTexts
     codes: Tensor
     scales: Tensor
     mean: Tensor
+    shift: Tensor
 
     @property
     def values(self) -> Tensor:
@@ -58,6 +60,7 @@ class FeatureMaps:
     `taps[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
     `head_bias` [labels] give the head-only control's logits from the final state.  `quality` is the held-out R^2 of
     the features, averaged.  On held-out words, a perfect map reaches some 0.88 only, because the codes are coarse.
+    `shift` [readout_size], if any, is added while updates are on.
     """
 
     taps: dict[int, Tensor]
@@ -65,12 +68,14 @@ class FeatureMaps:
     head: Tensor
     head_bias: Tensor
     quality: float
+    shift: Tensor | None = None
 
     def to(self, device: torch.device) -> FeatureMaps:
         """The same with all maps on a device."""
         taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
         head, head_bias = self.head.to(device), self.head_bias.to(device)
-        return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias)
+        shift = None if self.shift is None else self.shift.to(device)
+        return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias, shift=shift)
 
 
 @dataclass(frozen=True)
@@ -108,14 +113,14 @@ def word_batches(
             progress(min(start + batch_size, len(order)), len(order))
 
 
-def quantise_features(anchors: AnchorTexts, features: Tensor) -> FeatureBank:
-    """The bank of features [W, F] that the source gives to the anchors' words."""
+def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor) -> FeatureBank:
+    """The bank of features [W, F] that the source gives to the anchors' words; `shift` as in `FeatureBank`."""
     mean = features.float().mean(0)
     codes, scales = quantise_columns(features.float() - mean, bits=BITS)
-    return FeatureBank(anchors, codes, scales, mean)
+    return FeatureBank(anchors, codes, scales, mean, shift)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # tuning trains through these maps, so that they may be no inference tensors
 def align_features(
     host: Host,
     bank: FeatureBank,

@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "head-only control": ("head_weight", "head_bias"),
     "anchor coordinates": ("anchors.codes",),
     "anchor texts": ("anchors.texts", "anchors.words"),
-    "feature bank": ("features.codes", "features.mean"),
+    "feature bank": ("features.codes", "features.mean", "features.shift"),
     "feature texts": ("features.texts", "features.words"),
 }
 _ANCHORS = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.")))

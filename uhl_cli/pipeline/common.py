@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import transformers
 from uhl_cli import __version__
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
 from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.adapter.shift import update_shift
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.controls import head_logits, mean_final_states, randomised, without_updates
@@ -143,8 +145,13 @@ class Predictor:
         return self.carried(bare, "readout only").classes
 
     def random_update(self, ported: PortedModel, seed: int) -> Classes:
-        """Classes with updates of the same norm in random directions."""
+        """Classes with updates of the same norm in random directions; their shift is taken back like the own."""
         redirected = PortedModel(ported.host, randomised(ported.folded, seed=seed), ported.task)
+        features, readout = self._adapter.features, redirected.folded.readout
+        if features is not None and readout.shift is not None:
+            redirected.folded = replace(redirected.folded, readout=replace(readout, shift=None))
+            shift = -update_shift(redirected, features).to(readout.bias)
+            redirected.folded = replace(redirected.folded, readout=replace(readout, shift=shift))
         return self.carried(redirected, "random update").classes
 
     def head_only(self, host: Host, alignment: Alignment) -> Classes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from uhl_cli.adapter.packing import compress_text
 from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.adapter.shift import update_shift
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.align.features import BITS, FeatureBank, quantise_features, word_batches
 from uhl_cli.align.texts import AnchorTexts, word_spans
@@ -42,7 +45,7 @@ def feature_bank(
     values = torch.zeros(anchors.num_words, columns)
     seen = torch.zeros(anchors.num_words, dtype=torch.bool)
     host = ported.host
-    with torch.inference_mode(), bare.attached() as injection:
+    with torch.no_grad(), bare.attached() as injection:
         for batch in word_batches(host, anchors, progress=phase(reporter, "features")):
             final = host.map.base(**batch.encoded.model_inputs()).last_hidden_state
             features = injection.readout_features(final)
@@ -55,7 +58,10 @@ def feature_bank(
         kept = anchors if bool(seen.all()) else anchors.keep(seen.tolist())
     except AlignmentError:
         return None
-    return quantise_features(kept, values[seen]) if kept.num_words >= MIN_WORDS else None
+    if kept.num_words < MIN_WORDS:
+        return None
+    bank = quantise_features(kept, values[seen], torch.zeros(adapter.manifest.config.readout_size))
+    return replace(bank, shift=update_shift(ported, bank))
 
 
 def _fitting(texts: AnchorTexts, columns: int, room: int) -> AnchorTexts | None:

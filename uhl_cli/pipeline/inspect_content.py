@@ -38,6 +38,7 @@ _BITS: dict[str, int | None] = {
     "anchors.words": 1,
     "features.codes": 2,
     "features.mean": 32,
+    "features.shift": 32,
     "features.texts": None,
     "features.words": 1,
 }
@@ -57,6 +58,7 @@ def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: b
     if content.features is not None:
         shapes["features.codes"] = content.features.codes.codes.shape
         shapes["features.mean"] = content.features.mean.shape
+        shapes["features.shift"] = content.features.shift.shape
         shapes |= _text_shapes("features", content.features.anchors)
     parts = file_parts(data, shapes, anchor_bits=content.manifest.config.anchor_bits)
     atoms = atom_statistics(content.parameters)

@@ -152,7 +152,7 @@ def _anchor_problems(manifest: Manifest | None, config: AdapterConfig | None, te
 
 def _feature_problems(config: AdapterConfig, record: FeatureRecord, tensors: Tensors) -> Iterator[str]:
     """What the reader refuses of the feature bank, its numbers and its texts."""
-    if all(name in tensors for name in ("features.codes", "features.mean", "features.scale")):
+    if all(name in tensors for name in ("features.codes", "features.mean", "features.scale", "features.shift")):
         yield from _refusal(lambda: read_features(config, record, tensors))
     yield from _texts_and_problems("feature", record, tensors)[1]
 
