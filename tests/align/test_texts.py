@@ -11,6 +11,7 @@ from uhl_cli.align.texts import (
     AnchorTexts,
     choose_anchors,
     general_texts,
+    in_style_of,
     read_texts,
     word_spans,
 )
@@ -139,3 +140,24 @@ def test_read_texts_refuses(tmp_path, content):
     assert caught.value.hint
     with pytest.raises(DataError):
         read_texts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (["A fine film.", "It's not good, really."], "It's Fine, isn't it?"),
+        (["a fine film", "not good at all"], "it's fine, isn't it?"),
+        (["a fine film .", "not good , really"], "it 's fine , is n't it ?"),
+        (["EU rejects a call , again .", "It did n't ."], "It 's Fine , is n't it ?"),
+        ([], "It's Fine, isn't it?"),
+        (["in 1.5 or 2,000 cases"], "it's fine, isn't it?"),
+    ],
+)
+def test_texts_are_written_like_the_sample(sample, expected):
+    assert in_style_of(["It's Fine, isn't it?"], sample) == [expected]
+
+
+def test_one_odd_text_in_a_hundred_does_not_turn_the_style():
+    sample = ["a fine film ."] * 99 + ["A Fine Film."]
+    assert in_style_of(["Well (he said), no."], sample) == ["well ( he said ) , no ."]
+    assert in_style_of(["Well."], sample[:9] + sample[-1:]) == ["Well."]

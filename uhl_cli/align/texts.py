@@ -155,6 +155,33 @@ def general_texts() -> list[str]:
     return [line for line in content.splitlines() if line.strip()]
 
 
+# Clitics that treebanks write apart: "does n't", "it 's".
+_NOT = re.compile(r"(?<=\w)(n['’]t)\b", re.IGNORECASE)
+_CLITIC = re.compile(r"(?<=\w)(['’](?:s|re|ve|ll|d|m))\b", re.IGNORECASE)
+_MARK = re.compile(r"\s*([.,!?;:()\"])\s*")
+
+
+def in_style_of(texts: Sequence[str], sample: Sequence[str]) -> list[str]:
+    """The same texts, written as the sample is: in lower case, and with punctuation and clitics apart, if it is.
+
+    Hosts answer otherwise to "it's fine." than to "it 's fine .", so that anchors written like the task's texts align
+    better where it matters.  A sample counts as lower case, or as apart, when more than 95 % of what could tell say so.
+    """
+    lower = _share(sum(text == text.lower() for text in sample), len(sample))
+    joined = "\n".join(sample)
+    apart = _share(len(re.findall(r"(?<=\s)[.,]", joined)), len(re.findall(r"(?<=\D)[.,]", joined)))
+    found = list(texts)
+    if lower:
+        found = [text.lower() for text in found]
+    if apart:
+        found = [_MARK.sub(r" \1 ", _CLITIC.sub(r" \1", _NOT.sub(r" \1", text))) for text in found]
+    return [" ".join(text.split()) for text in found]
+
+
+def _share(count: int, total: int) -> bool:
+    return total > 0 and count > 0.95 * total
+
+
 def read_texts(path: Path) -> list[str]:
     """Lines of a text file given by `--anchors FILE`.
 

@@ -11,11 +11,18 @@ from uhl_cli.adapter.plan import PortPlan, full_plan, make_plan
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.states import word_states
-from uhl_cli.align.texts import AnchorTexts, choose_anchors, choose_feature_texts, general_texts, read_texts
+from uhl_cli.align.texts import (
+    AnchorTexts,
+    choose_anchors,
+    choose_feature_texts,
+    general_texts,
+    in_style_of,
+    read_texts,
+)
 from uhl_cli.align.views import width_views
 from uhl_cli.api import align
 from uhl_cli.builtin.corpus import opinions
-from uhl_cli.data import TaskData
+from uhl_cli.data import TaskData, load_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.pipeline.options import PretrainOptions
 from uhl_cli.reports import Reporter, phase
@@ -98,7 +105,7 @@ def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts
 def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:
     texts, origin = _texts(data, options)
     if options.anchors == "general":
-        texts = general_texts()  # on many subjects; the opinions are for the features alone
+        texts = _styled(general_texts(), data)  # on many subjects; the opinions are for the features alone
     return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
 
 
@@ -108,5 +115,12 @@ def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
         assert data.train is not None  # pretrain has checked it
         return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
     if options.anchors == "general":
-        return [*general_texts(), *opinions()], "general"
+        reviews = load_task("reviews", need_evaluation=False).train
+        assert reviews is not None  # it ships with the package
+        return _styled([*general_texts(), *opinions(), *reviews.texts], data), "general"
     return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
+
+
+def _styled(texts: list[str], data: TaskData) -> list[str]:
+    assert data.train is not None  # pretrain has checked it
+    return in_style_of(texts, data.train.texts)
