@@ -146,9 +146,17 @@ def fake_bank(config: AdapterConfig = SMALL, *, num_words: int = 40) -> AnchorBa
     )
 
 
+def many_texts(count: int = 240) -> list[str]:
+    """Words of the sentences in random order: many contexts, all of words that the tiny hosts know."""
+    words = " ".join(SENTENCES).split()
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(words), (count, 9), generator=generator).tolist()
+    return [" ".join(words[index] for index in row) for row in chosen]
+
+
 def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0) -> FeatureBank:
-    """A bank of random features at every word of the tiny texts."""
-    anchors = choose_feature_texts(SENTENCES, exclude=(), num_words=10_000, seed=seed, origin="sentences")
+    """A bank of random features, one set for each of the words of `many_texts`."""
+    anchors = choose_feature_texts(many_texts(), exclude=(), num_words=10_000, seed=seed, origin="sentences")
     assert anchors is not None
     generator = torch.Generator().manual_seed(seed)
     columns = config.readout_size + config.num_labels
@@ -171,11 +179,15 @@ def host_bank(host: Host, config: AdapterConfig = SMALL) -> tuple[AnchorBank, Wo
     return build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size), states
 
 
-def tiny_universal(host: Host, config: AdapterConfig = SMALL, *, seed: int = 0) -> UniversalAdapter:
-    """A random universal adapter whose source is the host."""
+def tiny_universal(
+    host: Host, config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False
+) -> UniversalAdapter:
+    """A random universal adapter whose source is the host, with a bank of random features if asked."""
     bank, _ = host_bank(host, config)
-    manifest = tiny_manifest(config, bank.anchors, fingerprint=host.fingerprint, name=host.name)
-    return UniversalAdapter.from_file(to_file(random_adapter(config, seed=seed), bank, manifest))
+    features = fake_features(config, seed=seed) if featured else None
+    texts = None if features is None else features.anchors
+    manifest = tiny_manifest(config, bank.anchors, fingerprint=host.fingerprint, name=host.name, features=texts)
+    return UniversalAdapter.from_file(to_file(random_adapter(config, seed=seed), bank, manifest, features))
 
 
 def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_adapters import many_texts
 from tiny_hosts import SENTENCES, tiny_host
 
 from uhl_cli.align.features import MAX_REGRESSORS, _depths_within, align_features, quantise_features, word_batches
@@ -12,15 +13,6 @@ from uhl_cli.align.texts import MAX_FEATURE_TEXT_WORDS, AnchorTexts, choose_feat
 
 READOUT, LABELS = 6, 3
 NO_SHIFT = torch.zeros(READOUT)
-
-
-def many_texts(count=240):
-    """Words of the sentences in random order: many contexts, all of words that the tiny hosts know."""
-    words = " ".join(SENTENCES).split()
-    generator = torch.Generator().manual_seed(0)
-    return [
-        " ".join(words[index] for index in torch.randint(len(words), (9,), generator=generator)) for _ in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from uhl_cli.host.encode import encode
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("switch") / "adapter.safetensors"
-    make_adapter(tiny_host("bert"), sequence_data(), path, max_steps=30)
+    make_adapter(tiny_host("bert"), sequence_data(), path, max_steps=30, anchors="general", feature_words=3000)
+    assert UniversalAdapter.load(path).features is not None
     return path
 
 

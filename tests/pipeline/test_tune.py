@@ -48,6 +48,31 @@ def run(adapter: Path, host, data, output: Path, *, files=None, reporter=None, *
     return tune(loaded, host, data, options, accelerator=Accelerator(cpu=True), files=files, **more)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_file_with_a_feature_bank_is_tuned_and_scores_what_training_showed(family, tmp_path):
+    path, task = tmp_path / "adapter.safetensors", tmp_path / "task.safetensors"
+    make_adapter(tiny_host("bert"), sequence_data(), path, max_steps=30, anchors="general", feature_words=3000)
+    host = tiny_host(family, hidden_size=40, num_hidden_layers=3, seed=1)
+    report = run(path, host, sequence_data(), task, max_steps=12)
+    assert read_task(task).parameters["delta_theta"].codes.any(), "nothing was trained"
+    _, zero_shot = carry(path, host, sequence_data())
+    assert zero_shot.feature_quality is not None
+    assert zero_shot.scores["ported"] == report.scores["zero_shot"]
+    tuned = UniversalAdapter.load(path).with_task(task).port(host, max_flops=TINY_LIMIT)
+    plain = UniversalAdapter.load(path).port(host, max_flops=TINY_LIMIT)
+    # The shift that is taken back is that of the file, not of what was tuned.
+    assert torch.equal(tuned.folded.readout.shift, plain.folded.readout.shift)
+    rows = tuned.predict(sequence_data().evaluation).for_metric("sequence")
+    right = sum(a == b for a, b in zip(rows, sequence_data().evaluation.labels, strict=True)) / len(rows)
+    assert right == report.scores["tuned"].value
+    # A task of its own has a readout that the bank knows nothing of.
+    other = run(path, host, token_data(), task.with_name("tokens.safetensors"), max_steps=12)
+    assert other.own_task is False
+    tokens = UniversalAdapter.load(path).with_task(task.with_name("tokens.safetensors"))
+    assert tokens.features is None
+    assert tokens.port(host, max_flops=TINY_LIMIT).folded.readout.shift is None
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_512_bytes_of_the_own_task_on_every_family(family, adapter, tmp_path):
     host = tiny_host(family, hidden_size=40, num_hidden_layers=3, seed=1)
