@@ -42,11 +42,22 @@ def table(results: list[dict]) -> list[str]:
         line(f"ported with `--align {strategy}`", [interval(scores[row["target"]["name"]]) for row in columns])
     for name, label in ROWS[1:]:
         line(label, [interval(row["scores"][name]) for row in columns])
-    line("ported minus head only, paired", [interval(row["gains"]["head_only"]) for row in columns])
+    for name, label in (
+        ("head_only", "head only"),
+        ("readout_only", "readout only"),
+        ("random_update", "random updates"),
+    ):
+        line(f"ported minus {label}, paired", [interval(row["gains"][name]) for row in columns])
     line("FLOP overhead at 128 tokens", [f"{row['flops']['percent']:.2f} %" for row in columns])
     line("active atoms per token", [f"{row['atoms_per_token']:.2f}" for row in columns])
     qualities = [", ".join(f"{value:.2f}" for value in row["readout_quality"]) for row in columns]
-    line("R² of the readout's features at the three knots", qualities)
+    line("R² of the canonical coordinates at the three knots", qualities)
+    features = [row.get("feature_quality") for row in columns]
+    if any(value is not None for value in features):
+        line(
+            "R² of the readout's features by the bank (0.88 at most)",
+            ["–" if value is None else f"{value:.2f}" for value in features],
+        )
     line(
         "seconds to align and inject", [f"{row['seconds']['align'] + row['seconds']['inject']:.1f}" for row in columns]
     )

@@ -95,7 +95,11 @@ def pretrain(
     ] = "unspecified",
     max_bytes: Annotated[
         int,
-        typer.Option(min=1, help="Refuse, before training, to make a larger file.", rich_help_panel=ADAPTER_PANEL),
+        typer.Option(
+            min=1,
+            help="Largest file: refused before training; the feature bank fills it.",
+            rich_help_panel=ADAPTER_PANEL,
+        ),
     ] = 1_000_000,
     max_flops: Annotated[
         float, typer.Option(help="FLOP limit on the source, in percent.", rich_help_panel=ADAPTER_PANEL)
