@@ -5,8 +5,8 @@
 
 For every variant the source gives its readout's features for some texts, a bank is made of them, and each target is
 ported by it and scored on held-out training sentences (the slice of `pretraining_choices`, which the file was trained
-on: only differences on one target mean anything).  Variants: no bank; fewer and more words; the package's texts as they
-are, or written like the task's; the task's own texts; no prior from canonical space; the mean shift of the updates kept.
+on: only differences on one target mean anything).  Variants: no bank; fewer and more words; the package's texts as
+they are, or written like the task's; the task's own texts; no prior from canonical space; the mean shift kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from pretraining_choices import slice_of
 
-from uhl_cli.adapter.folding import feature_prior
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.align.features import FeatureBank, align_features
 from uhl_cli.align.texts import choose_feature_texts, general_texts, in_style_of
