@@ -14,6 +14,7 @@ from uhl_cli.adapter.store import read_adapter
 from uhl_cli.align.texts import general_texts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.builtin.corpus import opinions
+from uhl_cli.data import load_task
 from uhl_cli.errors import BudgetError, DataError, FingerprintError, OutputError
 from uhl_cli.host.encode import encode
 from uhl_cli.pipeline.common import host_record
@@ -60,7 +61,7 @@ def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family,
     assert not set(features.anchors.texts) & set(content.anchors.texts)
     # As there is room for, less the words that this host of 64 positions cuts off; no byte more than allowed.
     assert 350_000 < report.bytes == path.stat().st_size <= 400_000
-    assert set(features.anchors.texts) <= set(opinions()) | set(general_texts())
+    assert set(features.anchors.texts) <= {*opinions(), *general_texts(), *load_task("reviews").train.texts}
     _, carried = carry(path, tiny_host(family), sequence_data())
     assert carried.feature_quality is not None
     assert carried.scores["ported"] == report.score == content.manifest.score

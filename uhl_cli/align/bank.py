@@ -55,12 +55,13 @@ def depth_index(knot: float, num_hidden_layers: int) -> int:
 
 
 def build_bank(
-    anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int, bits: int = 4
+    anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int, bits: int | None = 4
 ) -> AnchorBank:
     """Define canonical space by the source host's word states and quantise its anchors' coordinates.
 
     A host narrower than `canonical_size` fills the first `d` coordinates; the others stay zero.
 
+    :param bits: Bits of a code; None leaves the coordinates as they are, with scales of one, for training.
     :raises AlignmentError: When all states are constant.
     """
     if not bool(states.present.all()) or anchors.num_words != len(states.present):
@@ -79,7 +80,8 @@ def build_bank(
     # The sign of a principal direction is arbitrary; fixing it makes the file's bytes reproducible.
     signs = torch.sign(basis.gather(0, basis.abs().argmax(0, keepdim=True)))
     basis = basis * signs
-    codes = torch.zeros(len(knots), anchors.num_words, canonical_size, dtype=torch.int8)
+    kind = torch.float32 if bits is None else torch.int8
+    codes = torch.zeros(len(knots), anchors.num_words, canonical_size, dtype=kind)
     scales = torch.zeros(len(knots), canonical_size)
     for index, state in enumerate(centred):
         projected = state @ basis
@@ -87,5 +89,8 @@ def build_bank(
         floor = 1e-6 * deviation.max()
         whitened = torch.where(deviation > floor, projected / deviation.clamp_min(1e-300), torch.zeros_like(projected))
         width = whitened.shape[1]
-        codes[index, :, :width], scales[index, :width] = quantise_columns(whitened.float(), bits=bits)
+        if bits is None:
+            codes[index, :, :width], scales[index, :width] = whitened.float(), (deviation > floor).float()
+        else:
+            codes[index, :, :width], scales[index, :width] = quantise_columns(whitened.float(), bits=bits)
     return AnchorBank(anchors, knots, codes, scales)

@@ -53,9 +53,6 @@ def prepare(
 ) -> Prepared:
     """Choose anchors, define canonical space by the host, align the host to it, and imitate other widths.
 
-    The host's own maps are found from the quantised bank exactly as `port` finds them, so that the trained
-    scores are those of the file.
-
     :raises BudgetError: When the FLOP limit leaves nothing.
     :raises AlignmentError: When there are too few anchors or the host's states are degenerate.
     """
@@ -69,12 +66,15 @@ def prepare(
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     total = 2 + options.training.width_views
     reporter("aligning", 0, total)
-    bits = config.anchor_bits
-    bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size, bits=bits)
-    views = [align(host, bank, config.strategy, plan=plan, states=states)]
+    # Training takes the coordinates as they are; codes as coarse as a file's would be an error of the source alone.
+    exact, bank = (
+        build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size, bits=bits)
+        for bits in (None, config.anchor_bits)
+    )
+    views = [align(host, exact, config.strategy, plan=plan, states=states)]
     if config.strategy == "anchors":
         views += width_views(
-            bank,
+            exact,
             states,
             views[0],
             plan.tap_depths,
@@ -87,7 +87,7 @@ def prepare(
         # All parts, whatever they cost there: a companion is trained on, not shipped.
         whole = full_plan(companion.map)
         progress = phase(reporter, f"aligning {companion.name}")
-        found = align(companion, bank, config.strategy, plan=whole, progress=progress)
+        found = align(companion, exact, config.strategy, plan=whole, progress=progress)
         hosts.append(TrainingHost(companion, [found], whole))
     return Prepared(bank, hosts, host_flops)
 

@@ -154,18 +154,18 @@ def _finish(
     """Score the integer codes that the file will hold, as a reader of it will, and write them."""
     bare = to_file(adapter, prepared.bank, manifest)
     loaded = UniversalAdapter.from_file(bare)
-    own, ported = prepared.own, loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
+    trained = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
     texts = feature_texts(data, options, prepared.bank.anchors)
     room = options.max_bytes - len(to_bytes(bare))
-    features = feature_bank(loaded, ported, own, texts, room=room, reporter=reporter)
+    features = feature_bank(loaded, trained, prepared.own, texts, room=room, reporter=reporter)
     if features is not None:
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
         )
         manifest = manifest.model_copy(update={"anchors": manifest.anchors.model_copy(update={"features": record})})
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
-        own = loaded.with_features(host, own, prepared.plan, progress=phase(reporter, "aligning"))
-        ported = loaded.inject(host, own, prepared.plan, prepared.host_flops)
+    own, plan, host_flops = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
+    ported = loaded.inject(host, own, plan, host_flops)
     scores: dict[str, Score] = {}
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
