@@ -120,3 +120,19 @@ def test_states_of_other_anchors_are_refused():
     states = fake_states(30, width=6, depth=1, rank=2)
     with pytest.raises(ValueError, match="anchors"):
         build_bank(tiny_anchors(40), states, knots=(1.0,), canonical_size=4)
+
+
+def test_coordinates_as_they_are_are_what_the_codes_stand_for():
+    anchors = tiny_anchors(96)
+    states = fake_states(anchors.num_words, width=16, depth=2, rank=6)
+    exact, four, two = (build_bank(anchors, states, knots=KNOTS, canonical_size=20, bits=bits) for bits in (None, 4, 2))
+    assert exact.codes.dtype == torch.float32
+    varies = exact.coordinates.std(1) > 0
+    assert torch.equal(varies, four.scales > 0)
+    assert int(varies.sum()) < varies.numel()  # narrower than canonical space: the rest stays zero
+    assert not exact.coordinates.transpose(1, 2)[~varies].any()
+    torch.testing.assert_close(exact.coordinates.std(1, correction=0)[varies], torch.ones(int(varies.sum())))
+    errors = [(bank.coordinates - exact.coordinates).square().mean((0, 1)).sum() for bank in (four, two)]
+    total = exact.coordinates.square().mean((0, 1)).sum()
+    assert errors[0] < 0.03 * total
+    assert errors[0] < errors[1] < 0.25 * total

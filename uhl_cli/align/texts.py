@@ -21,6 +21,8 @@ _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
 MAX_TEXT_CHARACTERS = 2000
 MIN_WORDS = 32
 MAX_FEATURE_TEXT_WORDS = 64
+# Of a larger data set a random part is enough to choose from.
+MAX_FEATURE_POOL = 100_000
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
@@ -125,14 +127,17 @@ def choose_feature_texts(
     Distinct texts, none of `exclude` (compared with runs of white space made one blank), longer ones first choice
     as in `choose_anchors`; of a long text the first `MAX_FEATURE_TEXT_WORDS` words.
     """
-    clean = {" ".join(text.split()) for text in texts}.difference(exclude)
-    found = sorted({_first_words(text, MAX_FEATURE_TEXT_WORDS) for text in clean if text})
+    generator = np.random.default_rng(seed)
+    clean = sorted({" ".join(text.split()) for text in texts}.difference(exclude, {""}))
+    if len(clean) > MAX_FEATURE_POOL:
+        clean = [clean[index] for index in generator.permutation(len(clean))[:MAX_FEATURE_POOL]]
+    found = sorted({_first_words(text, MAX_FEATURE_TEXT_WORDS) for text in clean})
     counts = np.array([len(word_spans(text)) for text in found], dtype=np.int64)
     longest_first = np.argsort(-counts, kind="stable")
     enough = int(np.searchsorted(np.cumsum(counts[longest_first]), num_words)) + 1
     pool = longest_first[: max(enough, len(found) // 2)]
     chosen, total = [], 0
-    for index in np.random.default_rng(seed).permutation(pool).tolist():
+    for index in generator.permutation(pool).tolist():
         if total >= num_words:
             break
         if counts[index]:
