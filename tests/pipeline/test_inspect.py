@@ -39,12 +39,13 @@ from uhl_cli.pipeline.inspect_statistics import atom_statistics, mixing_weights,
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 
 TOKENS = SMALL.model_copy(update={"kind": "tokens", "num_labels": 4, "top_k": 1, "knots": (0.5, 1.0)})
+TWO_BITS = SMALL.model_copy(update={"anchor_bits": 2})
 SHIPPED = sorted((Path(__file__).parents[2] / "adapters").glob("*.safetensors"))
 
 
-def sound(config: AdapterConfig = SMALL, *, seed: int = 0) -> AdapterFile:
+def sound(config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False) -> AdapterFile:
     """A tiny file whose counts agree with each other too."""
-    content = tiny_file(config, seed=seed)
+    content = tiny_file(config, seed=seed, featured=featured)
     training = content.manifest.training.model_copy(update={"train_examples": sum(content.manifest.label_counts)})
     return replace(content, manifest=content.manifest.model_copy(update={"training": training}))
 
@@ -109,10 +110,13 @@ def compared(path: Path, other: Path) -> Comparison:
     return report.comparison
 
 
-@pytest.mark.parametrize("config", [SMALL, TOKENS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)])
-def test_parts_are_the_files_tensors_and_sum_to_its_size(config, tmp_path):
+@pytest.mark.parametrize("featured", [False, True])
+@pytest.mark.parametrize(
+    "config", [SMALL, TOKENS, TWO_BITS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)]
+)
+def test_parts_are_the_files_tensors_and_sum_to_its_size(config, featured, tmp_path):
     path = tmp_path / "a.safetensors"
-    size = write_adapter(path, sound(config))
+    size = write_adapter(path, sound(config, featured=featured))
     parts = {part.name: part for part in described(path).parts}
     assert sum(part.bytes for part in parts.values()) == size == path.stat().st_size
     assert sum(part.share for part in parts.values()) == pytest.approx(1)
@@ -120,12 +124,18 @@ def test_parts_are_the_files_tensors_and_sum_to_its_size(config, tmp_path):
     for name, value in stored.items():
         if name.endswith(".scale"):
             continue
-        scale = stored.get("anchors.scale" if name == "anchors.codes" else f"{name}.scale", np.zeros(0, np.float32))
+        scale_name = f"{name.split('.')[0]}.scale" if name.endswith(".codes") else f"{name}.scale"
+        scale = stored.get(scale_name, np.zeros(0, np.float32))
         assert parts[name].bytes == value.nbytes + scale.nbytes
         assert (parts[name].dtype, parts[name].scales) == (str(value.dtype), scale.size)
     assert set(parts) == {"header", *(name for name in stored if not name.endswith("scale"))}
     assert (parts["atoms_u"].shape, parts["atoms_u"].bits) == ((config.num_atoms, config.canonical_size), 8)
     assert (parts["delta_theta"].bits, parts["anchors.words"].bits, parts["anchors.texts"].bits) == (4, 1, None)
+    assert parts["anchors.codes"].bits == config.anchor_bits
+    assert ("features.codes" in parts) == featured
+    if featured:
+        assert (parts["features.codes"].bits, parts["features.codes"].group) == (2, "features")
+        assert parts["features.codes"].shape[1] == config.readout_size + config.num_labels
 
 
 @pytest.mark.parametrize("own_task", [True, False])
@@ -221,6 +231,18 @@ def test_anchor_texts_are_given_only_when_asked_for(adapter):
     assert [list(entry.spans) for entry in summary.entries] == [anchors.spans(i) for i in range(len(anchors.texts))]
     assert summary.words == sum(len(entry.spans) for entry in summary.entries) == anchors.num_words
     assert summary.digest == anchors.digest
+    assert (summary.feature_texts, summary.feature_words) == (0, 0)
+
+
+def test_texts_of_the_feature_bank_are_given_behind_the_anchors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, sound(featured=True))
+    content, summary = read_adapter(path), described(path, anchors=True).anchors
+    assert content.features is not None
+    assert summary.entries is not None
+    assert [entry.text for entry in summary.entries] == [*content.anchors.texts, *content.features.anchors.texts]
+    assert summary.feature_texts == len(content.features.anchors.texts)
+    assert summary.feature_words == content.features.anchors.num_words
 
 
 def test_readout_counts_the_parameters_that_are_stored(adapter):
@@ -273,10 +295,11 @@ def test_what_is_neither_is_refused(tmp_path):
 # --verify
 
 
-@pytest.mark.parametrize("config", [SMALL, TOKENS])
-def test_sound_files_have_no_problem(config, tmp_path):
+@pytest.mark.parametrize("featured", [False, True])
+@pytest.mark.parametrize("config", [SMALL, TOKENS, TWO_BITS])
+def test_sound_files_have_no_problem(config, featured, tmp_path):
     path = tmp_path / "a.safetensors"
-    write_adapter(path, sound(config))
+    write_adapter(path, sound(config, featured=featured))
     assert problems(path) == ()
     for own_task in (True, False):
         write_task(tmp_path / "t", task_of(path, own_task=own_task))
@@ -364,6 +387,37 @@ def test_every_broken_invariant_is_named(manifest, tensors, words, tmp_path):
     found = problems(path)
     assert [line for line in found if words in line], found
     assert not [line for line in found if "\n" in line]
+
+
+FEATURED = tensors_of(sound(TWO_BITS, featured=True))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "tensors", "words"),
+    [
+        ({"anchors.features.digest": "0" * 64}, {}, "digest of the features"),
+        ({"anchors.features.texts": 3}, {}, "says 3 feature texts"),
+        ({"anchors.features.words": 0}, {}, "breaks the format at anchors.features.words"),
+        ({"anchors.features": None}, {}, "the part features.codes does not belong"),
+        ({}, {"features__codes": None}, "the part features.codes is missing"),
+        ({}, {"features__codes": FEATURED["features.codes"][:-1]}, "features.codes holds"),
+        ({}, {"features__scale": FEATURED["features.scale"] * np.nan}, "features.scale holds a value"),
+        ({}, {"features__mean": FEATURED["features.mean"][1:]}, "features.mean has another shape"),
+        (
+            {},
+            {"features__shift": FEATURED["features.shift"] + np.float32(np.inf)},
+            "features.shift has another shape, or a value",
+        ),
+        ({}, {"features__words": FEATURED["features.words"][:-1]}, "features.words holds"),
+        ({}, {"features__texts": FEATURED["features.texts"][:-9]}, "features.texts"),
+        ({}, {"anchors__codes": FEATURED["anchors.codes"][:-1]}, "anchors.codes holds"),
+    ],
+)
+def test_every_broken_invariant_of_a_feature_bank_is_named(manifest, tensors, words, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(rewritten(to_bytes(sound(TWO_BITS, featured=True)), manifest, **tensors))
+    found = problems(path)
+    assert [line for line in found if words in line], found
 
 
 def test_it_goes_on_after_the_first_problem(tmp_path):
@@ -524,6 +578,24 @@ def test_difference_is_told_by_field_part_and_anchor(adapter, tmp_path):
     assert found.same_parts == len(content.parameters) - 1
     assert found.anchors is not None
     assert found.anchors.relative == pytest.approx(0.75)
+
+
+def test_difference_of_a_feature_bank_is_one_more_part(adapter, tmp_path):
+    one, other = sound(featured=True), sound(featured=True)
+    assert one.features is not None
+    assert other.features is not None
+    paths = [tmp_path / "one", tmp_path / "other"]
+    write_adapter(paths[0], one)
+    codes = Quantised(-other.features.codes.codes, other.features.codes.scales)
+    write_adapter(paths[1], replace(other, features=replace(other.features, codes=codes)))
+    shape = one.features.codes.codes.shape
+    found = compared(*paths).parts
+    assert [(entry.name, entry.first, entry.second) for entry in found] == [("features.codes", shape, shape)]
+    assert found[0].relative is not None
+    assert found[0].relative > 0.5
+    missing = compared(adapter, paths[0]).parts
+    assert [(entry.name, entry.first, entry.second) for entry in missing] == [("features.codes", None, shape)]
+    assert "features.codes" not in [entry.name for entry in compared(paths[0], paths[0]).parts]
 
 
 def test_files_of_other_shape_and_kind_are_compared_as_far_as_that_goes(adapter, tmp_path):
