@@ -11,6 +11,7 @@ import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ from uhl_cli.adapter.task_store import (
 from uhl_cli.errors import FormatError, OutputError, UhlError, UsageError
 from uhl_cli.metrics import Score
 from uhl_cli.pipeline.inspect import run_inspect
-from uhl_cli.pipeline.inspect_report import AdapterContent, Comparison, InspectOptions, TaskContent
+from uhl_cli.pipeline.inspect_figures import GROUP_COLOURS
+from uhl_cli.pipeline.inspect_report import AdapterContent, Comparison, Group, InspectOptions, TaskContent
 from uhl_cli.pipeline.inspect_statistics import atom_statistics, mixing_weights, values_of
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 
@@ -622,7 +624,9 @@ def test_an_adapter_and_a_task_file_are_not_compared(adapter, task):
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_figures_are_drawn_in_every_format(ending, magic, adapter, task, tmp_path):
     pytest.importorskip("matplotlib")
-    for path in (adapter, task):
+    featured = tmp_path / "featured.safetensors"
+    write_adapter(featured, sound(featured=True))
+    for path in (adapter, task, featured):
         plot = tmp_path / f"{path.stem}.{ending}"
         report = run_inspect(InspectOptions(file=path, plot=plot))
         assert report.plot == str(plot)
@@ -633,6 +637,11 @@ def test_figures_are_drawn_in_every_format(ending, magic, adapter, task, tmp_pat
         if ending == "svg":
             assert "bytes by part" in first.decode()
             assert "module type" in first.decode()
+
+
+def test_every_group_of_parts_has_a_colour_of_its_own():
+    assert set(GROUP_COLOURS) == set(get_args(Group))
+    assert len(set(GROUP_COLOURS.values())) == len(GROUP_COLOURS)
 
 
 def test_figures_are_written_whole_or_not_at_all(adapter, tmp_path, monkeypatch):

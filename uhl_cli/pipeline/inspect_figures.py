@@ -33,6 +33,7 @@ GROUP_COLOURS = {
     "readout": "#009e73",
     "head-only control": "#e69f00",
     "anchors": "#cc79a7",
+    "features": "#d55e00",
 }
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "uhl", "font.size": 9, "axes.titlesize": 10}
 # No time stamps: the same report gives the same file.
@@ -95,9 +96,10 @@ def _draw_anchors(axis: Axes, anchors: AnchorSummary) -> None:
         axis.bar_label(bars, [f"{count:,}" for count in counts.values()], fontsize=7)
     else:
         axis.set_xticks(axis.get_xticks()[:: len(counts) // 8])
-    axis.set_title(
-        _words(f"{anchors.words:,} anchor words in {anchors.texts:,} texts: {anchors.origin}"), parse_math=False
-    )
+    title = f"{anchors.words:,} anchor words in {anchors.texts:,} texts: {anchors.origin}"
+    if anchors.feature_words:
+        title += f"\n(and features of {anchors.feature_words:,} words in {anchors.feature_texts:,} others)"
+    axis.set_title(_words(title), parse_math=False)
     knots = ", ".join(f"{knot:g}" for knot in anchors.knots)
     axis.set(xlabel=f"anchor words in a text (coordinates at t = {knots})", ylabel="texts")
 
