@@ -36,11 +36,10 @@ WORDS = 22_000
 # Texts, words, and what else is changed, by the name of the variant.
 VARIANTS: dict[str, tuple[str, int, str]] = {
     "no bank": ("", 0, ""),
-    "as shipped": ("styled", WORDS, ""),
-    "2,800 words": ("styled", WORDS // 8, ""),
+    "22,000 words": ("styled", WORDS, ""),
     "5,500 words": ("styled", WORDS // 4, ""),
     "11,000 words": ("styled", WORDS // 2, ""),
-    "44,000 words": ("styled", WORDS * 2, ""),
+    "60,000 words": ("styled", 60_000, ""),
     "texts as they are": ("plain", WORDS, ""),
     "the task's own texts": ("task", WORDS, ""),
     "no prior": ("styled", WORDS, "no prior"),

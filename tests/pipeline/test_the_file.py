@@ -50,7 +50,7 @@ def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_p
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family, tmp_path):
     path = tmp_path / "adapter.safetensors"
-    settings = {"anchors": "general", "max_bytes": 400_000, "max_steps": 12}
+    settings = {"anchors": "general", "max_bytes": 400_000, "max_steps": 12, "anchor_bits": 2}
     report = make_adapter(tiny_host(family), sequence_data(), path, feature_words=100_000, **settings)
     content = read_adapter(path)
     features = content.features
@@ -91,9 +91,9 @@ def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
 def test_no_feature_bank_where_there_is_no_room_or_no_text(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
     for name, settings in {
-        "little text": {},
-        "none wanted": {"anchors": "general", "feature_words": 0},
-        "no room": {"anchors": "general", "max_bytes": 250_000},
+        "little text": {"feature_words": 30_000},
+        "none wanted": {"anchors": "general"},
+        "no room": {"anchors": "general", "max_bytes": 250_000, "feature_words": 30_000},
     }.items():
         report = make_adapter(host, sequence_data(), path, overwrite=True, **settings)
         assert (name, report.feature_words) == (name, 0)

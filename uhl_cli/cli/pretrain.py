@@ -73,20 +73,20 @@ def pretrain(
     num_anchors: Annotated[
         int,
         typer.Option(
-            help="Anchor words; each takes some 200 bytes, or 390 with --anchor-bits 4.", rich_help_panel=ADAPTER_PANEL
+            help="Anchor words; each takes some 390 bytes, or 200 with --anchor-bits 2.", rich_help_panel=ADAPTER_PANEL
         ),
     ] = 2048,
     anchor_bits: Annotated[
         AnchorBits, typer.Option(help="Bits of an anchor word's coordinates.", rich_help_panel=ADAPTER_PANEL)
-    ] = AnchorBits.two,
+    ] = AnchorBits.four,
     feature_words: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Most words of the feature bank, which takes what the anchors leave of --max-bytes; 0 for none.",
+            help="Most words of a feature bank, which takes what the anchors leave of --max-bytes; none by default.",
             rich_help_panel=ADAPTER_PANEL,
         ),
-    ] = 32_768,
+    ] = 0,
     align: Annotated[
         shared.Strategy, typer.Option(help="Alignment strategy.", rich_help_panel=ADAPTER_PANEL)
     ] = shared.Strategy.anchors,

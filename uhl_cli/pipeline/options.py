@@ -48,7 +48,7 @@ class PretrainOptions(Frozen):
 
     :param host: The source: its word states define canonical space.
     :param companions: Other hosts to train on as well, each aligned to the source as a target would be.
-    :param feature_words: Most words of the feature bank; it takes what the anchors leave of `max_bytes`, and 0 is none.
+    :param feature_words: Most words of the feature bank; it takes what the anchors leave of `max_bytes`.
     """
 
     host: HostOptions
@@ -57,8 +57,8 @@ class PretrainOptions(Frozen):
     output: Path = Path("adapter.safetensors")
     anchors: str | None = None
     num_anchors: int = Field(2048, ge=32, le=100_000)
-    feature_words: int = Field(32_768, ge=0, le=1_000_000)
-    adapter: AdapterConfig = AdapterConfig(anchor_bits=2)
+    feature_words: int = Field(0, ge=0, le=1_000_000)
+    adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     licence: str = Field("unspecified", max_length=500)
     max_bytes: int = Field(1_000_000, ge=1)
@@ -87,7 +87,7 @@ class PretrainOptions(Frozen):
         flags |= _changed(self.training, TrainingConfig, tuple(TrainingConfig.model_fields))
         strategy: Strategy = self.adapter.strategy
         flags["align"] = None if strategy == "anchors" else strategy
-        flags["anchor-bits"] = None if self.adapter.anchor_bits == 2 else self.adapter.anchor_bits
+        flags["anchor-bits"] = None if self.adapter.anchor_bits == 4 else self.adapter.anchor_bits
         flags["licence"] = None if self.licence == "unspecified" else self.licence
         return _joined(parts, flags)
 

@@ -66,11 +66,12 @@ def prepare(
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     total = 2 + options.training.width_views
     reporter("aligning", 0, total)
-    # Training takes the coordinates as they are; codes as coarse as a file's would be an error of the source alone.
-    exact, bank = (
-        build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size, bits=bits)
-        for bits in (None, config.anchor_bits)
-    )
+    shape = (config.knots, config.canonical_size)
+    bank = build_bank(anchors, states, knots=shape[0], canonical_size=shape[1], bits=config.anchor_bits)
+    # Codes of two bits would be an error in training that only the source has; those of four hardly matter.
+    exact = bank
+    if config.anchor_bits == 2:
+        exact = build_bank(anchors, states, knots=shape[0], canonical_size=shape[1], bits=None)
     views = [align(host, exact, config.strategy, plan=plan, states=states)]
     if config.strategy == "anchors":
         views += width_views(
@@ -97,6 +98,10 @@ def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts
     if options.feature_words == 0 or options.adapter.strategy != "anchors":
         return None
     texts, origin = _texts(data, options)
+    if options.anchors == "general":
+        reviews = load_task("reviews", need_evaluation=False).train
+        assert reviews is not None  # it ships with the package
+        texts += _like_the_tasks([*opinions(), *reviews.texts], data)
     return choose_feature_texts(
         texts, exclude=set(anchors.texts), num_words=options.feature_words, seed=options.training.seed, origin=origin
     )
@@ -104,8 +109,6 @@ def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts
 
 def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:
     texts, origin = _texts(data, options)
-    if options.anchors == "general":
-        texts = _styled(general_texts(), data)  # on many subjects; the opinions are for the features alone
     return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
 
 
@@ -115,12 +118,10 @@ def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
         assert data.train is not None  # pretrain has checked it
         return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
     if options.anchors == "general":
-        reviews = load_task("reviews", need_evaluation=False).train
-        assert reviews is not None  # it ships with the package
-        return _styled([*general_texts(), *opinions(), *reviews.texts], data), "general"
+        return _like_the_tasks(general_texts(), data) if options.feature_words else general_texts(), "general"
     return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
 
 
-def _styled(texts: list[str], data: TaskData) -> list[str]:
+def _like_the_tasks(texts: list[str], data: TaskData) -> list[str]:
     assert data.train is not None  # pretrain has checked it
     return in_style_of(texts, data.train.texts)

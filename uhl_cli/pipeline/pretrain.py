@@ -162,7 +162,8 @@ def _finish(
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
         )
-        manifest = manifest.model_copy(update={"anchors": manifest.anchors.model_copy(update={"features": record})})
+        anchors = manifest.anchors.model_copy(update={"features": record})
+        manifest = manifest.model_copy(update={"anchors": anchors, "format_version": FORMAT_VERSION})
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
     own, plan, host_flops = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
     ported = loaded.inject(host, own, plan, host_flops)
@@ -218,7 +219,8 @@ def _manifest(
     """Everything that is known before training; the score comes last."""
     assert data.train is not None  # pretrain has checked it
     return Manifest(
-        format_version=FORMAT_VERSION,
+        # A file without what came later stays readable for older readers.
+        format_version="1.0" if adapter.config.anchor_bits == 4 else FORMAT_VERSION,
         config=adapter.config,
         task=data.task,
         label_counts=data.train.label_counts(len(data.task.labels)),
