@@ -106,7 +106,8 @@ def main() -> None:
                 seed=arguments.seed,
                 origin=kind,
             )
-            bank = feature_bank(adapter, on_source, own, chosen, room=64_000_000, reporter=silent)
+            assert chosen is not None
+            bank = feature_bank(adapter, on_source, own, chosen, silent)
             assert bank is not None
         for target, host in hosts.items():
             ported = ported_by(adapter, host, bank, change)

@@ -88,19 +88,29 @@ def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
     assert float((outputs["shuffled"] - outputs["none"]).square().mean() / spread) > 0.5  # the control
 
 
-def test_no_feature_bank_where_there_is_no_room_or_no_text(tmp_path):
+def test_no_feature_bank_unless_asked_for(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
-    for name, settings in {
-        "little text": {"feature_words": 30_000},
-        "none wanted": {"anchors": "general"},
-        "no room": {"anchors": "general", "max_bytes": 250_000, "feature_words": 30_000},
-    }.items():
-        report = make_adapter(host, sequence_data(), path, overwrite=True, **settings)
-        assert (name, report.feature_words) == (name, 0)
-        assert read_adapter(path).features is None
-        _, carried = carry(path, host, sequence_data())
-        assert carried.feature_quality is None
-        assert carried.scores["ported"] == report.score
+    report = make_adapter(host, sequence_data(), path, anchors="general")
+    content = read_adapter(path)
+    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "1.0")
+    _, carried = carry(path, host, sequence_data())
+    assert carried.feature_quality is None
+    assert carried.scores["ported"] == report.score
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({}, DataError, "words of text for a feature bank"),
+        ({"anchors": "general", "max_bytes": 250_000}, BudgetError, "too few for a feature bank"),
+    ],
+)
+def test_a_feature_bank_that_cannot_be_is_refused_before_training(settings, error, words, tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    with pytest.raises(error, match=words) as caught:
+        make_adapter(tiny_host("bert"), sequence_data(), path, feature_words=30_000, max_steps=10**6, **settings)
+    assert caught.value.hint
+    assert not path.exists()
 
 
 def test_anchors_come_from_the_task_from_the_package_or_from_a_file(tmp_path):

@@ -3,8 +3,8 @@
 Canonical coordinates are dear (three knots of 256 a word), so a file holds them for some two thousand words.  The
 readout needs far less of a word: its few features, and the logits of the head-only control beside them.  At two bits
 each, tens of thousands of words fit, and a target's map from its own states at all depths to those features is fitted
-on them by ridge regression; on SST-2 that is worth two to three points on a target (README).  The regression averages
-over words, so the coarse codes cost little.
+on them by ridge regression (figures are in the README).  The regression averages over words, so the coarse codes cost
+little.
 
 No label and no gradient is used; states are never all held, only their moments are.
 """

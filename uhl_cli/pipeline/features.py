@@ -14,8 +14,9 @@ from uhl_cli.align.features import BITS, FeatureBank, quantise_features, word_ba
 from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.controls import head_logits, without_updates
-from uhl_cli.errors import AlignmentError
+from uhl_cli.errors import AlignmentError, BudgetError, DataError
 from uhl_cli.reports import Reporter, phase
+from uhl_cli.schema import AdapterConfig
 
 # With as few as this, a map to the features is no better than the one through the canonical bank's 2,048 words.
 MIN_WORDS = 2048
@@ -23,24 +24,36 @@ MIN_WORDS = 2048
 _OVERHEAD_BYTES = 3000
 
 
+def texts_that_fit(texts: AnchorTexts | None, config: AdapterConfig, *, room: int) -> AnchorTexts:
+    """As many of the texts as have room in the file, beside their features.
+
+    :param room: Bytes that the file's other parts leave of its limit.
+    :raises DataError: When the texts hold fewer than `MIN_WORDS` words.
+    :raises BudgetError: When there is no room for so many.
+    """
+    if texts is None or texts.num_words < MIN_WORDS:
+        raise DataError(
+            f"beside the anchors there are only {0 if texts is None else texts.num_words} words of text for a feature "
+            f"bank; at least {MIN_WORDS} are needed.",
+            "Leave out --feature-words, or give more text with --anchors.",
+        )
+    found = _fitting(texts, config.readout_size + config.num_labels, room - _OVERHEAD_BYTES)
+    if found is None or found.num_words < MIN_WORDS:
+        raise BudgetError(
+            f"the anchors leave {max(room, 0):,} bytes of the limit, too few for a feature bank.",
+            "Add --anchor-bits 2, raise --max-bytes, or leave out --feature-words.",
+        )
+    return found
+
+
 def feature_bank(
-    adapter: UniversalAdapter,
-    ported: PortedModel,
-    own: Alignment,
-    texts: AnchorTexts | None,
-    *,
-    room: int,
-    reporter: Reporter,
+    adapter: UniversalAdapter, ported: PortedModel, own: Alignment, anchors: AnchorTexts, reporter: Reporter
 ) -> FeatureBank | None:
     """What the readout and the head-only control see on the untouched source, `ported` and `own` its alignment.
 
-    :param room: Bytes that are left in the file; texts that do not fit are left out.
-    :returns: None where there is no text or no room for `MIN_WORDS` words.
+    :returns: None where the source itself takes in fewer than `MIN_WORDS` of the words.
     """
     columns = adapter.manifest.config.readout_size + adapter.manifest.config.num_labels
-    anchors = None if texts is None else _fitting(texts, columns, room - _OVERHEAD_BYTES)
-    if anchors is None or anchors.num_words < MIN_WORDS:
-        return None
     bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
     values = torch.zeros(anchors.num_words, columns)
     seen = torch.zeros(anchors.num_words, dtype=torch.bool)

@@ -94,9 +94,7 @@ def prepare(
 
 
 def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts) -> AnchorTexts | None:
-    """Texts for the feature bank, from where the anchors come and other than theirs; None for none."""
-    if options.feature_words == 0 or options.adapter.strategy != "anchors":
-        return None
+    """Texts for the feature bank, from where the anchors come and other than theirs; None where there are none."""
     texts, origin = _texts(data, options)
     if options.anchors == "general":
         reviews = load_task("reviews", need_evaluation=False).train

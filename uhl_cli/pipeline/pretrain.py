@@ -13,6 +13,7 @@ from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.convert import to_file
 from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
 from uhl_cli.align.bank import AnchorBank
+from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import BudgetError, DataError, UsageError
@@ -28,7 +29,7 @@ from uhl_cli.pipeline.common import (
     refuse_overwriting,
     versions,
 )
-from uhl_cli.pipeline.features import feature_bank
+from uhl_cli.pipeline.features import feature_bank, texts_that_fit
 from uhl_cli.pipeline.options import PretrainOptions
 from uhl_cli.pipeline.prepare import Prepared, feature_texts, prepare
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
@@ -97,7 +98,11 @@ def pretrain(
     adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
     steps = total_steps(len(examples), training)
     manifest = _manifest(host, companions, data, options, adapter, prepared.bank, steps)
-    _refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
+    size = _refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
+    texts = None
+    if options.feature_words and config.strategy == "anchors":
+        texts = feature_texts(data, options, prepared.bank.anchors)
+        texts = texts_that_fit(texts, config, room=options.max_bytes - size)
 
     def on_step(report: StepReport) -> None:
         note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
@@ -137,7 +142,7 @@ def pretrain(
     with torch.no_grad():
         adapter.get_parameter("head_weight").copy_(weight)
         adapter.get_parameter("head_bias").copy_(bias)
-    return _finish(host, data, adapter, prepared, manifest, options, started, accelerator, reporter)
+    return _finish(host, data, adapter, prepared, texts, manifest, options, started, accelerator, reporter)
 
 
 def _finish(
@@ -145,6 +150,7 @@ def _finish(
     data: TaskData,
     adapter: CanonicalAdapter,
     prepared: Prepared,
+    texts: AnchorTexts | None,
     manifest: Manifest,
     options: PretrainOptions,
     started: float,
@@ -155,9 +161,7 @@ def _finish(
     bare = to_file(adapter, prepared.bank, manifest)
     loaded = UniversalAdapter.from_file(bare)
     trained = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
-    texts = feature_texts(data, options, prepared.bank.anchors)
-    room = options.max_bytes - len(to_bytes(bare))
-    features = feature_bank(loaded, trained, prepared.own, texts, room=room, reporter=reporter)
+    features = None if texts is None else feature_bank(loaded, trained, prepared.own, texts, reporter)
     if features is not None:
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
@@ -182,8 +186,7 @@ def _finish(
     atoms = None if atoms is None else round(atoms, 6)
     update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
     content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features)
-    size = len(to_bytes(content))
-    _refuse_too_large(content, options.max_bytes)
+    size = _refuse_too_large(content, options.max_bytes)
     if accelerator.is_main_process:
         write_adapter(options.output, content)
     accelerator.wait_for_everyone()
@@ -245,7 +248,8 @@ def _manifest(
     )
 
 
-def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
+def _refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
+    """The file's size in bytes."""
     size = len(to_bytes(content))
     if size > max_bytes:
         config = content.manifest.config
@@ -254,3 +258,4 @@ def _refuse_too_large(content: AdapterFile, max_bytes: int) -> None:
         fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
         raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
+    return size
