@@ -29,9 +29,7 @@ def update_shift(ported: PortedModel, bank: FeatureBank) -> Tensor:
     values = bank.values[:, :size]
     total, words = torch.zeros(size), 0
     with ported.attached() as injection:
-        for index, batch in enumerate(word_batches(ported.host, bank.anchors)):
-            if index % _EVERY:
-                continue
+        for batch in word_batches(ported.host, bank.anchors, every=_EVERY):
             final = ported.host.map.base(**batch.encoded.model_inputs()).last_hidden_state
             features = injection.readout_features(final).reshape(-1, size).float()
             total += (batch.weights @ features).sum(0).cpu() - values[batch.rows].sum(0)

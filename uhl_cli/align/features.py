@@ -28,7 +28,7 @@ from uhl_cli.host.encode import Encoded, encode
 BITS = 2
 # Most regressors, unless a single state at every knot already has more: the cost grows with their square.
 MAX_REGRESSORS = 4096
-# One text in this many is held out to choose the strength of the ridge.
+# One batch of texts in this many is held out to choose the strength of the ridge.
 HELD_OUT = 4
 
 
@@ -90,25 +90,27 @@ class FeaturePrior:
 class WordBatch:
     """Some texts on a host: `rows` int64, the words' places among all anchor words; `weights` [words, tokens]."""
 
-    texts: tuple[int, ...]
     rows: Tensor
     weights: Tensor
     encoded: Encoded
 
 
 def word_batches(
-    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, progress: Progress | None = None
+    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, every: int = 1, progress: Progress | None = None
 ) -> Iterator[WordBatch]:
-    """The anchor texts in batches of like length, each with its words that the host takes in."""
+    """The anchor texts in batches of like length, each with its words that the host takes in.
+
+    :param every: Only the first of so many batches is given.
+    """
     order = sorted(range(len(anchors.texts)), key=lambda index: (-len(anchors.texts[index]), index))
     counts = torch.tensor([len(ordinals) for ordinals in anchors.chosen])
     starts = torch.cumsum(counts, 0) - counts
-    for start in range(0, len(order), batch_size):
+    for start in range(0, len(order), batch_size * every):
         chosen = order[start : start + batch_size]
         encoded = encode(host, [anchors.texts[index] for index in chosen])
         weights, present = pooling_matrix(encoded, [anchors.spans(index) for index in chosen])
         rows = torch.cat([torch.arange(int(counts[index])) + starts[index] for index in chosen])
-        yield WordBatch(tuple(chosen), rows[present], weights[present].to(host.device), encoded.to(host.device))
+        yield WordBatch(rows[present], weights[present].to(host.device), encoded.to(host.device))
         if progress:
             progress(min(start + batch_size, len(order)), len(order))
 

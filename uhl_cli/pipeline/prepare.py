@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
@@ -66,12 +67,10 @@ def prepare(
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     total = 2 + options.training.width_views
     reporter("aligning", 0, total)
-    shape = (config.knots, config.canonical_size)
-    bank = build_bank(anchors, states, knots=shape[0], canonical_size=shape[1], bits=config.anchor_bits)
+    build = partial(build_bank, anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+    bank = build(bits=config.anchor_bits)
     # Codes of two bits would be an error in training that only the source has; those of four hardly matter.
-    exact = bank
-    if config.anchor_bits == 2:
-        exact = build_bank(anchors, states, knots=shape[0], canonical_size=shape[1], bits=None)
+    exact = build(bits=None) if config.anchor_bits == 2 else bank
     views = [align(host, exact, config.strategy, plan=plan, states=states)]
     if config.strategy == "anchors":
         views += width_views(
