@@ -141,9 +141,7 @@ def fake_bank(config: AdapterConfig = SMALL, *, num_words: int = 40) -> AnchorBa
     """A bank of fake states on tiny anchors."""
     anchors = tiny_anchors(num_words)
     states = fake_states(anchors.num_words, width=16, depth=4, rank=12)
-    return build_bank(
-        anchors, states, knots=config.knots, canonical_size=config.canonical_size, bits=config.anchor_bits
-    )
+    return build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
 
 
 def many_texts(count: int = 240) -> list[str]:

@@ -12,7 +12,7 @@ with ported.attached():                   # or for as long as you like
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -82,6 +82,7 @@ class UniversalAdapter:
     head_fitted: bool = True
     max_length: int = TrainingConfig().max_length
     features: FeatureBank | None = None
+    base: UniversalAdapter | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalAdapter:
@@ -100,14 +101,17 @@ class UniversalAdapter:
         return cls(content.manifest, bank, stored, digest, max_length=length, features=features)
 
     def with_task(self, path: str | Path) -> UniversalAdapter:
-        """The same adapter with the delta-theta (and the readout) of a task file that `uhl tune` made.
+        """The adapter's file with the delta-theta (and the readout) of a task file that `uhl tune` made.
+
+        Nothing of a task file that it carries already is left.
 
         :raises FormatError: When the file is damaged or was tuned on another adapter.
         """
         content = read_task(Path(path))
         if content.record.adapter != self.digest:
             raise FormatError(f"{path} was tuned on another adapter file.", "Give the adapter that it was made from.")
-        return self.with_parameters(content.record, dequantised(content.parameters))
+        own = self.base or self
+        return own.with_parameters(content.record, dequantised(content.parameters))
 
     def with_parameters(self, record: TaskRecord, parameters: dict[str, Tensor]) -> UniversalAdapter:
         """The same adapter with a task's parameters in place of its own."""
@@ -127,7 +131,8 @@ class UniversalAdapter:
         fitted = self.head_fitted and record.own_task
         length = record.training.config.max_length
         features = self.features if record.own_task else None
-        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted, length, features)
+        base = self.base or self
+        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted, length, features, base)
 
     def port(
         self,
@@ -156,7 +161,10 @@ class UniversalAdapter:
         alignment, plan, host_flops = self.align(host, strategy=strategy, max_flops=max_flops, progress=progress)
         ported = self.inject(host, alignment, plan, host_flops)
         if switchable:
-            ported.retask = _Retask(self, alignment, plan, host_flops, max_flops)
+            own = self.base or self
+            if alignment.features is None and alignment.strategy == "anchors":
+                alignment = own.with_features(host, alignment, plan, progress=progress)
+            ported.retask = _Retask(own, alignment, plan, host_flops, max_flops)
         return ported
 
     def align(

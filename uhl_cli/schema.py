@@ -46,11 +46,6 @@ class AdapterConfig(Frozen):
     num_labels: int = Field(2, ge=1, le=1000)
     kind: Literal["sequence", "tokens"] = "sequence"
     strategy: Strategy = "anchors"
-    anchor_bits: Literal[2, 4] = Field(4, description="bits of a canonical coordinate of an anchor word")
-
-    @model_serializer(mode="wrap")
-    def _as_before_anchor_bits(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(self, handler(self), ("anchor_bits",))
 
     @model_validator(mode="after")
     def _knots_rise(self) -> AdapterConfig:

@@ -12,6 +12,7 @@ from uhl_cli.adapter.fake_quantise import (
     largest_code,
     quantise_columns,
 )
+from uhl_cli.adapter.packing import pack_levels
 
 
 def random(*shape, seed=0):
@@ -85,22 +86,31 @@ def test_small_rows_keep_their_own_scale():
     torch.testing.assert_close(fake_quantise(values, 8)[1] * 1e6, fake_quantise(values[1] * 1e6, 8))
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_columns_are_never_worse_than_by_their_peak(bits):
-    values = random(300, 12) ** 3  # long tails
-    codes, scales = quantise_columns(values, bits)
-    error = (codes.float() * scales - values).square().sum(0)
-    peak = values.abs().amax(0) / largest_code(bits)
-    plain = (torch.round(values / peak) * peak - values).square().sum(0)
-    assert bool((error <= plain).all())
-    assert error.sum() < 0.95 * plain.sum()
-    assert int(codes.abs().max()) == largest_code(bits)
+@pytest.mark.parametrize(("step", "error", "bits"), [(0.4, 0.02, 3.45), (0.75, 0.06, 2.6), (2.0, 0.5, 1.3)])
+def test_columns_keep_slope_and_err_by_their_step(step, error, bits):
+    values = random(4000, 5) * torch.tensor([0.01, 1, 5, 100, 0])
+    values = values - values.mean(0)
+    codes, scales = quantise_columns(values, step)
+    stored = (codes.float() * scales)[:, :4]
+    centred = values[:, :4]
+    slope = (centred * stored).sum(0) / centred.square().sum(0)
+    torch.testing.assert_close(slope, torch.ones(4), atol=1e-4, rtol=0)
+    assert bool(((stored - centred).square().mean(0) / centred.square().mean(0) < error).all())
+    assert 8 * len(pack_levels(codes[:, :4].numpy())) / stored.numel() < bits
+    assert scales[4] == 0
+    assert not codes[:, 4].any()  # a constant column stays what it is
+
+
+def test_tails_are_clipped():
+    values = random(300, 12) ** 3
+    codes, _ = quantise_columns(values, 0.3)
+    assert int(codes.abs().max()) == 7
 
 
 def test_columns_of_zeros():
     values = random(10, 3)
     values[:, 1] = 0
-    codes, scales = quantise_columns(values, 4)
+    codes, scales = quantise_columns(values, 0.75)
     assert scales[1] == 0
     assert not codes[:, 1].any()
     assert bool((scales[[0, 2]] > 0).all())

@@ -12,10 +12,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from uhl_cli.adapter.packing import (
     compress_text,
     decompress_text,
+    pack_levels,
     pack_nibbles,
-    pack_pairs,
+    unpack_levels,
     unpack_nibbles,
-    unpack_pairs,
 )
 from uhl_cli.errors import FormatError
 
@@ -58,28 +58,72 @@ def test_wrong_nibbles_are_refused(packed, shape):
 
 
 @settings(max_examples=150, deadline=None)
-@given(arrays(np.int8, array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=7), elements=st.integers(0, 3)))
-def test_pairs_come_back(values):
-    codes = (2 * values - 3).astype(np.int8)
-    packed = pack_pairs(codes)
+@given(CODES, st.integers(0, 7))
+def test_levels_come_back(codes, largest):
+    codes = codes.clip(-largest, largest)
+    packed = pack_levels(codes)
     assert packed.dtype == np.uint8
-    assert packed.shape == ((codes.size + 3) // 4,)
-    again = unpack_pairs(packed, codes.shape, name="x")
+    assert packed[0] == np.abs(codes).max(initial=0)
+    again = unpack_levels(packed, codes.shape, name="x")
     assert again.dtype == np.int8
     np.testing.assert_array_equal(again, codes)
 
 
-def test_first_pair_stands_in_the_lowest_bits():
-    assert pack_pairs(np.array([-1, 3, -3, 1, 3], dtype=np.int8)).tolist() == [1 + 3 * 4 + 2 * 64, 3]
+@pytest.mark.parametrize(("step", "largest"), [(0.4, 7), (0.75, 7), (1.0, 4), (1.5, 3), (2.0, 2), (2.0, 1)])
+def test_levels_take_little_more_than_they_tell(step, largest):
+    values = np.random.default_rng(0).normal(size=200_000)
+    codes = np.round(values / step).clip(-largest, largest).astype(np.int8)
+    shares = np.bincount(codes + largest) / codes.size
+    entropy = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
+    assert entropy < 8 * len(pack_levels(codes)) / codes.size < 1.03 * entropy + 0.01
+
+
+def test_first_level_is_the_least_digit():
+    packed = pack_levels(np.array([1, -2, 2, 0], dtype=np.int8))
+    assert packed[0] == 2
+    # Three digits of base 5 a byte, 2 added to each; behind the end stand zeros.
+    assert list(zlib.decompress(packed[1:].tobytes(), -15)) == [3 + 0 * 5 + 4 * 25, 2 + 2 * 5 + 2 * 25]
+
+
+def coded(*joined, largest=1):
+    """Levels as they are stored, of the given joined digits."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return [largest, *coder.compress(bytes(joined)), *coder.flush()]
 
 
 @pytest.mark.parametrize(
-    ("packed", "shape"), [([0] * 2, (4,)), ([], (1,)), ([0], (0,)), ([[0, 0]], (8,)), ([0b00010000], (2,)), ([4], (1,))]
+    ("packed", "shape"),
+    [
+        ([], (1,)),
+        ([1], (5,)),
+        ([8, *coded(0)[1:]], (2,)),  # codes beyond 7
+        ([255, *coded(0)[1:]], (2,)),
+        (coded(0), (6,)),
+        (coded(0, 0), (5,)),
+        (coded(0), (0,)),
+        (coded(243), (5,)),  # no five digits of base 3
+        (coded(121 - 81), (4,)),  # the digit behind the end is 0, which stands for -1
+        (coded(0)[:-1], (5,)),
+        ([*coded(0), 0], (5,)),
+        ([1, 255, 255, 255], (5,)),
+        ([coded(0)], (5,)),
+    ],
 )
-def test_wrong_pairs_are_refused(packed, shape):
+def test_wrong_levels_are_refused(packed, shape):
     with pytest.raises(FormatError, match="some part") as caught:
-        unpack_pairs(np.array(packed, dtype=np.uint8), shape, name="some part")
+        unpack_levels(np.array(packed, dtype=np.uint8), shape, name="some part")
     assert caught.value.hint
+
+
+def test_levels_that_would_blow_up_are_never_held():
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = np.array([1, *coder.compress(bytes(50_000_000)), *coder.flush()], dtype=np.uint8)
+    tracemalloc.start()
+    with pytest.raises(FormatError):
+        unpack_levels(bomb, (100,), name="x")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @settings(max_examples=80, deadline=None)

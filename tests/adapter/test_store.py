@@ -29,9 +29,6 @@ from uhl_cli.schema import AdapterConfig
 TOKENS = SMALL.model_copy(update={"kind": "tokens", "num_labels": 4, "top_k": 1, "knots": (0.5, 1.0)})
 
 
-TWO_BITS = SMALL.model_copy(update={"anchor_bits": 2})
-
-
 @pytest.fixture(scope="module")
 def valid():
     return to_bytes(tiny_file())
@@ -39,7 +36,7 @@ def valid():
 
 @pytest.fixture(scope="module")
 def featured():
-    return to_bytes(tiny_file(TWO_BITS, featured=True))
+    return to_bytes(tiny_file(SMALL, featured=True))
 
 
 def split(data):
@@ -87,9 +84,7 @@ def assert_refused(tmp_path, data, error=FormatError):
 
 
 @pytest.mark.parametrize("featured", [False, True])
-@pytest.mark.parametrize(
-    "config", [SMALL, TOKENS, TWO_BITS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)]
-)
+@pytest.mark.parametrize("config", [SMALL, TOKENS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)])
 def test_what_is_read_is_what_was_written(tmp_path, config, featured):
     content = tiny_file(config, featured=featured)
     path = tmp_path / "adapter.safetensors"

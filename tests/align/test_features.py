@@ -34,20 +34,13 @@ def features_of(host, anchors, *, seed=0):
     return torch.cat([readout, states.stream[2] @ head - 1], dim=1), states
 
 
-def test_two_bits_keep_slope_and_mean(anchors):
-    values = torch.randn(4000, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([0.01, 1, 5, 100, 0]) + 3
-    bank = quantise_features(words_of_one_text(4000), values, NO_SHIFT)
-    assert set(bank.codes.unique().tolist()) == {-3, -1, 1, 3}
+def test_codes_keep_mean_and_slope(anchors):
+    values = torch.randn(anchors.num_words, 5, generator=torch.Generator().manual_seed(1)) * 7 + 3
+    bank = quantise_features(anchors, values, NO_SHIFT)
+    torch.testing.assert_close(bank.mean, values.mean(0))
     centred, stored = values - values.mean(0), bank.values - values.mean(0)
-    slope = (centred * stored).sum(0)[:4] / centred.square().sum(0)[:4]
-    torch.testing.assert_close(slope, torch.ones(4), atol=1e-4, rtol=0)
-    error = (stored - centred).square().mean(0)[:4] / centred.square().mean(0)[:4]
-    assert bool((error < 0.2).all())
-    assert not stored[:, 4].any()  # a constant column stays what it is
-
-
-def words_of_one_text(count):
-    return AnchorTexts(("x " * count,), (tuple(range(count)),), "t")
+    slope = (centred * stored).sum(0) / centred.square().sum(0)
+    torch.testing.assert_close(slope, torch.ones(5), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -61,7 +54,7 @@ def test_own_features_come_back_and_another_hosts_do_not(family, anchors):
     true = values[:, :READOUT]
     error = (found - true).square().mean(0) / true.var(0)
     assert float(error.mean()) < 0.05  # far less than the codes' own error
-    assert 0.7 < maps.quality < 0.95  # held-out codes have that error
+    assert 0.5 < maps.quality < 0.9  # held-out codes have that error
     head = states.stream[2] @ maps.head.T + maps.head_bias
     assert float(((head - values[:, READOUT:]).square().mean(0) / values[:, READOUT:].var(0)).mean()) < 0.05
     # The control: the same features given to the wrong words.

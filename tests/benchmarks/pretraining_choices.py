@@ -36,9 +36,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "companions-noise-1": {"companions": ("builtin:base", "builtin:small"), "companion_noise": 1.0},
     "canonical-128-anchors-4096": {"canonical_size": 128, "num_anchors": 4096},
     "anchors-general": {"anchors": "general"},
-    "anchors-general-features": {"anchors": "general", "feature_words": 32_768, "anchor_bits": 2},
-    "features": {"feature_words": 32_768, "anchor_bits": 2},
-    "anchor-bits-2": {"anchor_bits": 2},
+    "no-features": {"feature_words": 0},
     "no-width-views": {"width_views": 0},
     "update-noise-1": {"update_noise": 1.0},
     "no-noise": {"noise": 0.0},
@@ -98,10 +96,10 @@ def main() -> None:
                 data=DataOptions(task=arguments.task),
                 output=path,
                 companions=companions,
-                adapter=AdapterConfig(canonical_size=canonical_size, anchor_bits=changes.pop("anchor_bits", 4)),
+                adapter=AdapterConfig(canonical_size=canonical_size),
                 anchors=changes.pop("anchors", None),
                 num_anchors=changes.pop("num_anchors", 2048),
-                feature_words=changes.pop("feature_words", 0),
+                feature_words=changes.pop("feature_words", None),
                 training=TrainingConfig(max_steps=arguments.steps, seed=arguments.seed, **changes),
             )
             others = [load_host(name, device="cpu") for name in companions]

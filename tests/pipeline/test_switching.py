@@ -66,6 +66,19 @@ def test_switching_is_porting_anew_and_back(family, adapter, tasks):
     assert not torch.equal(current(texts), before), "the task file makes no difference"
 
 
+@pytest.mark.parametrize("start", ["pairs", "tokens"])
+def test_a_model_that_was_ported_with_another_task_takes_the_own_one(start, adapter, tasks):
+    """The own readout and the feature bank come from the adapter's file, not from the task that was ported."""
+    host = tiny_host("electra", hidden_size=40)
+    loaded = UniversalAdapter.load(adapter)
+    anew = loaded.with_task(tasks["own"]).port(host, max_flops=TINY_LIMIT)
+    other = loaded.with_task(tasks[start])
+    switched = other.port(host, max_flops=TINY_LIMIT, switchable=True).with_task(tasks["own"])
+    texts = list(sequence_data().evaluation.texts)
+    assert torch.equal(switched(texts), anew(texts))
+    assert torch.equal(other.with_task(tasks["own"]).port(host, max_flops=TINY_LIMIT)(texts), anew(texts))
+
+
 def test_what_cannot_be_switched_is_said(adapter, tasks, tmp_path):
     host = tiny_host("llama", hidden_size=40)
     loaded = UniversalAdapter.load(adapter)

@@ -50,7 +50,7 @@ def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_p
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family, tmp_path):
     path = tmp_path / "adapter.safetensors"
-    settings = {"anchors": "general", "max_bytes": 400_000, "max_steps": 12, "anchor_bits": 2}
+    settings = {"anchors": "general", "max_bytes": 400_000, "max_steps": 12}
     report = make_adapter(tiny_host(family), sequence_data(), path, feature_words=100_000, **settings)
     content = read_adapter(path)
     features = content.features
@@ -92,7 +92,7 @@ def test_no_feature_bank_unless_asked_for(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
     report = make_adapter(host, sequence_data(), path, anchors="general")
     content = read_adapter(path)
-    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "1.0")
+    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "1.1")
     _, carried = carry(path, host, sequence_data())
     assert carried.feature_quality is None
     assert carried.scores["ported"] == report.score

@@ -79,7 +79,12 @@ def toy_options(output: Path, **changes: object) -> PretrainOptions:
     training = {"max_steps": 3, "batch_size": 8, "max_length": 48, "width_views": 2, "update_dropout": 0.0}
     training |= {name: changes.pop(name) for name in list(changes) if name in TrainingConfig.model_fields}
     adapter = {name: changes.pop(name) for name in list(changes) if name in AdapterConfig.model_fields}
-    settings: dict[str, object] = {"num_anchors": 128, "max_flops": TINY_LIMIT, "output": output} | changes
+    settings: dict[str, object] = {
+        "num_anchors": 128,
+        "max_flops": TINY_LIMIT,
+        "output": output,
+        "feature_words": 0,
+    } | changes
     return PretrainOptions(
         host=HostOptions(name="tiny", device="cpu"),
         data=DataOptions(task="toy"),

@@ -12,6 +12,7 @@ from uhl_cli.errors import FormatError
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
 
+MAX_LEVEL = 7
 _HINT = "The file is damaged or was not written by uhl; get it again from its source."
 
 
@@ -42,30 +43,68 @@ def unpack_nibbles(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes
     return flat.reshape(shape)
 
 
-def pack_pairs(codes: Codes) -> Bytes:
-    """Codes -3, -1, 1 or 3, flattened, four a byte, the first in the lowest bits; uint8 [ceil(n / 4)]."""
-    flat = np.zeros(-(-codes.size // 4) * 4, dtype=np.uint8)
-    flat[: codes.size] = (codes.reshape(-1) + 3) // 2
-    quarters = [np.left_shift(flat[place::4], 2 * place) for place in range(4)]
-    packed: Bytes = np.bitwise_or.reduce(quarters)
-    return packed
+def pack_levels(codes: Codes) -> Bytes:
+    """Codes within -7..7, entropy-coded: the file takes what they tell, not what they could.
 
-
-def unpack_pairs(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
-    """Codes int8 of the given shape.
-
-    :raises FormatError: When the length does not fit the shape, or bits are set behind the end.
+    The largest magnitude K is the first byte.  Codes plus K are digits of base 2 K + 1, as many to a byte as fit, the
+    first one the least; the bytes follow as raw deflate by Huffman codes alone (RFC 1951).
     """
+    largest = int(np.abs(codes).max(initial=0))
+    base = 2 * largest + 1
+    group = _digits_in_byte(base)
+    flat = np.full(-(-codes.size // group) * group, largest, dtype=np.uint8)
+    flat[: codes.size] = codes.reshape(-1).astype(np.int16) + largest
+    digits = flat.reshape(-1, group)
+    joined = (digits * base ** np.arange(group)).sum(1).astype(np.uint8)
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    packed = bytes([largest]) + coder.compress(joined.tobytes()) + coder.flush()
+    return np.frombuffer(packed, dtype=np.uint8)
+
+
+def unpack_levels(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
+    """Codes int8 of the given shape; never holds more than the shape needs.
+
+    :raises FormatError: When it is damaged or does not fit the shape, or a code is outside -7..7.
+    """
+    if packed.ndim != 1 or not len(packed) or int(packed[0]) > MAX_LEVEL:
+        raise FormatError(f"{name} does not begin with the largest of its codes.", _HINT)
+    largest = int(packed[0])
+    base = 2 * largest + 1
+    group = _digits_in_byte(base)
     count = int(np.prod(shape, dtype=np.int64))
-    if packed.ndim != 1 or len(packed) != (count + 3) // 4:
-        raise FormatError(f"{name} holds {packed.size} bytes; {(count + 3) // 4} are needed for {shape}.", _HINT)
-    flat = np.empty(4 * len(packed), dtype=np.int8)
-    for place in range(4):
-        flat[place::4] = (packed >> (2 * place)) & 3
+    joined = np.frombuffer(_inflate(packed[1:].tobytes(), -(-count // group), name), dtype=np.uint8)
+    if len(joined) != -(-count // group) or int(joined.max(initial=0)) >= base**group:
+        raise FormatError(f"{name} does not fit {shape}.", _HINT)
+    digits = joined[:, None] // base ** np.arange(group) % base
+    flat = digits.astype(np.int8).reshape(-1) - np.int8(largest)
     if flat[count:].any():
-        raise FormatError(f"{name} has bits behind its end.", _HINT)
-    codes: Codes = (2 * flat[:count] - 3).reshape(shape)
+        raise FormatError(f"{name} has codes behind its end.", _HINT)
+    codes: Codes = flat[:count].reshape(shape)
     return codes
+
+
+def _digits_in_byte(base: int) -> int:
+    """How many digits a byte holds: 8 of base 1 (all zero), 5 of base 3, 3 of base 5, 2 of base 7 to 15."""
+    count = 1
+    while count < 8 and base ** (count + 1) <= 256:
+        count += 1
+    return count
+
+
+def _inflate(packed: bytes, limit: int, name: str) -> bytes:
+    """At most `limit` bytes of raw deflate.
+
+    :raises FormatError: When it is damaged, cut off, longer, or followed by something.
+    """
+    decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # One more than allowed, or a stream of just so many would stop short of its own end.
+        content = decoder.decompress(packed, limit + 1)
+    except zlib.error as error:
+        raise FormatError(f"{name} cannot be decompressed.", _HINT) from error
+    if len(content) > limit or not decoder.eof or decoder.unused_data:
+        raise FormatError(f"{name} holds more than {limit:,} bytes or is cut off.", _HINT)
+    return content
 
 
 def compress_text(text: str) -> Bytes:

@@ -7,21 +7,22 @@ Header metadata: one key, `uhl`, holding the manifest (`schema.Manifest`) as JSO
 | P, each 8-bit parameter of `layout.parameter_shapes` | int8, its shape | codes -127..127 |
 | P, each 4-bit parameter (mixer, delta_theta) | uint8 [ceil(n / 2)] | codes -7..7 plus 8, two a byte, low first |
 | P.scale | float32 [rows] (a vector is one row) | value = code * scale |
-| anchors.codes | uint8 [ceil(bits knots N d0 / 8)] | canonical coordinates [knots, N, d0], 4-bit as above |
+| anchors.codes | uint8 | canonical coordinates [knots, N, d0], entropy-coded codes, see `packing.pack_levels` |
 | anchors.scale | float32 [knots, d0] | one scale per coordinate and knot |
 | anchors.texts | uint8 | zlib of the anchor texts, UTF-8, joined by newlines |
 | anchors.words | uint8 [ceil(words / 8)] | bit i (most significant first): is word i of all texts an anchor word? |
 
-Since 1.1 the anchors' codes may have 2 bits (`anchor_bits`): -3, -1, 1, 3 as 0..3, four a byte, low first.  Since 1.1
-too, and only where the manifest has a record of them (W words, F = readout_size + num_labels):
+Where the manifest has a record of a feature bank (W words, F = readout_size + num_labels), also:
 
 | name | dtype and shape | meaning |
 |---|---|---|
-| features.codes | uint8 [ceil(W F / 4)] | readout features and head logits [W, F], 2-bit |
+| features.codes | uint8 | readout features and head logits [W, F], entropy-coded codes |
 | features.scale | float32 [F] | value = code * scale + mean |
 | features.mean | float32 [F] | |
 | features.shift | float32 [readout_size] | what the updates add to the readout's features on the source, on average |
 | features.texts, features.words | uint8 | as those of the anchors: more texts, and their words with features |
+
+Format 1.0 is still read: its anchors.codes are 4-bit, uint8 [ceil(knots N d0 / 2)], and it has no feature bank.
 
 Nothing else may stand in the file.  Minor versions may add keys that older readers refuse; a newer major
 version is refused as such.  Same content gives the same bytes: no time stamps, sorted keys.
@@ -42,10 +43,10 @@ from safetensors.numpy import save
 
 from uhl_cli.adapter.layout import bits_of, parameter_shapes
 from uhl_cli.adapter.packing import (
+    pack_levels,
     pack_nibbles,
-    pack_pairs,
+    unpack_levels,
     unpack_nibbles,
-    unpack_pairs,
 )
 from uhl_cli.adapter.parts import MAX_VALUE, Floats, finite_scales, of_type, read_texts, text_tensors
 from uhl_cli.align.texts import AnchorTexts
@@ -54,6 +55,8 @@ from uhl_cli.files import write_bytes
 from uhl_cli.schema import AdapterConfig, FeatureRecord, Manifest
 
 FORMAT_VERSION = "1.1"
+# The version whose anchors have 4 bits a coordinate, whatever they tell.
+NIBBLES = "1.0"
 MAX_FILE_BYTES = 64_000_000
 ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
 FEATURE_PARTS = tuple(f"features.{name}" for name in ("codes", "mean", "scale", "shift", "texts", "words"))
@@ -101,13 +104,12 @@ def to_bytes(content: AdapterFile) -> bytes:
         packed = bits_of(name) == 4
         tensors[name] = pack_nibbles(parameter.codes) if packed else parameter.codes
         tensors[f"{name}.scale"] = parameter.scales
-    coordinates = content.coordinates.codes
-    two_bits = content.manifest.config.anchor_bits == 2
-    tensors["anchors.codes"] = pack_pairs(coordinates) if two_bits else pack_nibbles(coordinates)
+    pack = pack_nibbles if content.manifest.format_version == NIBBLES else pack_levels
+    tensors["anchors.codes"] = pack(content.coordinates.codes)
     tensors["anchors.scale"] = content.coordinates.scales
     tensors |= text_tensors("anchors", content.anchors)
     if content.features is not None:
-        tensors["features.codes"] = pack_pairs(content.features.codes.codes)
+        tensors["features.codes"] = pack_levels(content.features.codes.codes)
         tensors["features.scale"] = content.features.codes.scales
         tensors["features.mean"] = content.features.mean
         tensors["features.shift"] = content.features.shift
@@ -144,17 +146,18 @@ def read_adapter(path: Path) -> AdapterFile:
     parameters = {name: read_parameter(name, shape, tensors) for name, shape in shapes.items()}
     anchors = read_texts("anchors", manifest.anchors, manifest.anchors.origin, tensors)
     scales = finite_scales("anchors.scale", tensors["anchors.scale"], (len(config.knots), config.canonical_size))
-    coordinates = Quantised(read_coordinates(config, manifest.anchors.words, tensors["anchors.codes"]), scales)
+    shape = (len(config.knots), manifest.anchors.words, config.canonical_size)
+    codes = read_coordinates(tensors["anchors.codes"], shape, version=manifest.format_version)
+    coordinates = Quantised(codes, scales)
     return AdapterFile(manifest, parameters, anchors, coordinates, _read_features(manifest, tensors))
 
 
-def read_coordinates(config: AdapterConfig, words: int, packed: np.ndarray) -> Codes:
-    """The anchors' codes [knots, words, d0].
+def read_coordinates(packed: np.ndarray, shape: tuple[int, int, int], *, version: str) -> Codes:
+    """The anchors' codes [knots, words, d0] of a file of that format version.
 
     :raises FormatError: When their type or number breaks the format.
     """
-    shape = (len(config.knots), words, config.canonical_size)
-    unpack = unpack_pairs if config.anchor_bits == 2 else unpack_nibbles
+    unpack = unpack_nibbles if version == NIBBLES else unpack_levels
     return unpack(of_type("anchors.codes", packed, np.uint8), shape, name="anchors.codes")
 
 
@@ -249,7 +252,7 @@ def read_features(config: AdapterConfig, record: FeatureRecord, tensors: Mapping
         if values.shape != (size,) or not bool((np.abs(values) <= MAX_VALUE).all()):  # NaN is not
             raise FormatError(f"{name} has another shape, or a value that is not finite or absurdly large.", _HINT)
     packed = of_type("features.codes", tensors["features.codes"], np.uint8)
-    return Quantised(unpack_pairs(packed, (record.words, columns), name="features.codes"), scales)
+    return Quantised(unpack_levels(packed, (record.words, columns), name="features.codes"), scales)
 
 
 def _read_features(manifest: Manifest, tensors: dict[str, np.ndarray]) -> Features | None:

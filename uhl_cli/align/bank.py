@@ -2,7 +2,8 @@
 
 Canonical space is the space of the source host's own word states, rotated to their principal directions
 (one rotation for all depths, so that coordinates of neighbouring depths can be interpolated) and divided by
-the standard deviation at each depth knot.  It is stored in 2 or 4 bits, one scale per coordinate and knot.
+the standard deviation at each depth knot.  It is stored in steps of `STEP` standard deviations, entropy-coded, with
+one scale per coordinate and knot: 2.5 bits a coordinate (figures are in the README).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from uhl_cli.align.states import WordStates
 from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.errors import AlignmentError
 
+# Of a coordinate, in standard deviations.
+STEP = 0.75
+
 
 @dataclass(frozen=True)
 class AnchorBank:
     """Anchor texts with quantised canonical coordinates.
 
-    `codes` int8 [knots, N, d0], within -7..7, or of 2 bits -3, -1, 1 or 3; `scales` float32 [knots, d0]; `knots`
-    the normalised depths.
+    `codes` int8 [knots, N, d0], within -7..7; `scales` float32 [knots, d0]; `knots` the normalised depths.
     """
 
     anchors: AnchorTexts
@@ -55,13 +58,13 @@ def depth_index(knot: float, num_hidden_layers: int) -> int:
 
 
 def build_bank(
-    anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int, bits: int | None = 4
+    anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int, step: float = STEP
 ) -> AnchorBank:
     """Define canonical space by the source host's word states and quantise its anchors' coordinates.
 
     A host narrower than `canonical_size` fills the first `d` coordinates; the others stay zero.
 
-    :param bits: Bits of a code; None leaves the coordinates as they are, with scales of one, for training.
+    :param step: Step of the quantiser, in standard deviations of a coordinate.
     :raises AlignmentError: When all states are constant.
     """
     if not bool(states.present.all()) or anchors.num_words != len(states.present):
@@ -80,8 +83,7 @@ def build_bank(
     # The sign of a principal direction is arbitrary; fixing it makes the file's bytes reproducible.
     signs = torch.sign(basis.gather(0, basis.abs().argmax(0, keepdim=True)))
     basis = basis * signs
-    kind = torch.float32 if bits is None else torch.int8
-    codes = torch.zeros(len(knots), anchors.num_words, canonical_size, dtype=kind)
+    codes = torch.zeros(len(knots), anchors.num_words, canonical_size, dtype=torch.int8)
     scales = torch.zeros(len(knots), canonical_size)
     for index, state in enumerate(centred):
         projected = state @ basis
@@ -89,8 +91,5 @@ def build_bank(
         floor = 1e-6 * deviation.max()
         whitened = torch.where(deviation > floor, projected / deviation.clamp_min(1e-300), torch.zeros_like(projected))
         width = whitened.shape[1]
-        if bits is None:
-            codes[index, :, :width], scales[index, :width] = whitened.float(), (deviation > floor).float()
-        else:
-            codes[index, :, :width], scales[index, :width] = quantise_columns(whitened.float(), bits=bits)
+        codes[index, :, :width], scales[index, :width] = quantise_columns(whitened.float(), step)
     return AnchorBank(anchors, knots, codes, scales)

@@ -1,7 +1,7 @@
 """Feature bank: what the source's readout sees at the words of many texts, and the maps that give a target the same.
 
 Canonical coordinates are dear (three knots of 256 a word), so a file holds them for some two thousand words.  The
-readout needs far less of a word: its few features, and the logits of the head-only control beside them.  At two bits
+readout needs far less of a word: its few features, and the logits of the head-only control beside them.  At 1.7 bits
 each, tens of thousands of words fit, and a target's map from its own states at all depths to those features is fitted
 on them by ridge regression (figures are in the README).  The regression averages over words, so the coarse codes cost
 little.
@@ -25,7 +25,8 @@ from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
 
-BITS = 2
+# Step of a feature's code, in standard deviations.
+STEP = 1.4
 # Most regressors, unless a single state at every knot already has more: the cost grows with their square.
 MAX_REGRESSORS = 4096
 # One batch of texts in this many is held out to choose the strength of the ridge.
@@ -36,7 +37,7 @@ HELD_OUT = 4
 class FeatureBank:
     """Texts, all of whose chosen words have features.  W words, F = readout_size + num_labels.
 
-    `codes` int8 [W, F], each -3, -1, 1 or 3; `scales`, `mean` float32 [F].  The first readout_size columns are the
+    `codes` int8 [W, F], within -7..7; `scales`, `mean` float32 [F].  The first readout_size columns are the
     input of the readout's activation, the others the logits of the head-only control.  `shift` [readout_size] is what
     the updates add to the former on the source, on average, see `adapter.shift`.
     """
@@ -59,7 +60,7 @@ class FeatureMaps:
 
     `taps[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
     `head_bias` [labels] give the head-only control's logits from the final state.  `quality` is the held-out R^2 of
-    the features, averaged.  On held-out words, a perfect map reaches some 0.88 only, because the codes are coarse.
+    the features, averaged.  On held-out words, a perfect map reaches some 0.85 only, because the codes are coarse.
     `shift` [readout_size], if any, is added while updates are on.
     """
 
@@ -118,7 +119,7 @@ def word_batches(
 def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor) -> FeatureBank:
     """The bank of features [W, F] that the source gives to the anchors' words; `shift` as in `FeatureBank`."""
     mean = features.float().mean(0)
-    codes, scales = quantise_columns(features.float() - mean, bits=BITS)
+    codes, scales = quantise_columns(features.float() - mean, STEP)
     return FeatureBank(anchors, codes, scales, mean, shift)
 
 

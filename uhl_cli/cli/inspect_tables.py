@@ -55,7 +55,7 @@ def parts_table(parts: Sequence[Part], total: int) -> Table:
             table.add_row(
                 f"  {part.name}",
                 part.dtype,
-                "-" if part.bits is None else str(part.bits),
+                "-" if part.bits is None else f"{part.bits:g}",
                 " x ".join(str(size) for size in part.shape),
                 f"{part.scales:,}" if part.scales else "-",
                 f"{part.bytes:,}",

@@ -22,13 +22,6 @@ class MixedPrecision(str, Enum):
     fp16 = "fp16"
 
 
-class AnchorBits(str, Enum):
-    """Bits of an anchor word's canonical coordinates."""
-
-    two = "2"
-    four = "4"
-
-
 def _training(help_text: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(help=help_text, rich_help_panel=shared.TRAINING_PANEL)
     return option
@@ -72,21 +65,17 @@ def pretrain(
     ] = None,
     num_anchors: Annotated[
         int,
-        typer.Option(
-            help="Anchor words; each takes some 390 bytes, or 200 with --anchor-bits 2.", rich_help_panel=ADAPTER_PANEL
-        ),
+        typer.Option(help="Anchor words; each takes some 250 bytes.", rich_help_panel=ADAPTER_PANEL),
     ] = 2048,
-    anchor_bits: Annotated[
-        AnchorBits, typer.Option(help="Bits of an anchor word's coordinates.", rich_help_panel=ADAPTER_PANEL)
-    ] = AnchorBits.four,
     feature_words: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            help="Most words of a feature bank, which takes what the anchors leave of --max-bytes; none by default.",
+            help="Most words of the feature bank, whose texts ship as well; 0 for none. By default it takes what the "
+            "anchors leave of --max-bytes, if there is text for it.",
             rich_help_panel=ADAPTER_PANEL,
         ),
-    ] = 0,
+    ] = None,
     align: Annotated[
         shared.Strategy, typer.Option(help="Alignment strategy.", rich_help_panel=ADAPTER_PANEL)
     ] = shared.Strategy.anchors,
@@ -176,7 +165,7 @@ def pretrain(
             anchors=anchors,
             num_anchors=num_anchors,
             feature_words=feature_words,
-            adapter=AdapterConfig(strategy=align.value, anchor_bits=int(anchor_bits.value)),
+            adapter=AdapterConfig(strategy=align.value),
             training=TrainingConfig(
                 epochs=epochs,
                 max_steps=max_steps,

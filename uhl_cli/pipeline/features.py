@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 
-from uhl_cli.adapter.packing import compress_text
+from uhl_cli.adapter.packing import compress_text, pack_levels
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.adapter.shift import update_shift
 from uhl_cli.align.alignment import Alignment
-from uhl_cli.align.features import BITS, FeatureBank, quantise_features, word_batches
+from uhl_cli.align.features import FeatureBank, quantise_features, word_batches
 from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.controls import head_logits, without_updates
+from uhl_cli.data import TaskData
 from uhl_cli.errors import AlignmentError, BudgetError, DataError
+from uhl_cli.pipeline.options import PretrainOptions
+from uhl_cli.pipeline.prepare import feature_texts
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.schema import AdapterConfig
 
@@ -22,10 +26,30 @@ from uhl_cli.schema import AdapterConfig
 MIN_WORDS = 2048
 # Names, scales and means of the parts, the manifest's record of them, and the score that is written last.
 _OVERHEAD_BYTES = 3000
+# What a code takes, as found after training, before which it has to be guessed: at least, and with room to spare.
+_FEWEST_BITS, _MANY_BITS = 1.2, 2.0
+
+
+def more_texts(
+    data: TaskData, options: PretrainOptions, anchors: AnchorTexts, config: AdapterConfig, *, room: int
+) -> AnchorTexts | None:
+    """Texts for a feature bank in the bytes that are left.
+
+    :raises DataError: When a bank was asked for and there is too little text.
+    :raises BudgetError: When a bank was asked for and there is too little room.
+    """
+    if options.feature_words == 0 or config.strategy != "anchors":
+        return None
+    try:
+        return texts_that_fit(feature_texts(data, options, anchors), config, room=room)
+    except (DataError, BudgetError):
+        if options.feature_words is not None:
+            raise
+        return None
 
 
 def texts_that_fit(texts: AnchorTexts | None, config: AdapterConfig, *, room: int) -> AnchorTexts:
-    """As many of the texts as have room in the file, beside their features.
+    """As many of the texts as may have room in the file, beside their features; `feature_bank` keeps those that do.
 
     :param room: Bytes that the file's other parts leave of its limit.
     :raises DataError: When the texts hold fewer than `MIN_WORDS` words.
@@ -37,20 +61,28 @@ def texts_that_fit(texts: AnchorTexts | None, config: AdapterConfig, *, room: in
             f"bank; at least {MIN_WORDS} are needed.",
             "Leave out --feature-words, or give more text with --anchors.",
         )
-    found = _fitting(texts, config.readout_size + config.num_labels, room - _OVERHEAD_BYTES)
-    if found is None or found.num_words < MIN_WORDS:
+    columns, room = config.readout_size + config.num_labels, room - _OVERHEAD_BYTES
+    surely = _fitting(texts, columns * _MANY_BITS, room)
+    if surely is None or surely.num_words < MIN_WORDS:
         raise BudgetError(
             f"the anchors leave {max(room, 0):,} bytes of the limit, too few for a feature bank.",
-            "Add --anchor-bits 2, raise --max-bytes, or leave out --feature-words.",
+            "Raise --max-bytes, use fewer --num-anchors, or leave out --feature-words.",
         )
-    return found
+    return _fitting(texts, columns * _FEWEST_BITS, room) or surely
 
 
 def feature_bank(
-    adapter: UniversalAdapter, ported: PortedModel, own: Alignment, anchors: AnchorTexts, reporter: Reporter
+    adapter: UniversalAdapter,
+    ported: PortedModel,
+    own: Alignment,
+    anchors: AnchorTexts,
+    reporter: Reporter,
+    *,
+    room: int | None = None,
 ) -> FeatureBank | None:
     """What the readout and the head-only control see on the untouched source, `ported` and `own` its alignment.
 
+    :param room: Bytes that the bank may take; texts from the last on are left out to hold it.
     :returns: None where the source itself takes in fewer than `MIN_WORDS` of the words.
     """
     columns = adapter.manifest.config.readout_size + adapter.manifest.config.num_labels
@@ -73,23 +105,29 @@ def feature_bank(
         return None
     if kept.num_words < MIN_WORDS:
         return None
-    bank = quantise_features(kept, values[seen], torch.zeros(adapter.manifest.config.readout_size))
-    return replace(bank, shift=update_shift(ported, bank))
+    values, count = values[seen], len(kept.texts)
+    while True:
+        first = kept.first(count)
+        bank = quantise_features(first, values[: first.num_words], torch.zeros(adapter.manifest.config.readout_size))
+        size = _text_bytes(first) + len(pack_levels(bank.codes.numpy())) + 8 * columns + _OVERHEAD_BYTES
+        if room is None or size <= room or count == 1:
+            return replace(bank, shift=update_shift(ported, bank))
+        count = max(1, min(count - 1, math.floor(count * room / size)))
 
 
-def _fitting(texts: AnchorTexts, columns: int, room: int) -> AnchorTexts | None:
+def _fitting(texts: AnchorTexts, bits_per_word: float, room: int) -> AnchorTexts | None:
     """As many of the texts, from the first on, as take at most `room` bytes in a file."""
     low, high = 0, len(texts.texts)
     while low < high:  # the size grows with every text
         middle = (low + high + 1) // 2
-        if _stored_bytes(texts.first(middle), columns) <= room:
+        some = texts.first(middle)
+        if some.num_words * bits_per_word / 8 + _text_bytes(some) <= room:
             low = middle
         else:
             high = middle - 1
     return texts.first(low) if low else None
 
 
-def _stored_bytes(texts: AnchorTexts, columns: int) -> int:
+def _text_bytes(texts: AnchorTexts) -> int:
     words = sum(len(word_spans(text)) for text in texts.texts)
-    codes = texts.num_words * columns * BITS // 8
-    return codes + words // 8 + len(compress_text("\n".join(texts.texts))) + 8 * columns
+    return words // 8 + 1 + len(compress_text("\n".join(texts.texts)))

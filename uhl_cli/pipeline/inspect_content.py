@@ -32,11 +32,12 @@ TASK_FILE_ENDING = ".task.safetensors"
 # Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
 MAX_ADAPTER_BYTES = 1_000_000
 _SCALE_OF = {"anchors.codes": "anchors.scale", "features.codes": "features.scale"}
-# Bits of what is no parameter; texts have none.
+# Codes that take as many bits as they need.
+_CODED = ("anchors.codes", "features.codes")
+# Bits of what else is no parameter; texts have none.
 _BITS: dict[str, int | None] = {
     "anchors.texts": None,
     "anchors.words": 1,
-    "features.codes": 2,
     "features.mean": 32,
     "features.shift": 32,
     "features.texts": None,
@@ -60,7 +61,7 @@ def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: b
         shapes["features.mean"] = content.features.mean.shape
         shapes["features.shift"] = content.features.shift.shape
         shapes |= _text_shapes("features", content.features.anchors)
-    parts = file_parts(data, shapes, anchor_bits=content.manifest.config.anchor_bits)
+    parts = file_parts(data, shapes)
     atoms = atom_statistics(content.parameters)
     task_files, unreadable = _task_files_beside(path, digest)
     return AdapterContent(
@@ -96,13 +97,12 @@ def task_content(path: Path, content: TaskFile, data: bytes) -> TaskContent:
     )
 
 
-def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]], *, anchor_bits: int = 4) -> tuple[Part, ...]:
+def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
     """The header and every part with its scales, sized by the offsets that the file itself gives.
 
     :param data: Bytes of a file that the reader has accepted.
     :param shapes: Shape of the values of every part, by its name.
     """
-    bits = _BITS | {"anchors.codes": anchor_bits}
     header_bytes = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:header_bytes])
     total = len(data)
@@ -122,17 +122,18 @@ def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]], *, anchor_bit
         tensors = [header[key] for key in (name, _SCALE_OF.get(name, f"{name}.scale")) if key in header]
         if not tensors:  # not every file has features
             continue
-        size = sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors)
+        sizes = [tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors]
+        bits: float | None = round(8 * sizes[0] / math.prod(shape), 2) if name in _CODED else bits_of(name)
         parts.append(
             Part(
                 name=name,
                 group=_group(name),
                 dtype=_DTYPES[tensors[0]["dtype"]],
-                bits=bits[name] if name in bits else bits_of(name),
+                bits=_BITS.get(name, bits),
                 shape=shape,
                 scales=math.prod(tensors[1]["shape"]) if len(tensors) > 1 else 0,
-                bytes=size,
-                share=size / total,
+                bytes=sum(sizes),
+                share=sum(sizes) / total,
             )
         )
     return tuple(parts)

@@ -38,7 +38,7 @@ class Part(Frozen):
     name: str
     group: Group
     dtype: str = Field(description="type of the stored numbers, as numpy names it; json for the header")
-    bits: int | None = Field(description="bits of one value; None for the header and for compressed text")
+    bits: float | None = Field(description="bits of one value, on average; None for the header and for compressed text")
     shape: tuple[int, ...] = Field(description="shape of the values, before packing; () for the header")
     scales: int = Field(description="number of float32 scales")
     bytes: int = Field(description="codes and scales together")

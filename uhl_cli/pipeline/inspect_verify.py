@@ -147,7 +147,9 @@ def _anchor_problems(manifest: Manifest | None, config: AdapterConfig | None, te
         yield from _scale_problems("anchors.scale", tensors["anchors.scale"], (knots, size))
     words = manifest.anchors.words if manifest is not None else anchors.num_words if anchors is not None else None
     if "anchors.codes" in tensors and words is not None:
-        yield from _refusal(lambda: read_coordinates(config, words, tensors["anchors.codes"]))
+        version = FORMAT_VERSION if manifest is None else manifest.format_version
+        shape = (knots, words, size)
+        yield from _refusal(lambda: read_coordinates(tensors["anchors.codes"], shape, version=version))
 
 
 def _feature_problems(config: AdapterConfig, record: FeatureRecord, tensors: Tensors) -> Iterator[str]:

@@ -48,7 +48,8 @@ class PretrainOptions(Frozen):
 
     :param host: The source: its word states define canonical space.
     :param companions: Other hosts to train on as well, each aligned to the source as a target would be.
-    :param feature_words: Most words of the feature bank; it takes what the anchors leave of `max_bytes`.
+    :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None is as
+        many as are of use, or no bank where there is no text or no room for one; a number insists on a bank; 0 is none.
     """
 
     host: HostOptions
@@ -57,7 +58,7 @@ class PretrainOptions(Frozen):
     output: Path = Path("adapter.safetensors")
     anchors: str | None = None
     num_anchors: int = Field(2048, ge=32, le=100_000)
-    feature_words: int = Field(0, ge=0, le=1_000_000)
+    feature_words: int | None = Field(None, ge=0, le=1_000_000)
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     licence: str = Field("unspecified", max_length=500)
@@ -87,7 +88,6 @@ class PretrainOptions(Frozen):
         flags |= _changed(self.training, TrainingConfig, tuple(TrainingConfig.model_fields))
         strategy: Strategy = self.adapter.strategy
         flags["align"] = None if strategy == "anchors" else strategy
-        flags["anchor-bits"] = None if self.adapter.anchor_bits == 4 else self.adapter.anchor_bits
         flags["licence"] = None if self.licence == "unspecified" else self.licence
         return _joined(parts, flags)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
@@ -67,14 +66,11 @@ def prepare(
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     total = 2 + options.training.width_views
     reporter("aligning", 0, total)
-    build = partial(build_bank, anchors, states, knots=config.knots, canonical_size=config.canonical_size)
-    bank = build(bits=config.anchor_bits)
-    # Codes of two bits would be an error in training that only the source has; those of four hardly matter.
-    exact = build(bits=None) if config.anchor_bits == 2 else bank
-    views = [align(host, exact, config.strategy, plan=plan, states=states)]
+    bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+    views = [align(host, bank, config.strategy, plan=plan, states=states)]
     if config.strategy == "anchors":
         views += width_views(
-            exact,
+            bank,
             states,
             views[0],
             plan.tap_depths,
@@ -87,9 +83,13 @@ def prepare(
         # All parts, whatever they cost there: a companion is trained on, not shipped.
         whole = full_plan(companion.map)
         progress = phase(reporter, f"aligning {companion.name}")
-        found = align(companion, exact, config.strategy, plan=whole, progress=progress)
+        found = align(companion, bank, config.strategy, plan=whole, progress=progress)
         hosts.append(TrainingHost(companion, [found], whole))
     return Prepared(bank, hosts, host_flops)
+
+
+# More words than this bring a readout nothing (figures are in the README).
+FEATURE_WORDS = 22_000
 
 
 def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts) -> AnchorTexts | None:
@@ -100,7 +100,11 @@ def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts
         assert reviews is not None  # it ships with the package
         texts += _like_the_tasks([*opinions(), *reviews.texts], data)
     return choose_feature_texts(
-        texts, exclude=set(anchors.texts), num_words=options.feature_words, seed=options.training.seed, origin=origin
+        texts,
+        exclude=set(anchors.texts),
+        num_words=options.feature_words or FEATURE_WORDS,
+        seed=options.training.seed,
+        origin=origin,
     )
 
 
@@ -115,7 +119,7 @@ def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
         assert data.train is not None  # pretrain has checked it
         return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
     if options.anchors == "general":
-        return _like_the_tasks(general_texts(), data) if options.feature_words else general_texts(), "general"
+        return _like_the_tasks(general_texts(), data), "general"
     return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.convert import to_file
+from uhl_cli.adapter.packing import pack_levels
 from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
 from uhl_cli.align.bank import AnchorBank
 from uhl_cli.align.texts import AnchorTexts
@@ -29,9 +30,9 @@ from uhl_cli.pipeline.common import (
     refuse_overwriting,
     versions,
 )
-from uhl_cli.pipeline.features import feature_bank, texts_that_fit
+from uhl_cli.pipeline.features import feature_bank, more_texts
 from uhl_cli.pipeline.options import PretrainOptions
-from uhl_cli.pipeline.prepare import Prepared, feature_texts, prepare
+from uhl_cli.pipeline.prepare import Prepared, prepare
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, TrainingRecord
 from uhl_cli.train.checkpoint import run_digest
@@ -99,10 +100,8 @@ def pretrain(
     steps = total_steps(len(examples), training)
     manifest = _manifest(host, companions, data, options, adapter, prepared.bank, steps)
     size = _refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
-    texts = None
-    if options.feature_words and config.strategy == "anchors":
-        texts = feature_texts(data, options, prepared.bank.anchors)
-        texts = texts_that_fit(texts, config, room=options.max_bytes - size)
+    room = options.max_bytes - size
+    texts = more_texts(data, options, prepared.bank.anchors, config, room=room)
 
     def on_step(report: StepReport) -> None:
         note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
@@ -142,7 +141,7 @@ def pretrain(
     with torch.no_grad():
         adapter.get_parameter("head_weight").copy_(weight)
         adapter.get_parameter("head_bias").copy_(bias)
-    return _finish(host, data, adapter, prepared, texts, manifest, options, started, accelerator, reporter)
+    return _finish(host, data, adapter, prepared, (texts, room), manifest, options, started, accelerator, reporter)
 
 
 def _finish(
@@ -150,24 +149,28 @@ def _finish(
     data: TaskData,
     adapter: CanonicalAdapter,
     prepared: Prepared,
-    texts: AnchorTexts | None,
+    more_texts: tuple[AnchorTexts | None, int],
     manifest: Manifest,
     options: PretrainOptions,
     started: float,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> PretrainReport:
-    """Score the integer codes that the file will hold, as a reader of it will, and write them."""
+    """Score the integer codes that the file will hold, as a reader of it will, and write them.
+
+    :param more_texts: Texts for a feature bank, if any, and the bytes that it may take.
+    """
+    texts, room = more_texts
     bare = to_file(adapter, prepared.bank, manifest)
     loaded = UniversalAdapter.from_file(bare)
     trained = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
-    features = None if texts is None else feature_bank(loaded, trained, prepared.own, texts, reporter)
+    features = None if texts is None else feature_bank(loaded, trained, prepared.own, texts, reporter, room=room)
     if features is not None:
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
         )
         anchors = manifest.anchors.model_copy(update={"features": record})
-        manifest = manifest.model_copy(update={"anchors": anchors, "format_version": FORMAT_VERSION})
+        manifest = manifest.model_copy(update={"anchors": anchors})
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
     own, plan, host_flops = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
     ported = loaded.inject(host, own, plan, host_flops)
@@ -222,8 +225,7 @@ def _manifest(
     """Everything that is known before training; the score comes last."""
     assert data.train is not None  # pretrain has checked it
     return Manifest(
-        # A file without what came later stays readable for older readers.
-        format_version="1.0" if adapter.config.anchor_bits == 4 else FORMAT_VERSION,
+        format_version=FORMAT_VERSION,
         config=adapter.config,
         task=data.task,
         label_counts=data.train.label_counts(len(data.task.labels)),
@@ -252,8 +254,7 @@ def _refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
     """The file's size in bytes."""
     size = len(to_bytes(content))
     if size > max_bytes:
-        config = content.manifest.config
-        per_anchor = len(config.knots) * config.canonical_size * config.anchor_bits / 8
+        per_anchor = len(pack_levels(content.coordinates.codes)) / content.manifest.anchors.words
         # Other anchors bring other texts, whose size is not known before; a few anchors less make room for them.
         fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
