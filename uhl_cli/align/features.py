@@ -116,10 +116,13 @@ def word_batches(
             progress(min(start + batch_size, len(order)), len(order))
 
 
-def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor) -> FeatureBank:
-    """The bank of features [W, F] that the source gives to the anchors' words; `shift` as in `FeatureBank`."""
+def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor, *, step: float = STEP) -> FeatureBank:
+    """The bank of features [W, F] that the source gives to the anchors' words; `shift` as in `FeatureBank`.
+
+    :param step: Step of the quantiser, in standard deviations of a feature.
+    """
     mean = features.float().mean(0)
-    codes, scales = quantise_columns(features.float() - mean, STEP)
+    codes, scales = quantise_columns(features.float() - mean, step)
     return FeatureBank(anchors, codes, scales, mean, shift)
 
 

@@ -11,7 +11,7 @@ from uhl_cli.adapter.packing import compress_text, pack_levels
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.adapter.shift import update_shift
 from uhl_cli.align.alignment import Alignment
-from uhl_cli.align.features import FeatureBank, quantise_features, word_batches
+from uhl_cli.align.features import STEP, FeatureBank, quantise_features, word_batches
 from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.controls import head_logits, without_updates
@@ -79,10 +79,12 @@ def feature_bank(
     reporter: Reporter,
     *,
     room: int | None = None,
+    step: float = STEP,
 ) -> FeatureBank | None:
     """What the readout and the head-only control see on the untouched source, `ported` and `own` its alignment.
 
     :param room: Bytes that the bank may take; texts from the last on are left out to hold it.
+    :param step: Step of the features' quantiser, in standard deviations.
     :returns: None where the source itself takes in fewer than `MIN_WORDS` of the words.
     """
     columns = adapter.manifest.config.readout_size + adapter.manifest.config.num_labels
@@ -108,7 +110,8 @@ def feature_bank(
     values, count = values[seen], len(kept.texts)
     while True:
         first = kept.first(count)
-        bank = quantise_features(first, values[: first.num_words], torch.zeros(adapter.manifest.config.readout_size))
+        no_shift = torch.zeros(adapter.manifest.config.readout_size)
+        bank = quantise_features(first, values[: first.num_words], no_shift, step=step)
         size = _text_bytes(first) + len(pack_levels(bank.codes.numpy())) + 8 * columns + _OVERHEAD_BYTES
         if room is None or size <= room or count == 1:
             return replace(bank, shift=update_shift(ported, bank))

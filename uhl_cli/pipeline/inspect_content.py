@@ -123,7 +123,7 @@ def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part
         if not tensors:  # not every file has features
             continue
         sizes = [tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors]
-        bits: float | None = round(8 * sizes[0] / math.prod(shape), 2) if name in _CODED else bits_of(name)
+        bits: float | None = round(8 * sizes[0] / max(math.prod(shape), 1), 2) if name in _CODED else bits_of(name)
         parts.append(
             Part(
                 name=name,
