@@ -4,8 +4,10 @@
         --targets minilm-l3 wiki-256x4 builtin:decoder --output tests/benchmarks/results/portability.json
 
 Files of one task and source count as seeds of one row.  Retrained on each target, with labels: rank-8 LoRA for each of
-`--steps`, and the whole target for the first of them, `--seeds` seeds each, learning rates chosen on training data in
-runs of `--search-steps`.  Gain recovered is (ported - head only) / (LoRA - head only), by the LoRA of the fewest steps
+`--steps`, and for the first of them the whole target, and a canonical readout alone on the frozen target (how far its
+states go without updates), `--seeds` seeds each.  Learning rates of LoRA and of the whole are chosen on training data
+in runs of `--search-steps`; the readout takes that of `uhl tune`.
+Gain recovered is (ported - head only) / (LoRA - head only), by the LoRA of the fewest steps
 (DESIGN 4).  Dev is read for scoring alone.  A run that was cut off goes on where it stopped.
 """
 
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from lora import LoraSettings, predict, search_learning_rate, train_lora
+from tuning_methods import Target, fresh_readout
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import TaskData, load_task
@@ -27,10 +30,11 @@ from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import score
 from uhl_cli.pipeline.common import references_of
-from uhl_cli.pipeline.options import HostOptions, PortOptions
+from uhl_cli.pipeline.options import HostOptions, PortOptions, tuning_defaults
 from uhl_cli.pipeline.port import port
 
 Row = dict[str, Any]
+METHODS = ["lora", "full", "readout"]
 # Rows of the matrix, in order: the name of a score, and what it is called.
 ZERO_SHOT = {
     "ported": "**ported: anchors, with updates**",
@@ -114,6 +118,18 @@ def retrain(
         store.add(key, row)
 
 
+def frozen(store: Store, steps: int, seeds: list[int], target: Target) -> None:
+    """A canonical readout on the frozen target, trained with labels for some steps under the file's alignment."""
+    for seed in seeds:
+        key = f"{target.data.task.name}/{target.name}/readout-{steps}/seed-{seed}"
+        if key in store.rows:
+            continue
+        training = tuning_defaults().model_copy(update={"max_steps": steps, "seed": seed})
+        row: Row = {"kind": "retrained", "task": target.data.task.name, "target": target.name}
+        row |= {"method": f"readout-{steps}", "seed": seed}
+        store.add(key, row | {"scores": {"retrained": fresh_readout(target, training)["score"]}})
+
+
 def matrix(rows: list[Row]) -> list[str]:
     """The matrix as Markdown: a column a pair of source and target, every score a mean over files or seeds."""
     ported = [row for row in rows if row["kind"] == "zero-shot"]
@@ -191,7 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", type=Path)
     parser.add_argument("--targets", nargs="+", default=["minilm-l6", "minilm-l3", "wiki-256x4", "builtin:decoder"])
-    parser.add_argument("--methods", nargs="*", default=["lora", "full"], choices=["lora", "full"])
+    parser.add_argument(
+        "--methods", nargs="*", default=["lora", "full", "readout"], choices=["lora", "full", "readout"]
+    )
     parser.add_argument("--steps", nargs="+", type=int, default=[500, 3000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search-steps", type=int, default=150)
@@ -209,7 +227,11 @@ def main() -> None:
             where = target if target.startswith("builtin:") else str(arguments.shared / "hosts" / target)
             if target != manifest.source.name:
                 carry(store, path, target, where, loaded[task])
-            for method in arguments.methods:
+            if "readout" in arguments.methods:
+                adapter = UniversalAdapter.load(path)
+                place = Target(target, where, loaded[task], adapter, path)
+                frozen(store, arguments.steps[0], arguments.seeds, place)
+            for method in (name for name in arguments.methods if name != "readout"):
                 for steps in arguments.steps if method == "lora" else arguments.steps[:1]:
                     retrain(store, method, steps, arguments.seeds, target, where, loaded[task], arguments.search_steps)
     print("\n".join(matrix(list(store.rows.values()))))

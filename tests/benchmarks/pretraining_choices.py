@@ -7,7 +7,8 @@
 
 Of SST-2, 1,500 training sentences of twelve words or more are held out, and with them every training phrase that one
 of them contains.  Each variant trains for `--steps` on the rest, is scored on the slice on its source, and is
-ported to the targets and scored there.  One standard error is about one point.
+ported to the targets and scored there.  One standard error is about one point.  By default the variants are the
+ablation: each part of the method off, or smaller, in turn; `--variants` names others.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 
+from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import Examples, TaskData, load_task
 from uhl_cli.host.checkpoint import load_host
@@ -49,7 +53,41 @@ VARIANTS: dict[str, dict[str, object]] = {
     "readout-learning-rate-3e-3": {"readout_learning_rate": 3e-3},
     "noise-0.5": {"noise": 0.5},
     "weight-decay-0.1": {"weight_decay": 0.1},
+    "no-router": {"router": False},
+    "one-knot": {"knots": (1.0,)},
+    "anchors-1024": {"num_anchors": 1024},
+    "anchors-512": {"num_anchors": 512},
 }
+# The default with one part of the method off or smaller at a time.
+ABLATION = (
+    "default",
+    "no-updates",
+    "no-router",
+    "no-noise",
+    "one-knot",
+    "no-width-views",
+    "no-features",
+    "anchors-1024",
+    "anchors-512",
+)
+
+
+@contextmanager
+def router_of(kept: bool) -> Iterator[None]:
+    """Without a router all tokens take the same atoms: its rows are zero and stay so, the task's own logits decide."""
+    original = CanonicalAdapter.freeze_untrained
+
+    def without(adapter: CanonicalAdapter) -> None:
+        original(adapter)
+        router = adapter.get_parameter("router").requires_grad_(False)
+        router.data.zero_()
+
+    if not kept:
+        CanonicalAdapter.freeze_untrained = without  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CanonicalAdapter.freeze_untrained = original  # type: ignore[method-assign]
 
 
 def slice_of(train: Examples, *, held_out: int, least_words: int) -> tuple[Examples, Examples]:
@@ -71,7 +109,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=1500)
     parser.add_argument("--least-words", type=int, default=12)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(ABLATION), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -87,16 +125,19 @@ def main() -> None:
     results = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for variant in arguments.variants:
+            if f"{variant}/steps-{arguments.steps}/seed-{arguments.seed}" in results:
+                continue
             changes = dict(VARIANTS[variant])
             companions = tuple(changes.pop("companions", ()))
-            canonical_size = changes.pop("canonical_size", 256)
+            with_router = bool(changes.pop("router", True))
+            shape = {name: changes.pop(name) for name in list(changes) if name in AdapterConfig.model_fields}
             path = Path(folder) / f"{variant}.safetensors"
             options = PretrainOptions(
                 host=HostOptions(name=arguments.source),
                 data=DataOptions(task=arguments.task),
                 output=path,
                 companions=companions,
-                adapter=AdapterConfig(canonical_size=canonical_size),
+                adapter=AdapterConfig(**shape),
                 anchors=changes.pop("anchors", None),
                 num_anchors=changes.pop("num_anchors", 2048),
                 feature_words=changes.pop("feature_words", None),
@@ -104,7 +145,8 @@ def main() -> None:
             )
             others = [load_host(name, device="cpu") for name in companions]
             source = hosts[arguments.source]
-            trained = pretrain(source, data, options, companions=others, accelerator=Accelerator(cpu=True))
+            with router_of(with_router):
+                trained = pretrain(source, data, options, companions=others, accelerator=Accelerator(cpu=True))
             row = {"source": trained.model_dump(mode="json", exclude={"output"}), "targets": {}}
             adapter = UniversalAdapter.load(path)
             line = f"{variant}: source {trained.score.value:.3f} (updates off {trained.readout_only.value:.3f})"

@@ -124,7 +124,8 @@ def fresh_readout(target: Target, training: TrainingConfig) -> Row:
     """A canonical readout trained from scratch under the same alignment as `tuned`, with every update off."""
     task, host, manifest = target.data.task, target.host, target.adapter.manifest
     config = manifest.config.model_copy(update={"num_labels": len(task.labels), "kind": task.kind})
-    adapter = replace(target.adapter, manifest=manifest.model_copy(update={"config": config, "task": task}))
+    changed = manifest.model_copy(update={"config": config, "task": task})
+    adapter = replace(target.adapter, manifest=changed, features=None)  # a feature bank knows the file's readout alone
     alignment, plan, host_flops = adapter.align(host)
     trained = TaskAdapter(adapter.stored, config, new_readout=True, seed=training.seed)
     training = training.model_copy(update={"updates": False})
