@@ -223,15 +223,16 @@ def _rewriting_problems(rewrite: Callable[[], bytes], data: bytes, *, known: boo
         if not known:
             yield one_line(error.message).rstrip(".")
         return
-    if _with_texts_of(again, data) != data:
+    if _with_compressed_of(again, data) != data:
         same = next((index for index, (a, b) in enumerate(zip(again, data, strict=False)) if a != b), len(again))
         yield f"writing the content again gives other bytes, from byte {min(same, len(data)):,} on"
 
 
-def _with_texts_of(again: bytes, data: bytes) -> bytes:
-    """`again` with the compressed texts of `data`: builds of zlib differ in how they compress the same text."""
+def _with_compressed_of(again: bytes, data: bytes) -> bytes:
+    """`again` with the compressed texts and codes of `data`: builds of zlib differ in how they compress the same."""
     mine, given = load(again), load(data)
-    compressed = [name for name in ("anchors.texts", "features.texts") if name in mine]
+    parts = ("anchors.codes", "anchors.texts", "features.codes", "features.texts")
+    compressed = [name for name in parts if name in mine]
     if again == data or not compressed:
         return again
     mine |= {name: given[name] for name in compressed}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -11,30 +10,27 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.convert import to_file
-from uhl_cli.adapter.packing import pack_levels
-from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
-from uhl_cli.align.bank import AnchorBank
+from uhl_cli.adapter.store import write_adapter
 from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import TaskData, load_task
-from uhl_cli.errors import BudgetError, DataError, UsageError
+from uhl_cli.errors import DataError, UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Score, score
 from uhl_cli.pipeline.common import (
     Predictor,
     depth_quality,
     flop_report,
-    host_record,
     load,
     references_of,
     refuse_overwriting,
-    versions,
 )
 from uhl_cli.pipeline.features import feature_bank, more_texts
 from uhl_cli.pipeline.options import PretrainOptions
 from uhl_cli.pipeline.prepare import Prepared, prepare
+from uhl_cli.pipeline.pretrain_file import manifest_of, refuse_too_large
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
-from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, TrainingRecord
+from uhl_cli.schema import FeatureRecord, Manifest
 from uhl_cli.train.checkpoint import run_digest
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
@@ -98,8 +94,8 @@ def pretrain(
     config = options.adapter.model_copy(update={"num_labels": len(data.task.labels), "kind": data.task.kind})
     adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
     steps = total_steps(len(examples), training)
-    manifest = _manifest(host, companions, data, options, adapter, prepared.bank, steps)
-    size = _refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
+    manifest = manifest_of(host, companions, data, options, adapter, prepared.bank, steps)
+    size = refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
     room = options.max_bytes - size
     texts = more_texts(data, options, prepared.bank.anchors, config, room=room)
 
@@ -189,7 +185,7 @@ def _finish(
     atoms = None if atoms is None else round(atoms, 6)
     update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
     content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features)
-    size = _refuse_too_large(content, options.max_bytes)
+    size = refuse_too_large(content, options.max_bytes)
     if accelerator.is_main_process:
         write_adapter(options.output, content)
     accelerator.wait_for_everyone()
@@ -211,52 +207,3 @@ def _finish(
         feature_words=0 if features is None else features.anchors.num_words,
         flops=flop_report(host, ported, prepared.host_flops),
     )
-
-
-def _manifest(
-    host: Host,
-    companions: Sequence[Host],
-    data: TaskData,
-    options: PretrainOptions,
-    adapter: CanonicalAdapter,
-    bank: AnchorBank,
-    steps: int,
-) -> Manifest:
-    """Everything that is known before training; the score comes last."""
-    assert data.train is not None  # pretrain has checked it
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        config=adapter.config,
-        task=data.task,
-        label_counts=data.train.label_counts(len(data.task.labels)),
-        source=host_record(host),
-        companions=tuple(host_record(each) for each in companions),
-        training=TrainingRecord(
-            command=options.command(),
-            config=options.training,
-            steps=steps,
-            train_examples=len(data.train),
-            train_digest=data.train.digest(),
-            data=data.source[:1000],
-        ),
-        anchors=AnchorRecord(
-            origin=bank.anchors.origin,
-            texts=len(bank.anchors.texts),
-            words=bank.anchors.num_words,
-            digest=bank.anchors.digest,
-        ),
-        versions=versions(),
-        licence=options.licence,
-    )
-
-
-def _refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
-    """The file's size in bytes."""
-    size = len(to_bytes(content))
-    if size > max_bytes:
-        per_anchor = len(pack_levels(content.coordinates.codes)) / content.manifest.anchors.words
-        # Other anchors bring other texts, whose size is not known before; a few anchors less make room for them.
-        fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
-        hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
-        raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
-    return size
