@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=3000)
     parser.add_argument("--least-words", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     adapter = replace(UniversalAdapter.load(arguments.adapter), features=None)
@@ -155,6 +156,8 @@ def main() -> None:
             raise SystemExit(f"{arguments.output} is of another file or seed: name another --output")
     before: dict[str, dict[str, list[int]]] = {}
     for name, variant in VARIANTS.items():
+        if name != "no bank" and name not in arguments.variants:
+            continue
         wanted = [target for target in arguments.targets if f"{target}/{name}" not in content["results"]]
         if not wanted and name != "no bank":
             continue
