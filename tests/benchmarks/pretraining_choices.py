@@ -28,6 +28,7 @@ from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import Examples, TaskData, load_task
 from uhl_cli.host.checkpoint import load_host
+from uhl_cli.pipeline import prepare
 from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions, PretrainOptions
 from uhl_cli.pipeline.port import port
 from uhl_cli.pipeline.pretrain import pretrain
@@ -40,6 +41,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "companions-noise-1": {"companions": ("builtin:base", "builtin:small"), "companion_noise": 1.0},
     "canonical-128-anchors-4096": {"canonical_size": 128, "num_anchors": 4096},
     "anchors-general": {"anchors": "general"},
+    "anchors-general-plain": {"anchors": "general", "style": False},
     "no-features": {"feature_words": 0},
     "no-width-views": {"width_views": 0},
     "update-noise-1": {"update_noise": 1.0},
@@ -70,6 +72,18 @@ ABLATION = (
     "anchors-1024",
     "anchors-512",
 )
+
+
+@contextmanager
+def style_of(kept: bool) -> Iterator[None]:
+    """Without it the package's texts are anchors as they are, and not written like the task's."""
+    original = prepare._like_the_tasks
+    if not kept:
+        prepare._like_the_tasks = lambda texts, _: texts
+    try:
+        yield
+    finally:
+        prepare._like_the_tasks = original
 
 
 @contextmanager
@@ -129,7 +143,7 @@ def main() -> None:
                 continue
             changes = dict(VARIANTS[variant])
             companions = tuple(changes.pop("companions", ()))
-            with_router = bool(changes.pop("router", True))
+            with_router, styled = bool(changes.pop("router", True)), bool(changes.pop("style", True))
             shape = {name: changes.pop(name) for name in list(changes) if name in AdapterConfig.model_fields}
             path = Path(folder) / f"{variant}.safetensors"
             options = PretrainOptions(
@@ -145,7 +159,7 @@ def main() -> None:
             )
             others = [load_host(name, device="cpu") for name in companions]
             source = hosts[arguments.source]
-            with router_of(with_router):
+            with router_of(with_router), style_of(styled):
                 trained = pretrain(source, data, options, companions=others, accelerator=Accelerator(cpu=True))
             row = {"source": trained.model_dump(mode="json", exclude={"output"}), "targets": {}}
             adapter = UniversalAdapter.load(path)
