@@ -83,6 +83,22 @@ def assert_refused(tmp_path, data, error=FormatError):
     return caught.value
 
 
+def test_a_file_of_format_1_0_is_still_read(tmp_path):
+    """Its anchors have four bits a coordinate, two of them a byte; a reader of 1.1 codes refuses them."""
+    content = tiny_file()
+    old = replace(content, manifest=content.manifest.model_copy(update={"format_version": "1.0"}))
+    path = tmp_path / "old.safetensors"
+    write_adapter(path, old)
+    codes = content.coordinates.codes
+    assert load(path.read_bytes())["anchors.codes"].size == (codes.size + 1) // 2
+    again = read_adapter(path)
+    assert again.manifest.format_version == "1.0"
+    np.testing.assert_array_equal(again.coordinates.codes, codes)
+    assert to_bytes(again) == path.read_bytes()
+    newer = with_manifest(path.read_bytes(), lambda manifest: manifest | {"format_version": "1.1"})
+    assert "anchors.codes" in assert_refused(tmp_path, newer).message
+
+
 @pytest.mark.parametrize("featured", [False, True])
 @pytest.mark.parametrize("config", [SMALL, TOKENS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)])
 def test_what_is_read_is_what_was_written(tmp_path, config, featured):

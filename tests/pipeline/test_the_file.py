@@ -88,7 +88,24 @@ def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
     assert float((outputs["shuffled"] - outputs["none"]).square().mean() / spread) > 0.5  # the control
 
 
-def test_no_feature_bank_unless_asked_for(tmp_path):
+def test_a_feature_bank_is_made_unasked_where_there_is_text_and_room(tmp_path):
+    host = tiny_host("bert")
+    words = {}
+    for name, settings in (
+        ("text and room", {"anchors": "general", "max_bytes": 300_000}),
+        ("no room", {"anchors": "general", "max_bytes": 190_000}),
+        ("no text", {}),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        report = make_adapter(host, sequence_data(), path, feature_words=None, **settings)
+        words[name] = report.feature_words
+        assert report.bytes <= settings.get("max_bytes", 1_000_000)
+        assert (read_adapter(path).features is not None) == (report.feature_words > 0)
+    assert words["text and room"] >= MIN_WORDS
+    assert (words["no room"], words["no text"]) == (0, 0)
+
+
+def test_no_feature_bank_where_none_is_wanted(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
     report = make_adapter(host, sequence_data(), path, anchors="general")
     content = read_adapter(path)
