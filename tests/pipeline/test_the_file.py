@@ -119,13 +119,14 @@ def test_no_feature_bank_where_none_is_wanted(tmp_path):
     ("settings", "error", "words"),
     [
         ({}, DataError, "words of text for a feature bank"),
-        ({"anchors": "general", "max_bytes": 250_000}, BudgetError, "too few for a feature bank"),
+        ({"anchors": "general", "max_bytes": 190_000}, BudgetError, "too few for a feature bank"),
     ],
 )
-def test_a_feature_bank_that_cannot_be_is_refused_before_training(settings, error, words, tmp_path):
+def test_a_feature_bank_that_cannot_be_is_refused_before_training(settings, error, words, tmp_path, monkeypatch):
+    monkeypatch.setattr("uhl_cli.pipeline.pretrain.train", lambda *_, **__: pytest.fail("training began"))
     path = tmp_path / "adapter.safetensors"
     with pytest.raises(error, match=words) as caught:
-        make_adapter(tiny_host("bert"), sequence_data(), path, feature_words=30_000, max_steps=10**6, **settings)
+        make_adapter(tiny_host("bert"), sequence_data(), path, feature_words=30_000, **settings)
     assert caught.value.hint
     assert not path.exists()
 
@@ -156,13 +157,13 @@ def test_a_missing_anchor_file_is_an_error(tmp_path):
 def test_too_many_bytes_are_refused_before_training_with_a_number_that_fits(tmp_path, monkeypatch):
     path = tmp_path / "adapter.safetensors"
     monkeypatch.setattr("uhl_cli.pipeline.pretrain.train", lambda *_, **__: pytest.fail("training began"))
-    with pytest.raises(BudgetError, match="the limit is 200,000") as caught:
-        make_adapter(tiny_host("bert"), sequence_data(), path, max_bytes=200_000, num_anchors=256)
+    with pytest.raises(BudgetError, match="the limit is 180,000") as caught:
+        make_adapter(tiny_host("bert"), sequence_data(), path, max_bytes=180_000, num_anchors=256)
     assert not path.exists()
     monkeypatch.undo()
     fitting = int(caught.value.hint.rstrip(".").rsplit(" ", 1)[1])
-    report = make_adapter(tiny_host("bert"), sequence_data(), path, max_bytes=200_000, num_anchors=fitting)
-    assert report.bytes <= 200_000
+    report = make_adapter(tiny_host("bert"), sequence_data(), path, max_bytes=180_000, num_anchors=fitting)
+    assert report.bytes <= 180_000
 
 
 def test_too_many_flops_are_refused_before_training(tmp_path):
