@@ -207,9 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", type=Path)
     parser.add_argument("--targets", nargs="+", default=["minilm-l6", "minilm-l3", "wiki-256x4", "builtin:decoder"])
-    parser.add_argument(
-        "--methods", nargs="*", default=["lora", "full", "readout"], choices=["lora", "full", "readout"]
-    )
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--steps", nargs="+", type=int, default=[500, 3000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search-steps", type=int, default=150)

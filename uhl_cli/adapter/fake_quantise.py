@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uhl_cli.adapter.packing import MAX_LEVEL
+
 
 def largest_code(bits: int) -> int:
     """Largest code of a symmetric quantiser: 7 for 4 bits, 127 for 8."""
@@ -37,10 +39,6 @@ def fake_quantise(values: Tensor, bits: int) -> Tensor:
     """Values as they will be after storing, with the gradient of the identity (straight-through estimator)."""
     stored = dequantise(*codes_and_scales(values, bits))
     return values + (stored - values).detach() if values.requires_grad else stored
-
-
-# Largest code of a column's quantiser; see `packing.pack_levels`.
-MAX_LEVEL = 7
 
 
 def quantise_columns(values: Tensor, step: float) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from uhl_cli.errors import FormatError
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
 
+# Largest magnitude of a code that is stored entropy-coded.
 MAX_LEVEL = 7
 _HINT = "The file is damaged or was not written by uhl; get it again from its source."
 
