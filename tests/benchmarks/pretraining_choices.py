@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(ABLATION), choices=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"])
     arguments = parser.parse_args()
     where = None if arguments.task == "reviews" else str(arguments.shared / "data" / arguments.task)
     loaded = load_task(arguments.task, data=where, need_evaluation=False)
@@ -155,12 +156,18 @@ def main() -> None:
                 anchors=changes.pop("anchors", None),
                 num_anchors=changes.pop("num_anchors", 2048),
                 feature_words=changes.pop("feature_words", None),
-                training=TrainingConfig(max_steps=arguments.steps, seed=arguments.seed, **changes),
+                training=TrainingConfig(
+                    max_steps=arguments.steps,
+                    seed=arguments.seed,
+                    mixed_precision=arguments.mixed_precision,
+                    **changes,
+                ),
             )
             others = [load_host(name, device="cpu") for name in companions]
             source = hosts[arguments.source]
             with router_of(with_router), style_of(styled):
-                trained = pretrain(source, data, options, companions=others, accelerator=Accelerator(cpu=True))
+                accelerator = Accelerator(cpu=True, mixed_precision=arguments.mixed_precision)
+                trained = pretrain(source, data, options, companions=others, accelerator=accelerator)
             row = {"source": trained.model_dump(mode="json", exclude={"output"}), "targets": {}}
             adapter = UniversalAdapter.load(path)
             line = f"{variant}: source {trained.score.value:.3f} (updates off {trained.readout_only.value:.3f})"
