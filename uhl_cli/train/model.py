@@ -104,7 +104,11 @@ class TrainedModel(nn.Module):
             generator = torch.Generator(device=targets.device).manual_seed(seed)
             noise = AlignmentNoise(strength, config.update_noise, generator)
         folded = self._folded(place, view, updated)
-        with _precision(here.host), _attention(here.host), Injection(here.host.map, folded, dense=True, noise=noise) as injection:
+        with (
+            _precision(here.host),
+            _attention(here.host),
+            Injection(here.host.map, folded, dense=True, noise=noise) as injection,
+        ):
             logits, active = forward(here.host, injection, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
