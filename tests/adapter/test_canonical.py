@@ -85,20 +85,20 @@ def test_at_most_k_atoms_are_chosen_and_they_are_the_best(top_k):
     assert torch.equal(routing.indices[:, 0], values.argmax(1))
     fires = values.gather(1, routing.indices) > 0.8
     assert torch.equal(routing.weights > 0, fires)
-    assert torch.equal(routing.active, fires.float().sum(1))
-    assert {0.0, 1.0} <= set(routing.active.tolist())
+    assert torch.equal(routing.fires, fires.float())
+    assert {0.0, 1.0} <= set(routing.fires.flatten().tolist())
 
 
 def test_no_atom_fires_below_its_threshold_and_all_fire_above():
     none = route(logits(), torch.tensor([50.0, 50.0]))
     assert not none.weights.any()
-    assert not none.active.any()
+    assert not none.fires.any()
     both = route(logits(), torch.tensor([-50.0, -50.0]))
     torch.testing.assert_close(both.weights.sum(1), torch.ones(40))
-    assert both.active.eq(2).all()
+    assert both.fires.all()
     assert bool((both.weights[:, 0] > both.weights[:, 1]).all())
     first = route(logits(), torch.tensor([-50.0, 50.0]))
-    assert first.active.eq(1).all()
+    assert first.fires.eq(torch.tensor([1.0, 0.0])).all()
     assert torch.equal(first.weights[:, 0], both.weights[:, 0])  # the softmax is over the chosen, fire or not
 
 
@@ -106,8 +106,8 @@ def test_gates_pass_gradients_to_threshold_and_logits():
     values, threshold = logits().requires_grad_(), torch.tensor([0.5, 0.5], requires_grad=True)
     routing = route(values, threshold)
     hard = route(values.detach(), threshold.detach())
-    assert torch.equal(routing.active.detach().round(), hard.active)
+    assert torch.equal(routing.fires.detach().round(), hard.fires)
     torch.testing.assert_close(routing.weights.detach(), hard.weights)
-    routing.active.sum().backward()
+    routing.fires.sum().backward()
     assert bool((threshold.grad < 0).all())  # a higher threshold, fewer atoms
     assert values.grad.any()

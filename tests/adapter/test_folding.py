@@ -49,10 +49,14 @@ def observe(host, folded, kind, layer_index):
 
         return hook
 
-    # Hooks run in the order of their registration, so one sees the output before the edit and one after it.
+    def read(_module, args):
+        weight, bias = site.weight(), site.bias()
+        seen["raw"] = torch.nn.functional.linear(args[0], weight, bias).detach().clone()
+
+    # Hooks run in the order of their registration, so one sees the input before the edit, and one the output after it.
     handles = [
         layer.module.register_forward_pre_hook(stream, with_kwargs=True),
-        site.module.register_forward_hook(keep("raw")),
+        site.module.register_forward_pre_hook(read),
     ]
     with torch.inference_mode(), Injection(host.map, folded):
         handles.append(site.module.register_forward_hook(keep("changed")))
@@ -147,11 +151,13 @@ def test_folding_leaves_out_what_it_is_told_to():
     stored = {name: value.detach() for name, value in random_adapter().stored().items()}
     some = fold(stored, alignment, host.map, kind="sequence", layers=(1,), types=("q", "down"))
     assert set(some.layers) == {1}
-    assert set(some.layers[1].edits) == {"q", "down"}
+    assert set(some.layers[1].gains) == {"q", "down"}
+    assert set(some.layers[1].edits) == {"attention", "stream"}
     assert some.readout.layer is None
     full = fold(stored, alignment, host.map, kind="sequence")
     assert set(full.layers) == {0, 1}
-    assert set(full.layers[0].edits) == {"q", "k", "v", "o", "up", "down", "gate"}
+    assert set(full.layers[0].gains) == {"q", "k", "v", "o", "up", "down", "gate"}
+    assert set(full.layers[0].edits) == {"attention", "mlp", "stream"}
     assert full.readout.layer is not None
     none = fold(stored, alignment, host.map, kind="sequence", updates=False)
     assert not none.layers
@@ -179,7 +185,7 @@ def test_moving_detaches_and_casts():
     folded = fold(adapter.stored(), align_anchors(bank, states), host.map, kind="sequence")
     assert folded.layers[0].router.requires_grad
     moved = move(folded, torch.device("cpu"), torch.bfloat16)
-    parts = [moved.threshold, *moved.readout.taps.values(), moved.layers[1].edits["o"], moved.readout.layer.read]
+    parts = [moved.threshold, *moved.readout.taps.values(), moved.layers[1].edits["stream"], moved.readout.layer.read]
     assert all(part.dtype == torch.bfloat16 and not part.requires_grad for part in parts)
     assert not moved.noise_maps
     assert (moved.kind, SMALL.kind) == ("sequence", "sequence")

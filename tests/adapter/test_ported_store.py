@@ -124,6 +124,14 @@ def test_records_that_are_not_ours_are_refused(tmp_path, saved):
         refused(tmp_path, save(load(saved), metadata=metadata))
 
 
+def test_an_older_format_is_refused(tmp_path, saved):
+    header = header_of(saved)
+    record = json.loads(header["uhl-ported"]) | {"format_version": "2.0"}
+    (tmp_path / FILE_NAME).write_bytes(save(load(saved), {"uhl-ported": json.dumps(record)}))
+    with pytest.raises(FormatError, match=r"old format 2\.0"):
+        load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
+
+
 def test_missing_parts_are_refused(tmp_path, saved):
     tensors = load(saved)
     optional = ("layers.0.edits", "layers.1.edits", "taps.")  # a port may leave these out
@@ -140,8 +148,8 @@ def test_missing_parts_are_refused(tmp_path, saved):
         ("layers.0.router", lambda value: value[:3]),
         ("layers.0.read", lambda value: value.T),
         ("layers.0.read_bias", lambda value: value[:2]),
-        ("layers.1.edits.up", lambda value: value[:, :7]),
-        ("layers.1.edits.up", lambda value: value[:2]),
+        ("layers.1.edits.mlp", lambda value: value[:, :7]),
+        ("layers.1.edits.mlp", lambda value: value[:2]),
         ("readout_layer.edits.readout", lambda value: value[:, :2]),
         ("readout.out_weight", lambda value: value[:, :2]),
         ("readout.out_weight", lambda value: value[:1]),
@@ -165,7 +173,7 @@ def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, funct
     "names",
     [
         {"layers.0.router": "layers.x.router"},
-        {"layers.0.edits.q": "layers.0.edits.nonsense"},
+        {"layers.0.edits.attention": "layers.0.edits.nonsense"},
         {"taps.2": "taps.77"},
         {"taps.2": "taps.x"},
         {"layers.1.router": "layers.01.router"},

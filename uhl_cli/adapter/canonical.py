@@ -23,13 +23,13 @@ from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 class Routing:
     """Which atoms act on which token.  T tokens, k = top_k.
 
-    `indices` int64 [T, k]; `weights` [T, k], zero where an atom does not fire; `active` [T], the number of
-    atoms that fire, with the gradient of the gates.
+    `indices` int64 [T, k]; `weights` [T, k], zero where an atom does not fire; `fires` [T, k], one where it does,
+    with the gradient of the gates.
     """
 
     indices: Tensor
     weights: Tensor
-    active: Tensor
+    fires: Tensor
 
 
 class CanonicalAdapter(nn.Module):
@@ -108,8 +108,10 @@ def route(logits: Tensor, threshold: Tensor) -> Routing:
     gradient of a sigmoid gate.
     """
     values, indices = logits.topk(threshold.shape[0], dim=-1)
+    shares = functional.softmax(values, dim=-1)
+    if not values.requires_grad:
+        fires = (values > threshold).to(shares.dtype)
+        return Routing(indices, shares * fires, fires)
     gates = torch.sigmoid(values - threshold)
-    fires = (gates > 0.5).to(gates.dtype)
-    if gates.requires_grad:
-        fires = fires + gates - gates.detach()
-    return Routing(indices, functional.softmax(values, dim=-1) * fires, fires.sum(-1))
+    fires = (values > threshold).to(gates.dtype) + gates - gates.detach()
+    return Routing(indices, shares * fires, fires)

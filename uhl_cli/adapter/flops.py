@@ -33,6 +33,10 @@ def _embedding_bag(weight: Shape, indices: Shape, *_rest: object, **_options: ob
     return 2 * math.prod(indices) * weight[1]
 
 
+def _row_responses(_states: Shape, table: Shape, indices: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(indices) * table[1]
+
+
 def _matrix_vector(matrix: Shape, *_rest: object, **_options: object) -> int:
     return 2 * math.prod(matrix)
 
@@ -42,6 +46,7 @@ _COUNTED: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_embedding_bag": _embedding_bag,
     "_embedding_bag_forward_only": _embedding_bag,
+    "_embedding_bag_per_sample_weights_backward": _row_responses,
     "mv": _matrix_vector,
 }
 

@@ -37,6 +37,12 @@ def _embedding_bag(inputs: Values, _outputs: Values) -> int:
     return math.prod(indices) * weight[1]
 
 
+def _row_responses(inputs: Values, _outputs: Values) -> int:
+    """Multiply-adds of the products of states with the rows that `indices` gather, see `gathered.row_responses`."""
+    table, indices = (_shape(entry) for entry in inputs[1:3])
+    return math.prod(indices) * table[1]
+
+
 def _matmul(inputs: Values, outputs: Values) -> int:
     """Multiply-adds of a product of any dimensions; fvcore's own handler refuses a vector."""
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
@@ -54,6 +60,7 @@ def _nothing(_inputs: Values, _outputs: Values) -> int:
 HANDLERS: dict[str, Callable[[Values, Values], int]] = {
     "aten::scaled_dot_product_attention": _attention,
     "aten::embedding_bag": _embedding_bag,
+    "aten::_embedding_bag_per_sample_weights_backward": _row_responses,
     "aten::matmul": _matmul,
     "aten::mv": _matmul,
     "aten::bmm": _matmul,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout
+from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout, edit_columns
 from uhl_cli.adapter.plan import PortPlan
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import AdapterConfig
@@ -23,29 +25,29 @@ def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> Fold
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=like.dtype, device="meta")
 
-    def layer(edits: dict[str, int]) -> FoldedLayer:
+    def layer(edits: dict[str, int], types: Collection[str]) -> FoldedLayer:
         return FoldedLayer(
             router=empty(atoms, width),
             router_bias=empty(atoms),
             read=empty(atoms, width),
             read_bias=empty(atoms),
             edits={name: empty(atoms, features) for name, features in edits.items()},
-            gains={name: empty(atoms) for name in edits},
+            gains={name: empty(atoms) for name in types},
         )
 
     layers = {}
     for place in host_map.layers:
         kept = {name for name in (*READERS, *WRITERS) if name in plan.types}
-        edits = {name: site.out_features for name, site in place.sites.items() if name in kept}
-        if place.index in plan.layers and edits:
-            layers[place.index] = layer(edits)
+        sites = {name: site for name, site in place.sites.items() if name in kept}
+        if place.index in plan.layers and sites:
+            layers[place.index] = layer(edit_columns(sites.values(), width), sites)
     return FoldedAdapter(
         threshold=empty(config.top_k),
         layers=layers,
         readout=FoldedReadout(
             taps={depth: empty(readout, width) for depth in plan.tap_depths},
             bias=empty(readout),
-            layer=layer({"readout": readout}) if "readout" in plan.types else None,
+            layer=layer({"readout": readout}, ("readout",)) if "readout" in plan.types else None,
             pool=empty(readout) if config.kind == "sequence" else None,
             out_weight=empty(config.num_labels, readout),
             out_bias=empty(config.num_labels),

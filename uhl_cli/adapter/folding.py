@@ -1,12 +1,13 @@
 """Folding: canonical adapter + alignment + host weights -> the few matrices that a forward pass needs.
 
-All that does not depend on the token is multiplied out once (DESIGN 2.6): V P_in, R P_in, W P_out U^T, and the
-readout's first layer with the taps.  The same code serves training (with gradients) and porting (without).
+All that does not depend on the token is multiplied out once (DESIGN 2.6): V P_in, R P_in, P_out U^T (and W P_out U^T
+where a module is fused), and the readout's first layer with the taps.  The same code serves training (with gradients)
+and porting (without).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,10 +16,20 @@ from torch import Tensor
 from uhl_cli.adapter.canonical import mix, size_gains
 from uhl_cli.align.alignment import Alignment, LayerMaps
 from uhl_cli.align.features import FeaturePrior
-from uhl_cli.host.hostmap import HostMap
+from uhl_cli.host.hostmap import HostMap, Site
 
 READERS = ("q", "k", "v", "up", "gate")
 WRITERS = ("o", "down")
+# The edit that a type shares with others: what attention's readers and the MLP's read, and what writers write.
+_SHARED = {
+    "q": "attention",
+    "k": "attention",
+    "v": "attention",
+    "up": "mlp",
+    "gate": "mlp",
+    "o": "stream",
+    "down": "stream",
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +37,12 @@ class FoldedLayer:
     """Maps of one layer of a host of width d; M atoms.
 
     `router` [M, d] and `router_bias` [M] give the logits of a stream state; `read` [M, d] and `read_bias` [M]
-    the atoms' responses v_j . z.  `edits[type]` [M, out_features] is added to that module's output, weighted by
-    routing weight times response times `gains[type]` [M], which is g(t, type).  Writers' responses come from their
-    own output.  Gains stay apart because they alone differ between the task files of one adapter.
+    the atoms' responses v_j . z.  A type with `gains[type]` [M], which is g(t, type), is edited: the rows of
+    `edits[edit_name(site)]`, weighted by routing weight times response times gain, are added.  To what a reader reads,
+    [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host); to what a writer writes, [M, d], and there
+    the response is that of its own output; to the output of a part of a fused module, [M, out_features], because its
+    parts have a gain each and one input.  Gains stay apart because they alone differ between the task files of one
+    adapter.
     """
 
     router: Tensor
@@ -37,10 +51,6 @@ class FoldedLayer:
     read_bias: Tensor
     edits: dict[str, Tensor]
     gains: dict[str, Tensor]
-
-    def gained(self, name: str) -> Tensor:
-        """The edit of one type with its gain multiplied in."""
-        return self.gains[name][:, None] * self.edits[name]
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,6 @@ def fold(
     """
     read_gain, write_gain = size_gains(stored, alignment.width)
     task_bias = stored["task_router"] @ stored["task_embedding"]
-    device = stored["atoms_u"].device
     kept = set(types) if types is not None else {*READERS, *WRITERS, "readout"}
     folded: dict[int, FoldedLayer] = {}
     for layer in host_map.layers if updates else ():
@@ -100,18 +109,12 @@ def fold(
             continue
         maps = alignment.layers[layer.index]
         edits: dict[str, Tensor] = {}
-        for name, site in layer.sites.items():
-            if name not in kept:
-                continue
-            atoms = stored["atoms_u"] * write_gain
-            if name in WRITERS:
-                edits[name] = atoms @ maps.write_stream.T.to(device)
-            else:
-                write = maps.write_mlp if name in ("up", "gate") else maps.write_attention
-                weight = site.weight().to(device=device, dtype=torch.float32)
-                edits[name] = (atoms @ write.T.to(device)) @ weight.T
-        if edits:
-            folded[layer.index] = _folded_layer(stored, maps, read_gain, task_bias, edits)
+        sites = {name: site for name, site in layer.sites.items() if name in kept}
+        for site in sites.values():
+            if (name := edit_name(site)) not in edits:
+                edits[name] = _edit(site, maps, stored["atoms_u"] * write_gain)
+        if sites:
+            folded[layer.index] = _folded_layer(stored, maps, read_gain, task_bias, edits, sites)
     edited = updates and "readout" in kept
     readout = _fold_readout(stored, alignment, read_gain, task_bias, edited, shifted=edited or bool(folded))
     knots = stored["readout_in_weight"].shape[1] // read_gain.shape[0]
@@ -121,6 +124,25 @@ def fold(
         "readout": stored["readout_in_weight"] * read_gain.repeat(knots),
     }
     return FoldedAdapter(stored["threshold"], folded, readout, kind, noise_maps)
+
+
+def edit_name(site: Site) -> str:
+    """Which of a layer's edits a site takes: one that it shares, or its own if it is a part of a fused module."""
+    return site.type if site.fused else _SHARED[site.type]
+
+
+def edit_columns(sites: Iterable[Site], width: int) -> dict[str, int]:
+    """Columns of the edits that these sites of one layer take, on a host of this width."""
+    return {edit_name(site): site.out_features if site.fused else width for site in sites}
+
+
+def _edit(site: Site, maps: LayerMaps, atoms: Tensor) -> Tensor:
+    """P_out u_j of all atoms as rows, in the stream or in what the site reads; W P_out u_j for a part of a module."""
+    write = {"stream": maps.write_stream, "mlp": maps.write_mlp, "attention": maps.write_attention}[_SHARED[site.type]]
+    rows = atoms @ write.T.to(atoms.device)
+    if site.fused:
+        rows = rows @ site.weight().to(device=atoms.device, dtype=torch.float32).T
+    return rows
 
 
 def refold(
@@ -136,7 +158,7 @@ def refold(
     the readout; all else is shared with `folded`.  The caller answers for that.
     """
     layers = {
-        index: replace(layer, gains=_gains(stored, alignment.layers[index].depth, layer.edits))
+        index: replace(layer, gains=_gains(stored, alignment.layers[index].depth, layer.gains))
         for index, layer in folded.layers.items()
     }
     readout = folded.readout
@@ -147,7 +169,7 @@ def refold(
         shifted = edited or bool(folded.layers)
         readout = _fold_readout(stored, alignment, read_gain, task_bias, edited, shifted=shifted)
     elif readout.layer is not None:
-        readout = replace(readout, layer=replace(readout.layer, gains=_gains(stored, 1.0, readout.layer.edits)))
+        readout = replace(readout, layer=replace(readout.layer, gains=_gains(stored, 1.0, readout.layer.gains)))
     kind = "tokens" if readout.pool is None else "sequence"
     return replace(folded, threshold=stored["threshold"], layers=layers, readout=readout, kind=kind)
 
@@ -162,12 +184,13 @@ def _folded_layer(
     read_gain: Tensor,
     task_bias: Tensor,
     edits: dict[str, Tensor],
+    types: Collection[str],
 ) -> FoldedLayer:
     device = read_gain.device
     inward = read_gain[:, None] * maps.read.to(device)
     router, atoms = stored["router"] @ inward, stored["atoms_v"] @ inward
     mean = maps.mean.to(device)
-    gains = _gains(stored, maps.depth, edits)
+    gains = _gains(stored, maps.depth, types)
     return FoldedLayer(router, task_bias - router @ mean, atoms, -(atoms @ mean), edits, gains)
 
 
@@ -185,7 +208,9 @@ def _fold_readout(
     if update:
         # In canonical space the update edits z itself, so no projector stands between it and the readout.
         final = stored["readout_in_weight"][:, -gain.shape[0] :]
-        layer = _folded_layer(stored, alignment.layers[-1], gain, task_bias, {"readout": stored["atoms_u"] @ final.T})
+        layer = _folded_layer(
+            stored, alignment.layers[-1], gain, task_bias, {"readout": stored["atoms_u"] @ final.T}, ("readout",)
+        )
     return FoldedReadout(
         taps,
         bias,

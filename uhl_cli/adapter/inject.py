@@ -6,7 +6,7 @@ an adapter whose updates are zero leaves the host's output as it was, bit for bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from uhl_cli.adapter.canonical import Routing, route
-from uhl_cli.adapter.folding import WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout
+from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout, edit_name
+from uhl_cli.adapter.gathered import Bags, row_responses, row_sums, spread
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
 
@@ -57,7 +58,8 @@ class Injection:
         self._handles: list[RemovableHandle] = []
         self._routing: tuple[Routing, Tensor] | None = None
         self._features: Tensor | None = None
-        self._active: list[Tensor] = []
+        self._fired: list[Tensor] = []
+        self._bags: Bags | None = None
 
     def __enter__(self) -> Injection:
         if self._handles:
@@ -70,8 +72,8 @@ class Injection:
                     hook = self._layer_hook(layer.index)
                     self._handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
                 if folded is not None:
-                    for module, sites in _by_module(layer.sites, folded).items():
-                        self._handles.append(module.register_forward_hook(self._site_hook(sites, folded)))
+                    sites = (site for name, site in layer.sites.items() if name in folded.gains)
+                    self._handles.extend(self._attach(site, folded) for site in sites)
         except BaseException:
             self._detach()
             raise
@@ -96,7 +98,8 @@ class Injection:
     def _start(self) -> None:
         """Forget the forward pass before; the first layer's hook calls it, so that nothing piles up."""
         self._routing = self._features = None
-        self._active = []
+        self._fired = []
+        self._bags = None
 
     def readout_features(self, final_state: Tensor) -> Tensor:
         """Input of the readout's activation, float32 [batch, tokens, readout_size], after a forward pass."""
@@ -110,18 +113,18 @@ class Injection:
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
             routing, strength = self._respond(readout.layer, final_state)
-            edits, gain = self._apart(readout.layer, "readout")
-            features = features + self._edit(routing, strength, edits, gain).view_as(features)
+            part = readout.layer
+            features = self._added(features, routing, strength, part.edits["readout"], part.gains["readout"])
         self._features = None
         return features
 
     def active_atoms(self, mask: Tensor) -> Tensor:
         """Mean number of atoms that fire, over the tokens of `mask` [batch, tokens] and all routers; a scalar."""
-        if not self._active:
+        if not self._fired:
             return torch.zeros((), device=mask.device)
-        chosen = mask.reshape(-1).to(self._active[0].dtype)
-        counts = torch.stack(self._active)
-        return (counts * chosen).sum() / (chosen.sum().clamp_min(1) * len(self._active))
+        chosen = mask.reshape(-1).to(self._fired[0].dtype)
+        counts = torch.stack(self._fired).sum(-1)
+        return (counts * chosen).sum() / (chosen.sum().clamp_min(1) * len(self._fired))
 
     def _layer_hook(self, index: int) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
         folded = self._folded.layers.get(index)
@@ -144,7 +147,7 @@ class Injection:
     def _respond(self, folded: FoldedLayer, state: Tensor) -> tuple[Routing, Tensor]:
         """Routing of a stream state [batch, tokens, d], and p_j (v_j . z) for the chosen atoms [T, k]."""
         flat = state.reshape(-1, state.shape[-1])
-        logits = flat @ folded.router.T + folded.router_bias
+        logits = functional.linear(flat, folded.router, folded.router_bias)
         noise = None
         if self._noise is not None and self._noise.updates > 0:
             maps = self._folded.noise_maps
@@ -152,7 +155,7 @@ class Injection:
             noise = self._noise.sample(len(flat), both, self._noise.updates)
             logits = logits + noise[:, : len(logits[0])]
         routing = route(logits.float(), self._folded.threshold.float())
-        self._active.append(routing.active)
+        self._fired.append(routing.fires)
         responses = self._responses(flat, folded.read, routing.indices) + folded.read_bias[routing.indices]
         if noise is not None:
             responses = responses + noise[:, len(logits[0]) :].gather(1, routing.indices)
@@ -161,39 +164,43 @@ class Injection:
     def _responses(self, flat: Tensor, read: Tensor, indices: Tensor) -> Tensor:
         if self._dense:
             return (flat @ read.T).gather(1, indices)
-        return torch.bmm(read[indices], flat.unsqueeze(-1)).squeeze(-1)
+        return row_responses(flat, read, indices, self._bags_of(indices))
 
-    def _apart(self, folded: FoldedLayer, name: str) -> tuple[Tensor, Tensor | None]:
-        """Edit and gain of one type; in training the gain is multiplied in, and None is left."""
-        return (folded.gained(name), None) if self._dense else (folded.edits[name], folded.gains[name])
+    def _bags_of(self, indices: Tensor) -> Bags:
+        """Those of this forward pass; every layer sees as many tokens."""
+        if self._bags is None or self._bags.owner.shape[0] != indices.numel():
+            self._bags = Bags.of(indices.shape[0], indices.shape[1], indices.device)
+        return self._bags
 
-    def _edits_of(self, sites: list[Site], folded: FoldedLayer) -> tuple[Tensor, Tensor | None]:
-        """Edits [M, module's out_features] of all sites of one module; columns of no edited site are zero.
-
-        Sites of a fused module have a gain each, so there it is multiplied in, and None is left.
-        """
-        if len(sites) == 1 and sites[0].out_features == sites[0].module_features:
-            return self._apart(folded, sites[0].type)
-        first = folded.edits[sites[0].type]
-        joined = first.new_zeros(first.shape[0], sites[0].module_features)
-        for site in sites:
-            joined[:, site.columns] = folded.gained(site.type)
-        return joined, None
-
-    def _edit(self, routing: Routing, strength: Tensor, edits: Tensor, gain: Tensor | None) -> Tensor:
-        """Sum over the chosen atoms of strength times gain times edit row: [T, out_features]."""
-        if gain is not None:
-            strength = strength * gain[routing.indices]
+    def _added(self, to: Tensor, routing: Routing, strength: Tensor, edit: Tensor, gain: Tensor) -> Tensor:
+        """`to` [..., columns] plus the sum over the chosen atoms of strength times gain times edit row."""
+        weights = strength * gain[routing.indices]
         if self._dense:
-            spread = torch.zeros(len(strength), len(edits), dtype=strength.dtype, device=strength.device)
-            return spread.scatter(1, routing.indices, strength) @ edits
-        return functional.embedding_bag(routing.indices, edits, per_sample_weights=strength.to(edits.dtype), mode="sum")
+            return to + (spread(weights, routing.indices, len(edit)) @ edit).view_as(to).to(to.dtype)
+        change = row_sums(edit, routing.indices, weights, self._bags_of(routing.indices)).view_as(to).to(to.dtype)
+        # In place, because fresh memory for every site costs more than the sum.
+        return to + change if torch.is_grad_enabled() else change.add_(to)
 
-    def _site_hook(
-        self, sites: list[Site], folded: FoldedLayer
+    def _attach(self, site: Site, folded: FoldedLayer) -> RemovableHandle:
+        edit, gain = folded.edits[edit_name(site)], folded.gains[site.type]
+        if site.type in READERS and not site.fused:
+            return site.module.register_forward_pre_hook(self._input_hook(edit, gain))
+        return site.module.register_forward_hook(self._output_hook(site, folded.read, edit, gain))
+
+    def _input_hook(
+        self, edit: Tensor, gain: Tensor
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if self._routing is None:
+                return None
+            return (self._added(args[0], *self._routing, edit, gain), *args[1:])
+
+        return hook
+
+    def _output_hook(
+        self, site: Site, read: Tensor, edit: Tensor, gain: Tensor
     ) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
-        writer = sites[0].type in WRITERS
-        edits, gain = self._edits_of(sites, folded)
+        writer = site.type in WRITERS
 
         def hook(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
             if self._routing is None:
@@ -201,17 +208,11 @@ class Injection:
             routing, strength = self._routing
             if writer:
                 flat = output.reshape(-1, output.shape[-1])
-                strength = routing.weights * self._responses(flat, folded.read, routing.indices).float()
-            change = self._edit(routing, strength, edits, gain)
-            return output + change.view_as(output).to(output.dtype)
+                strength = routing.weights * self._responses(flat, read, routing.indices).float()
+            if not site.fused:
+                return self._added(output, routing, strength, edit, gain)
+            changed = output.clone()
+            changed[..., site.columns] = self._added(output[..., site.columns], routing, strength, edit, gain)
+            return changed
 
         return hook
-
-
-def _by_module(sites: Mapping[str, Site], folded: FoldedLayer) -> dict[nn.Module, list[Site]]:
-    """Edited sites grouped by module: a fused projection is one module with several sites."""
-    grouped: dict[nn.Module, list[Site]] = {}
-    for name, site in sites.items():
-        if name in folded.edits:
-            grouped.setdefault(site.module, []).append(site)
-    return grouped

@@ -55,13 +55,10 @@ def adapter_flops_per_token(
         if layer.index not in plan.layers or not sites:
             continue
         total += routing
-        modules: set[int] = set()
         for site in sites:
             if site.type not in READERS:
-                total += 2 * chosen * site.out_features
-            if id(site.module) not in modules:  # a fused module is edited once, over its whole width
-                modules.add(id(site.module))
-                total += 2 * chosen * site.module_features
+                total += 2 * chosen * width  # a writer's own responses
+            total += 2 * chosen * (site.out_features if site.fused else width)
     if "readout" in plan.types:
         total += routing + 2 * chosen * readout
     total += 2 * readout * width * len(plan.tap_depths)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer, FoldedReadout, move
+from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer, FoldedReadout, edit_columns, move
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FingerprintError, FormatError, NewerFormatError, UsageError
@@ -26,7 +26,7 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import Frozen, HostRecord
 
 FILE_NAME = "ported.safetensors"
-FORMAT_VERSION = "2.0"  # 1.0 had the gains multiplied into the edits
+FORMAT_VERSION = "3.0"  # 1.0 had the gains multiplied into the edits, 2.0 an edit for every type
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
@@ -76,7 +76,10 @@ def load_ported(
         record = PortedRecord.model_validate_json(header or "")
     except ValidationError as error:
         raise FormatError(f"{path} has no readable record of its task and host.", _HINT) from error
-    if int(record.format_version.split(".")[0]) > int(FORMAT_VERSION.split(".")[0]):
+    major, newest = (int(version.split(".")[0]) for version in (record.format_version, FORMAT_VERSION))
+    if major < newest:
+        raise FormatError(f"{path} has the old format {record.format_version}, which fits no model any more.", _HINT)
+    if major > newest:
         raise NewerFormatError(
             f"{path} has format {record.format_version}; this uhl reads up to {FORMAT_VERSION}.",
             "Run `pip install --upgrade uhl`.",
@@ -133,13 +136,15 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
     width, readout = host_map.hidden_size, folded.readout
     size = readout.bias.numel()
 
-    def layer(prefix: str, part: FoldedLayer, outputs: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    def layer(prefix: str, part: FoldedLayer, outputs: dict[str, tuple[str, int]]) -> dict[str, tuple[int, ...]]:
         atoms = part.read_bias.numel()
         shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}": (atoms, width) for name in ("router", "read")}
         shapes |= {f"{prefix}.{name}": (atoms,) for name in ("router_bias", "read_bias")}
-        known = [name for name in part.edits if name in outputs]
+        known = [name for name in part.gains if name in outputs]
         shapes |= {f"{prefix}.gains.{name}": (atoms,) for name in known}
-        return shapes | {f"{prefix}.edits.{name}": (atoms, outputs[name]) for name in known}
+        return shapes | {
+            f"{prefix}.edits.{edit}": (atoms, columns) for edit, columns in (outputs[name] for name in known)
+        }
 
     # No layer can choose more atoms than it has.
     parts = [*folded.layers.values(), *([readout.layer] if readout.layer is not None else [])]
@@ -149,7 +154,8 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
     for index, part in folded.layers.items():
         if index in range(host_map.num_hidden_layers):
             sites = host_map.layers[index].sites
-            shapes |= layer(f"layers.{index}", part, {name: site.out_features for name, site in sites.items()})
+            outputs = {name: next(iter(edit_columns([site], width).items())) for name, site in sites.items()}
+            shapes |= layer(f"layers.{index}", part, outputs)
     for depth in readout.taps:
         if depth in range(host_map.num_hidden_layers + 1):
             shapes[f"taps.{depth}"] = (size, width)
@@ -159,7 +165,7 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
     if readout.shift is not None:
         shapes["readout.shift"] = (size,)
     if readout.layer is not None:
-        shapes |= layer("readout_layer", readout.layer, {"readout": size})
+        shapes |= layer("readout_layer", readout.layer, {"readout": ("readout", size)})
         shapes.setdefault("readout_layer.edits.readout", (readout.layer.read_bias.numel(), size))
     if not readout.taps:
         shapes[f"taps.{host_map.num_hidden_layers}"] = (size, width)

@@ -47,6 +47,11 @@ class Site:
         """Output features of the whole module, which is wider than the site when it is fused."""
         return int(self.module.get_parameter("weight").shape[1 if self.transposed else 0])
 
+    @property
+    def fused(self) -> bool:
+        """The site is a part of a wider module."""
+        return self.out_features != self.module_features
+
     def bias(self) -> Tensor | None:
         """The site's bias as a detached [out_features] view, or None where the module has none."""
         bias = getattr(self.module, "bias", None)
