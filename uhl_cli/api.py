@@ -48,11 +48,13 @@ def align(
     *,
     plan: PortPlan | None = None,
     states: WordStates | None = None,
+    joint: bool = True,
     progress: Progress | None = None,
 ) -> Alignment:
     """Align a host to a bank's canonical space by the named strategy.
 
     :param states: The host's word states, where they are known already.
+    :param joint: See `align_anchors`.
 
     :raises AlignmentError: When the host takes in too few anchors, or its states are degenerate.
     """
@@ -63,7 +65,7 @@ def align(
         return align_embeddings(bank, rows, present, num_hidden_layers=host.num_hidden_layers)
     if states is None:
         states = word_states(host, bank.anchors, progress=progress)
-    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths)
+    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths, joint=joint)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,9 @@ class UniversalAdapter:
             raise UsageError("a model needs its tokenizer to be ported to.", "Call port(model, tokenizer).")
         else:
             host = wrap_host(model, tokenizer)
-        alignment, plan, host_flops = self.align(host, strategy=strategy, max_flops=max_flops, progress=progress)
+        alignment, plan, host_flops = self.align(
+            host, strategy=strategy, max_flops=max_flops, any_task=switchable, progress=progress
+        )
         ported = self.inject(host, alignment, plan, host_flops)
         if switchable:
             own = self.base or self
@@ -173,16 +177,23 @@ class UniversalAdapter:
         *,
         strategy: Strategy | None = None,
         max_flops: float = 10.0,
+        any_task: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Alignment, PortPlan, int]:
-        """The host's alignment, the plan that holds the FLOP limit, and the host's own FLOPs at 128 tokens."""
+        """The host's alignment, the plan that holds the FLOP limit, and the host's own FLOPs at 128 tokens.
+
+        :param any_task: Serve the readouts of other tasks too, to which a feature bank says nothing.
+        """
         host_flops = count_flops(host, None)
         config = self.manifest.config
         plan = plan_for(host, config, host_flops, max_flops)
         chosen = strategy or config.strategy
-        found = align(host, self.bank, chosen, plan=plan, progress=progress)
+        joint = any_task or self.features is None
+        found = align(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
         if chosen == "anchors":
             found = self.with_features(host, found, plan, progress=progress)
+            if found.features is None and not joint:  # the host takes in too few of the bank's words
+                found = align(host, self.bank, chosen, plan=plan, progress=progress)
         return found, plan, host_flops
 
     def with_features(
@@ -198,7 +209,7 @@ class UniversalAdapter:
             knots=config.knots,
             depths=plan.tap_depths,
             readout_size=config.readout_size,
-            prior=feature_prior(self.stored, alignment),
+            prior=feature_prior(self.stored, alignment, config.knots),
             progress=progress,
         )
         if maps is None:

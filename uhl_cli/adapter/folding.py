@@ -7,14 +7,14 @@ and porting (without).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from uhl_cli.adapter.canonical import mix, size_gains
-from uhl_cli.align.alignment import Alignment, LayerMaps
+from uhl_cli.align.alignment import Alignment, LayerMaps, single_taps
 from uhl_cli.align.features import FeaturePrior
 from uhl_cli.host.hostmap import HostMap, Site
 
@@ -203,7 +203,7 @@ def _fold_readout(
         taps = {depth: tap.to(gain.device) for depth, tap in alignment.features.taps.items()}
         bias = alignment.features.bias.to(gain.device)
     else:
-        taps, bias = _canonical_taps(stored, alignment, gain)
+        taps, bias = _canonical_taps(stored, gain, alignment.taps, alignment.tap_offset)
     layer = None
     if update:
         # In canonical space the update edits z itself, so no projector stands between it and the readout.
@@ -222,19 +222,22 @@ def _fold_readout(
     )
 
 
-def feature_prior(stored: dict[str, Tensor], alignment: Alignment) -> FeaturePrior:
-    """The maps to the readout's features and to the head-only control's logits by way of canonical space."""
+def feature_prior(stored: dict[str, Tensor], alignment: Alignment, knots: Sequence[float]) -> FeaturePrior:
+    """The maps to the readout's features, each knot's from the nearest depth, and to the head-only control's logits."""
     gain, _ = size_gains(stored, alignment.width)
-    taps, _ = _canonical_taps(stored, alignment, gain)
+    taps, offset = single_taps(alignment.layers, knots)
+    taps, _ = _canonical_taps(stored, gain, taps, offset)
     return FeaturePrior(taps, stored["head_weight"] @ alignment.layers[-1].read)
 
 
-def _canonical_taps(stored: dict[str, Tensor], alignment: Alignment, gain: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+def _canonical_taps(
+    stored: dict[str, Tensor], gain: Tensor, taps: dict[int, Tensor], offset: Tensor
+) -> tuple[dict[int, Tensor], Tensor]:
     """Taps and bias of the readout's first layer on canonical coordinates."""
     weight = stored["readout_in_weight"]
     gained = weight * gain.repeat(weight.shape[1] // gain.shape[0])
-    taps = {depth: gained @ tap.to(gain.device) for depth, tap in alignment.taps.items()}
-    return taps, stored["readout_in_bias"] + gained @ alignment.tap_offset.to(gain.device)
+    folded = {depth: gained @ tap.to(gain.device) for depth, tap in taps.items()}
+    return folded, stored["readout_in_bias"] + gained @ offset.to(gain.device)
 
 
 def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> FoldedAdapter:

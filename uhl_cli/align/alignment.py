@@ -82,10 +82,14 @@ class Alignment:
         return replace(self, layers=layers, taps=taps, tap_offset=self.tap_offset.to(device), features=features)
 
 
-def align_anchors(bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[int] | None = None) -> Alignment:
+def align_anchors(
+    bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[int] | None = None, joint: bool = True
+) -> Alignment:
     """Align by the anchors' states at every depth.
 
     :param tap_depths: Depths, 0 to L, that the readout's features are regressed on; all of them by default.
+    :param joint: False leaves out the regression of the readout's features on many depths at once, the dearest of all;
+        each knot then takes the map of the nearest depth.  Enough where a feature bank gives the readout its maps.
     :raises AlignmentError: When too few anchors remain or the states are degenerate.
     """
     depth = states.num_hidden_layers
@@ -103,6 +107,8 @@ def align_anchors(bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[
         writes = torch.split(outward, stream.shape[1]) if index < depth else (outward, outward, outward)
         layers.append(LayerMaps(index / depth, inward.input_mean, inward.weight.T.contiguous(), *writes))
         quality.append(_mean_r2(inward, z))
+    if not joint:
+        return _with_single_taps("anchors", bank, tuple(layers), tuple(quality))
     taps, offset, tap_quality = _fit_taps(
         bank, states, groups, list(range(depth + 1)) if tap_depths is None else tap_depths
     )
@@ -194,19 +200,23 @@ def cosine_basis(rows: int, columns: int) -> Tensor:
 def _with_single_taps(
     strategy: str, bank: AnchorBank, layers: tuple[LayerMaps, ...], quality: tuple[float, ...]
 ) -> Alignment:
-    """Readout features from the one depth nearest to each knot, by that depth's own read map."""
-    canonical = bank.scales.shape[1]
+    taps, offset = single_taps(layers, bank.knots)
+    return Alignment(strategy, layers[0].mean.shape[0], layers, taps, offset, quality, ())
+
+
+def single_taps(layers: Sequence[LayerMaps], knots: Sequence[float]) -> tuple[dict[int, Tensor], Tensor]:
+    """Taps and offset of readout features from the one depth nearest to each knot, by that depth's own read map."""
+    canonical, width = layers[0].read.shape
     depth = len(layers) - 1
-    width = layers[0].mean.shape[0]
     taps: dict[int, Tensor] = {}
-    offset = torch.zeros(len(bank.knots) * canonical)
-    for place, knot in enumerate(bank.knots):
+    offset = torch.zeros(len(knots) * canonical)
+    for place, knot in enumerate(knots):
         index = depth_index(knot, depth)
         rows = slice(place * canonical, (place + 1) * canonical)
-        tap = taps.setdefault(index, torch.zeros(len(bank.knots) * canonical, width))
+        tap = taps.setdefault(index, torch.zeros(len(knots) * canonical, width))
         tap[rows] = layers[index].read
         offset[rows] = -layers[index].read @ layers[index].mean
-    return Alignment(strategy, width, layers, taps, offset, quality, ())
+    return taps, offset
 
 
 def _mean_r2(fit: RidgeMap, targets: Tensor) -> float:

@@ -13,18 +13,33 @@ from torch import Tensor
 STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0, 100.0)
 
 
+# Rows that are held until their products are added: fewer and larger products, and fewer sums of D x D.
+_HELD_ROWS = 2048
+
+
 class Moments:
-    """Moments of inputs [rows, D] and outputs [rows, F], float64 on the CPU, about the first batch's means."""
+    """Moments of inputs [rows, D] and outputs [rows, F], float64 on the CPU, about the first rows' means."""
 
     def __init__(self) -> None:
         self.rows = 0
         self._centre: tuple[Tensor, Tensor] | None = None
         self._sums: tuple[Tensor, ...] = ()
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take in some rows; products are in float32 within a batch."""
+        """Take in some rows; products are in float32 within some thousand rows."""
         if not len(inputs):
             return
+        self.rows += len(inputs)
+        self._waiting.append((inputs, outputs))
+        if sum(len(each) for each, _ in self._waiting) >= _HELD_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        inputs, outputs = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
         if self._centre is None:
             self._centre = (inputs.mean(0), outputs.mean(0))
         x, y = inputs - self._centre[0], outputs - self._centre[1]
@@ -34,11 +49,11 @@ class Moments:
         else:
             for total, value in zip(self._sums, new, strict=True):
                 total.add_(value.cpu())
-        self.rows += len(inputs)
 
     def part(self, span: slice) -> Moments:
         """The moments of some of the inputs."""
         found = Moments()
+        self._flush()
         if self._centre is not None:
             x, y, xx, xy, yy = self._sums
             found.rows, found._centre = self.rows, (self._centre[0][span], self._centre[1])
@@ -47,17 +62,20 @@ class Moments:
 
     def about(self, x_mean: Tensor, y_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Second moments xx [D, D], xy [D, F] and yy [F] about the given means."""
+        self._flush()
         x, y, xx, xy, yy = self._sums
         (x_centre, y_centre) = self._centres
         dx, dy = x_centre - x_mean, y_centre - y_mean
-        outer = torch.outer(x, dx)
-        xx = xx + outer + outer.T + self.rows * torch.outer(dx, dx)
-        xy = xy + torch.outer(x, dy) + torch.outer(dx, y) + self.rows * torch.outer(dx, dy)
+        # One product of rank two: x dx' + dx (x + rows dx)'.
+        left, moved = torch.stack([x, dx], 1), x + self.rows * dx
+        xx = torch.addmm(xx, left, torch.stack([dx, moved]))
+        xy = torch.addmm(xy, left, torch.stack([dy, y + self.rows * dy]))
         return xx, xy, yy + 2 * dy * y + self.rows * dy.square()
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
         """Means of inputs and outputs."""
+        self._flush()
         x_centre, y_centre = self._centres
         return x_centre + self._sums[0] / self.rows, y_centre + self._sums[1] / self.rows
 
@@ -78,8 +96,9 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
     spread = (xx.diagonal() / fitted.rows).clamp_min(0).sqrt()
     spread = torch.where(spread < 1e-6 * spread.max(), torch.inf, spread)  # a constant input gets weight zero
     held_xx, held_xy, held_yy = held.about(x_mean, y_mean)
-    held_xx, held_xy = held_xx / torch.outer(spread, spread), held_xy / spread[:, None]
-    gram, moment = xx / torch.outer(spread, spread), xy / spread[:, None]
+    scale = torch.outer(spread, spread)
+    held_xx, held_xy = held_xx.div_(scale), held_xy / spread[:, None]
+    gram, moment = xx.div_(scale), xy / spread[:, None]
     start = torch.zeros_like(moment)
     if prior is not None:
         start = torch.where(torch.isfinite(spread)[:, None], prior.double() * spread[:, None], start)
@@ -93,9 +112,8 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
     held_x, held_y = held.means
     share = held.rows / rows
     x_all, y_all = x_mean + share * (held_x - x_mean), y_mean + share * (held_y - y_mean)
-    scale = torch.outer(spread, spread)
     parts = [each.about(x_all, y_all) for each in (fitted, held)]
-    gram = (parts[0][0] + parts[1][0]) / scale
+    gram = parts[0][0].add_(parts[1][0]).div_(scale)
     moment = (parts[0][1] + parts[1][1]) / spread[:, None]
     weight = torch.zeros_like(moment)
     for index, strength in enumerate(STRENGTHS):
@@ -109,6 +127,7 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
 
 def _solve(gram: Tensor, moment: Tensor, strength: float) -> Tensor:
     """(gram + strength) w = moment for a positive semi-definite gram."""
-    lower = torch.linalg.cholesky(gram + strength * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    solved: Tensor = torch.cholesky_solve(moment, lower)
+    raised = gram.clone()
+    raised.diagonal().add_(strength)
+    solved: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(raised))
     return solved

@@ -1,0 +1,162 @@
+"""What a ported model costs at run time: against the untouched host and against LoRA of `peft` on the same modules.
+
+    python tests/benchmarks/runtime.py --host SHARED/hosts/minilm-l6 --output tests/benchmarks/results/runtime.json
+
+One process; within a case the systems take turns, so that whatever else happens to the machine happens to all.  A
+ratio is that of two medians, and its spread the 10th to 90th percentile of the ratios of single turns.  Every system is
+the whole forward pass over made-up tokens: `ported` with its readout, LoRA unmerged and merged (which is the host's own
+cost).  `readout only` is the ported model without updates.
+Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `adapter.memory`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from uhl_cli.adapter.flops import count_map_flops
+from uhl_cli.adapter.flops_pass import PassShape, forward_pass
+from uhl_cli.adapter.folding import FoldedAdapter
+from uhl_cli.adapter.memory import adapter_bytes, peak_bytes
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.controls import without_updates
+from uhl_cli.files import write_text
+from uhl_cli.host.checkpoint import Host, load_host
+
+CASES = ((1, 16), (1, 128), (1, 512), (32, 16), (32, 128), (32, 512))
+Row = dict[str, Any]
+
+
+def with_lora(name: str, dtype: str, *, merged: bool) -> nn.Module:
+    """The host with rank-8 LoRA on every module that the adapter edits; its factors are not zero."""
+    host = load_host(name, device="cpu", dtype=dtype)
+    modules = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
+    config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=modules, init_lora_weights=False)
+    model = get_peft_model(host.map.base, config).eval()
+    if merged:
+        return model.merge_and_unload().eval()
+    assert not model.training
+    return model.to(host.map.embeddings.weight.dtype)
+
+
+def turns(systems: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every turn of every system; two turns first that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for turn in range(repetitions + 2):
+        for name, run in systems.items():
+            started = time.perf_counter()
+            run()
+            if turn > 1:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def forward_case(
+    host: Host, folded: FoldedAdapter, loras: dict[str, nn.Module], shape: PassShape, repetitions: int
+) -> Row:
+    """One case, all systems."""
+    ids = torch.arange(shape.batch_size * shape.tokens).view(shape.batch_size, shape.tokens) % 20_000
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        systems: dict[str, Callable[[], object]] = {}
+        for name, carried in (("host", None), ("ported", folded), ("readout only", without_updates(folded))):
+
+            def run(carried: FoldedAdapter | None = carried) -> object:
+                with forward_pass(host.map, carried, shape) as (module, tokens):
+                    return module(tokens)
+
+            systems[name] = run
+        for name, model in loras.items():
+            systems[name] = lambda model=model: model(input_ids=ids, attention_mask=mask)  # type: ignore[misc]
+        times = turns(systems, repetitions)
+    base = np.array(times["host"])
+    row: Row = {"milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()}}
+    row["ratio"] = {}
+    for name, values in times.items():
+        if name != "host":
+            low, high = np.percentile(np.array(values) / base, [10, 90])
+            middle = statistics.median(values) / statistics.median(times["host"])
+            row["ratio"][name] = {"value": middle, "low": float(low), "high": float(high)}
+    bare, carried_flops = (count_map_flops(host.map, each, shape) for each in (None, folded))
+    peaks = [peak_bytes(host.map, each, shape) for each in (None, folded)]
+    row |= {
+        "flops_percent": 100 * (carried_flops / bare - 1),
+        "peak_bytes": dict(zip(("host", "ported"), peaks, strict=True)),
+    }
+    return row
+
+
+def table(results: dict[str, Row]) -> list[str]:
+    """Markdown: a line a case, overhead over the host in percent."""
+    lines = ["| threads, precision, batch x length | host | FLOPs | ported | LoRA r8, unmerged | LoRA, merged |"]
+    lines.append("|---" * 6 + "|")
+
+    def cell(found: dict[str, float]) -> str:
+        return (
+            f"{100 * (found['value'] - 1):+.0f} % [{100 * (found['low'] - 1):+.0f}, {100 * (found['high'] - 1):+.0f}]"
+        )
+
+    for key, row in results.items():
+        cells = [cell(row["ratio"][name]) for name in ("ported", "LoRA", "LoRA merged")]
+        lines.append(
+            f"| {key} | {row['milliseconds']['host']:.1f} ms | {row['flops_percent']:+.1f} % | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--adapter", type=Path, default=Path("adapters/sst2-minilm-l6.safetensors"))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    adapter = UniversalAdapter.load(arguments.adapter)
+    results: dict[str, Row] = {}
+    memory: dict[str, Row] = {}
+    for dtype in arguments.dtypes:
+        host = load_host(arguments.host, device="cpu", dtype=dtype)
+        folded = adapter.port(host).folded
+        own = sum(value.nbytes for value in host.map.base.parameters())
+        memory[dtype] = {"host": own, "adapter": adapter_bytes(folded), "percent": 100 * adapter_bytes(folded) / own}
+        loras = {
+            name: with_lora(arguments.host, dtype, merged=merged)
+            for name, merged in (("LoRA", False), ("LoRA merged", True))
+        }
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            for batch, length in CASES:
+                if length > host.max_length:
+                    continue
+                key = f"{threads}, {dtype}, {batch} x {length}"
+                results[key] = forward_case(host, folded, loras, PassShape(batch, length), arguments.repetitions)
+                print(
+                    key,
+                    {k: round(v["value"], 3) for k, v in results[key]["ratio"].items()},
+                    file=sys.stderr,
+                    flush=True,
+                )
+                content = {"host": host.name, "torch": torch.__version__, "memory": memory, "results": results}
+                write_text(arguments.output, json.dumps(content, indent=1) + "\n")
+    print("\n".join(table(results)))
+    for dtype, row in memory.items():
+        print(f"{dtype}: the adapter's tensors take {row['adapter']:,} bytes, {row['percent']:.1f} % of the host's own")
+
+
+if __name__ == "__main__":
+    main()
