@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from uhl_cli.adapter.canonical import Routing, route
 from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout, edit_name
-from uhl_cli.adapter.gathered import Bags, row_responses, row_sums, spread
+from uhl_cli.adapter.gathered import Bags, chosen, row_responses, row_sums, spread
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
 
@@ -122,9 +122,9 @@ class Injection:
         """Mean number of atoms that fire, over the tokens of `mask` [batch, tokens] and all routers; a scalar."""
         if not self._fired:
             return torch.zeros((), device=mask.device)
-        chosen = mask.reshape(-1).to(self._fired[0].dtype)
+        seen = mask.reshape(-1).to(self._fired[0].dtype)
         counts = torch.stack(self._fired).sum(-1)
-        return (counts * chosen).sum() / (chosen.sum().clamp_min(1) * len(self._fired))
+        return (counts * seen).sum() / (seen.sum().clamp_min(1) * len(self._fired))
 
     def _layer_hook(self, index: int) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
         folded = self._folded.layers.get(index)
@@ -156,7 +156,7 @@ class Injection:
             logits = logits + noise[:, : len(logits[0])]
         routing = route(logits.float(), self._folded.threshold.float())
         self._fired.append(routing.fires)
-        responses = self._responses(flat, folded.read, routing.indices) + folded.read_bias[routing.indices]
+        responses = self._responses(flat, folded.read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
             responses = responses + noise[:, len(logits[0]) :].gather(1, routing.indices)
         return routing, routing.weights * responses.float()
@@ -174,7 +174,7 @@ class Injection:
 
     def _added(self, to: Tensor, routing: Routing, strength: Tensor, edit: Tensor, gain: Tensor) -> Tensor:
         """`to` [..., columns] plus the sum over the chosen atoms of strength times gain times edit row."""
-        weights = strength * gain[routing.indices]
+        weights = strength * chosen(gain, routing.indices)
         if self._dense:
             return to + (spread(weights, routing.indices, len(edit)) @ edit).view_as(to).to(to.dtype)
         change = row_sums(edit, routing.indices, weights, self._bags_of(routing.indices)).view_as(to).to(to.dtype)
