@@ -62,6 +62,33 @@ def turns(systems: dict[str, Callable[[], object]], repetitions: int) -> dict[st
     return times
 
 
+def compared(times: dict[str, list[float]]) -> Row:
+    """Medians, and ratios to the host with the spread of single turns."""
+    base = np.array(times["host"])
+    row: Row = {"milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()}}
+    row["ratio"] = {}
+    for name, values in times.items():
+        if name != "host":
+            low, high = np.percentile(np.array(values) / base, [10, 90])
+            middle = statistics.median(values) / statistics.median(times["host"])
+            row["ratio"][name] = {"value": middle, "low": float(low), "high": float(high)}
+    return row
+
+
+def compiled_case(name: str, dtype: str, adapter: UniversalAdapter, shape: PassShape, repetitions: int) -> Row:
+    """The host and the ported model, both by torch.compile, attached once."""
+    torch.compiler.reset()
+    bare, carrying = (load_host(name, device="cpu", dtype=dtype) for _ in range(2))
+    folded = adapter.port(carrying).folded
+    with (
+        torch.inference_mode(),
+        forward_pass(bare.map, None, shape) as (plain, ids),
+        forward_pass(carrying.map, folded, shape) as (ported, _),
+    ):
+        one, other = torch.compile(plain), torch.compile(ported)
+        return compared(turns({"host": lambda: one(ids), "ported": lambda: other(ids)}, repetitions))
+
+
 def forward_case(
     host: Host, folded: FoldedAdapter, loras: dict[str, nn.Module], shape: PassShape, repetitions: int
 ) -> Row:
@@ -80,14 +107,7 @@ def forward_case(
         for name, model in loras.items():
             systems[name] = lambda model=model: model(input_ids=ids, attention_mask=mask)  # type: ignore[misc]
         times = turns(systems, repetitions)
-    base = np.array(times["host"])
-    row: Row = {"milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()}}
-    row["ratio"] = {}
-    for name, values in times.items():
-        if name != "host":
-            low, high = np.percentile(np.array(values) / base, [10, 90])
-            middle = statistics.median(values) / statistics.median(times["host"])
-            row["ratio"][name] = {"value": middle, "low": float(low), "high": float(high)}
+    row = compared(times)
     bare, carried_flops = (count_map_flops(host.map, each, shape) for each in (None, folded))
     peaks = [peak_bytes(host.map, each, shape) for each in (None, folded)]
     row |= {
@@ -124,11 +144,19 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--compiled", nargs="*", default=["1x128", "32x128"], help="batch x length, by torch.compile")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     adapter = UniversalAdapter.load(arguments.adapter)
     results: dict[str, Row] = {}
     memory: dict[str, Row] = {}
+    compiled: dict[str, Row] = {}
+
+    def keep() -> None:
+        content = {"host": arguments.host.rstrip("/").split("/")[-1], "torch": torch.__version__, "memory": memory}
+        content |= {"results": results, "compiled": compiled}
+        write_text(arguments.output, json.dumps(content, indent=1) + "\n")
+
     for dtype in arguments.dtypes:
         host = load_host(arguments.host, device="cpu", dtype=dtype)
         folded = adapter.port(host).folded
@@ -151,9 +179,17 @@ def main() -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-                content = {"host": host.name, "torch": torch.__version__, "memory": memory, "results": results}
-                write_text(arguments.output, json.dumps(content, indent=1) + "\n")
+                keep()
+        for case in arguments.compiled:
+            batch, length = map(int, case.split("x"))
+            key = f"{arguments.threads[-1]}, {dtype}, {batch} x {length}"
+            shape = PassShape(batch, length)
+            compiled[key] = compiled_case(arguments.host, dtype, adapter, shape, arguments.repetitions)
+            keep()
     print("\n".join(table(results)))
+    for key, row in compiled.items():
+        found = row["ratio"]["ported"]
+        print(f"both compiled, {key}: {100 * (found['value'] - 1):+.1f} % over {row['milliseconds']['host']:.1f} ms")
     for dtype, row in memory.items():
         print(f"{dtype}: the adapter's tensors take {row['adapter']:,} bytes, {row['percent']:.1f} % of the host's own")
 
