@@ -85,9 +85,14 @@ class LoraClassifier(nn.Module):
 
 def train_lora(name: str, train: Examples, num_labels: int, settings: LoraSettings) -> LoraClassifier:
     """Train on a freshly loaded host; AdamW, linear warm-up, half a cosine to zero; cross entropy, a word a case."""
-    host = load_host(name, device="cpu")
-    model = LoraClassifier(host, num_labels, settings)
-    trained = model.trained_parameters()
+    model = LoraClassifier(load_host(name, device="cpu"), num_labels, settings)
+    take_steps(model, train, settings)
+    return model.eval()
+
+
+def take_steps(model: LoraClassifier, train: Examples, settings: LoraSettings) -> None:
+    """Train a model in place for as many steps as the settings say."""
+    host, trained = model.host, model.trained_parameters()
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.01)
     batches = batches_from(
         train, batch_size=settings.batch_size, seed=settings.seed, first_step=0, last_step=settings.steps
@@ -103,7 +108,6 @@ def train_lora(name: str, train: Examples, num_labels: int, settings: LoraSettin
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    return model.eval()
 
 
 @torch.inference_mode()
