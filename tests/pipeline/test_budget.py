@@ -273,7 +273,7 @@ def test_bert_large_by_its_configuration(file, tmp_path):
     assert (found.name, found.num_hidden_layers) == ("large", layers)
     k, atoms, readout = 2, SMALL.num_atoms, SMALL.readout_size
     route = 2 * atoms * d + 2 * k * d
-    layer = route + 2 * k * (3 * d + f) + 2 * (4 * k * d)
+    layer = route + 2 * k * (4 * d) + 2 * (4 * k * d)
     added = layers * layer + route + 2 * k * readout + 2 * readout * d * (layers + 1) + 2 * readout
     assert found.flops.fvcore.adapter == pytest.approx(2 * tokens * added, rel=0.01)
 
