@@ -5,7 +5,7 @@
 One process; within a case the systems take turns, so that whatever else happens to the machine happens to all.  A
 ratio is that of two medians, and its spread the 10th to 90th percentile of the ratios of single turns.  Every system is
 the whole forward pass over made-up tokens: `ported` with its readout, LoRA unmerged and merged (which is the host's own
-cost).  `readout only` is the ported model without updates.
+cost).  The longest case runs in float32 with the most threads alone.
 Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `adapter.memory`).
 """
 
@@ -30,7 +30,6 @@ from uhl_cli.adapter.flops_pass import PassShape, forward_pass
 from uhl_cli.adapter.folding import FoldedAdapter
 from uhl_cli.adapter.memory import adapter_bytes, peak_bytes
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.controls import without_updates
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
 
@@ -97,7 +96,7 @@ def forward_case(
     mask = torch.ones_like(ids)
     with torch.inference_mode():
         systems: dict[str, Callable[[], object]] = {}
-        for name, carried in (("host", None), ("ported", folded), ("readout only", without_updates(folded))):
+        for name, carried in (("host", None), ("ported", folded)):
 
             def run(carried: FoldedAdapter | None = carried) -> object:
                 with forward_pass(host.map, carried, shape) as (module, tokens):
@@ -144,7 +143,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repetitions", type=int, default=30)
-    parser.add_argument("--compiled", nargs="*", default=["1x128", "32x128"], help="batch x length, by torch.compile")
+    parser.add_argument(
+        "--compiled", nargs="*", default=["1x128", "32x128"], help="batch x length, by torch.compile, float32"
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     adapter = UniversalAdapter.load(arguments.adapter)
@@ -169,7 +170,8 @@ def main() -> None:
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             for batch, length in CASES:
-                if length > host.max_length:
+                longest = batch * length == max(one * other for one, other in CASES)
+                if length > host.max_length or (longest and (dtype, threads) != ("float32", max(arguments.threads))):
                     continue
                 key = f"{threads}, {dtype}, {batch} x {length}"
                 results[key] = forward_case(host, folded, loras, PassShape(batch, length), arguments.repetitions)
@@ -180,7 +182,7 @@ def main() -> None:
                     flush=True,
                 )
                 keep()
-        for case in arguments.compiled:
+        for case in arguments.compiled if dtype == "float32" else ():
             batch, length = map(int, case.split("x"))
             key = f"{arguments.threads[-1]}, {dtype}, {batch} x {length}"
             shape = PassShape(batch, length)
