@@ -28,7 +28,7 @@ from uhl_cli.host.encode import Encoded, encode
 # Step of a feature's code, in standard deviations.
 STEP = 1.4
 # Most regressors, unless a single state at every knot already has more: the cost grows with their square.  With 4,096,
-# all depths of minilm-l6, a port to it took nearly twice as long and scored no more (README).
+# all depths of minilm-l6, a port to it took up to 1.7 times as long and scored no more (README).
 MAX_REGRESSORS = 1536
 # One batch of texts in this many is held out to choose the strength of the ridge.
 HELD_OUT = 4
