@@ -77,7 +77,7 @@ class PortReport(Frozen):
     source_score: Score | None
     quality: tuple[DepthQuality, ...]
     readout_quality: tuple[float, ...] = Field(
-        description="held-out R^2 of the canonical coordinates that a readout takes, one a knot; empty by a feature bank"
+        description="held-out R^2 of a readout's canonical coordinates, one a knot; empty with a feature bank"
     )
     feature_quality: float | None = Field(
         None, description="held-out R^2 of the readout's features by the feature bank, if there is one; 0.88 at most"
