@@ -89,3 +89,7 @@ class OutputError(UhlError):
 
 class TrainingError(UhlError):
     """Training diverged, or a checkpoint does not fit the run."""
+
+
+class RunError(UhlError):
+    """Runs of a comparison failed; the others are there."""

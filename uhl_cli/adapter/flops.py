@@ -51,8 +51,8 @@ _COUNTED: dict[str, Callable[..., int]] = {
 }
 
 
-def _handlers() -> dict[Any, Any]:
-    """Handlers by operator; one that this version of torch lacks is skipped."""
+def counted_operators() -> dict[Any, Any]:
+    """What torch's counter must be told: handlers by operator; one that this version of torch lacks is skipped."""
     operators = torch.ops.aten
     return {getattr(operators, name): count for name, count in _COUNTED.items() if hasattr(operators, name)}
 
@@ -72,7 +72,7 @@ def count_map_flops(host_map: HostMap, folded: FoldedAdapter | None, shape: Pass
     """The same for a model of which only the map is there, such as one on the meta device."""
     with (
         forward_pass(host_map, folded, shape) as (module, ids),
-        FlopCounterMode(display=False, custom_mapping=_handlers()) as counter,
+        FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter,
     ):
         module(ids)
     return int(counter.get_total_flops())

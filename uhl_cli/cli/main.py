@@ -8,6 +8,7 @@ import typer
 
 from uhl_cli import __version__
 from uhl_cli.cli.budget import budget
+from uhl_cli.cli.compare import compare
 from uhl_cli.cli.demo import demo
 from uhl_cli.cli.inspect import inspect
 from uhl_cli.cli.port import port
@@ -46,6 +47,7 @@ app.command(epilog="Example: uhl port adapter.safetensors --target prajjwal1/ber
 app.command(epilog="Example: uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2")(tune)
 app.command(epilog="Example: uhl inspect adapter.safetensors --verify")(inspect)
 app.command(epilog="Example: uhl budget adapter.safetensors --target bert-large-uncased --json")(budget)
+app.command(epilog="Example: uhl compare --config published --mode trial --results-dir results")(compare)
 
 
 def main() -> None:

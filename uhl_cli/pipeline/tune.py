@@ -21,7 +21,7 @@ from uhl_cli.pipeline.common import (
 )
 from uhl_cli.pipeline.optimise import optimise
 from uhl_cli.pipeline.options import TuneOptions
-from uhl_cli.pipeline.tune_setting import settle, train_task
+from uhl_cli.pipeline.tune_setting import Aligned, settle, train_task
 from uhl_cli.reports import Reporter, TuneReport, silent
 from uhl_cli.train.loop import RunFiles
 from uhl_cli.train.task_adapter import TaskAdapter
@@ -74,8 +74,11 @@ def tune(
     accelerator: Accelerator,
     files: RunFiles | None = None,
     reporter: Reporter = silent,
+    aligned: Aligned | None = None,
 ) -> TuneReport:
     """Tune a loaded adapter on a loaded host and write the task file.
+
+    :param aligned: See `settle`.
 
     The task is the adapter's own when name, kind and labels agree; then delta-theta is all that is trained.
 
@@ -84,7 +87,7 @@ def tune(
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     started = time.monotonic()
-    setting = settle(adapter, host, data, options, reporter)
+    setting = settle(adapter, host, data, options, reporter, aligned)
     record = setting.record
     trained = TaskAdapter(adapter.stored, record.config, new_readout=not record.own_task, seed=options.training.seed)
     trained.to(accelerator.device)

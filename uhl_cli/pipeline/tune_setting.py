@@ -53,9 +53,21 @@ class Setting:
         return Predictor(tuned, self.data.evaluation, batch_size=batch_size, reporter=self.reporter)
 
 
-def settle(adapter: UniversalAdapter, host: Host, data: TaskData, options: TuneOptions, reporter: Reporter) -> Setting:
+Aligned = tuple[Alignment, PortPlan, int]
+"""What `UniversalAdapter.align` gives: alignment, plan, FLOPs of the host."""
+
+
+def settle(
+    adapter: UniversalAdapter,
+    host: Host,
+    data: TaskData,
+    options: TuneOptions,
+    reporter: Reporter,
+    aligned: Aligned | None = None,
+) -> Setting:
     """Align the host and say what the task file will be.
 
+    :param aligned: The adapter's alignment to this host, where it is known and the task is the adapter's own.
     :raises DataError: When there is nothing to train on.
     :raises UsageError: When more active atoms are asked for than the adapter has.
     :raises AlignmentError: When the host cannot be aligned.
@@ -91,9 +103,11 @@ def settle(adapter: UniversalAdapter, host: Host, data: TaskData, options: TuneO
         versions=versions(),
     )
     # The plan depends on the kind of task, so it is made for the adapter with the new task's readout.
-    alignment, plan, host_flops = adapter.with_parameters(record, {}).align(
-        host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
-    )
+    if aligned is None or not own_task:
+        aligned = adapter.with_parameters(record, {}).align(
+            host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+        )
+    alignment, plan, host_flops = aligned
     return Setting(adapter, host, data, options, record, alignment, plan, host_flops, reporter)
 
 

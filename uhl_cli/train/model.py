@@ -106,7 +106,7 @@ class TrainedModel(nn.Module):
         folded = self._folded(place, view, updated)
         with (
             _precision(here.host),
-            _attention(here.host),
+            plain_attention(here.host),
             Injection(here.host.map, folded, dense=True, noise=noise) as injection,
         ):
             logits, active = forward(here.host, injection, encoded, words)
@@ -138,7 +138,7 @@ def _precision(host: Host) -> AbstractContextManager[object]:
     return torch.autocast(weight.device.type, dtype=weight.dtype)
 
 
-def _attention(host: Host) -> AbstractContextManager[object]:
+def plain_attention(host: Host) -> AbstractContextManager[object]:
     """On a CPU under autocast, attention by plain products: there the fused kernel's backward pass takes a
     quarter of a step (55 ms of 240 at 22 M parameters)."""
     device = host.device.type

@@ -1,0 +1,273 @@
+"""Configurations of runs: YAML, validated; one run a file, or a grid that stands for many."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from uhl_cli.compare.methods import METHODS
+from uhl_cli.errors import UsageError
+from uhl_cli.pipeline.options import DataOptions, HostOptions, tuning_defaults
+from uhl_cli.schema import Frozen, TrainingConfig
+
+SETS = Path(__file__).parent / "sets"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
+
+
+class AdapterSection(Frozen):
+    """The adapter that is ported: a file, or one that is pretrained on `source` with the run's data set and seed.
+
+    :param pretraining: How it is pretrained; a seed in it is replaced by the run's.
+    :param anchors: As `uhl pretrain --anchors`.
+    """
+
+    file: Path | None = None
+    source: HostOptions | None = None
+    pretraining: TrainingConfig = TrainingConfig()
+    anchors: str | None = "general"
+    num_anchors: int = Field(2048, ge=32, le=100_000)
+    feature_words: int | None = Field(None, ge=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> AdapterSection:
+        if (self.file is None) == (self.source is None):
+            raise ValueError("an adapter is a file or has a source")
+        return self
+
+
+class DatasetSection(DataOptions):
+    """The data set; `task` is needed."""
+
+    task: str
+
+
+class TrainingSection(Frozen):
+    """How a method is trained on the target; `rank`, `alpha` and `atoms` are of use to LoRA and SAT-LoRA alone."""
+
+    steps: int = Field(500, ge=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="used as it is where there is no search")
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    max_length: int = Field(128, ge=4, le=100_000)
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0)
+    atoms: int = Field(32, ge=1, le=4096, description="rows of each of SAT-LoRA's dictionaries")
+    gradient_clip: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    mixed_precision: str = Field("no", pattern="^(no|bf16|fp16)$")
+
+
+class EvaluationSection(Frozen):
+    """How a run is scored and measured.
+
+    :param timing_repetitions: Passes of the wall-clock measurement; 0 leaves it out.
+    """
+
+    batch_size: int = Field(64, ge=1)
+    sequence_length: int = Field(128, ge=1)
+    timing_batch_size: int = Field(8, ge=1)
+    timing_repetitions: int = Field(10, ge=0)
+
+
+class BudgetSection(Frozen):
+    """What a run must hold to count among the best."""
+
+    max_bytes: int = Field(1_000_000, ge=1)
+    max_flops: float = Field(10.0, gt=0, description="percent of the host's own")
+    max_atoms: float = Field(2.0, gt=0, description="active atoms per token")
+
+
+class SearchSection(Frozen):
+    """The search of a learning rate on training examples that are held out for it; without rates there is none.
+
+    A best rate on the edge is followed beyond it, by `edge_factor` and `edge_tries` times at most.
+    """
+
+    learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    steps: int = Field(150, ge=1)
+    held_out: int = Field(2000, ge=1)
+    edge_factor: float = Field(3.0, gt=1)
+    edge_tries: int = Field(2, ge=0, le=10)
+
+
+class RunConfig(Frozen):
+    """One run: a method on a host and a data set."""
+
+    run_id: Name
+    method: str
+    host: HostOptions
+    adapter: AdapterSection | None = None
+    dataset: DatasetSection
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    budget: BudgetSection = BudgetSection()
+    search: SearchSection = SearchSection()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"there is no method {value!r}; choose from {', '.join(METHODS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _ported_needs_adapter(self) -> RunConfig:
+        if METHODS[self.method].kind != "retrained" and self.adapter is None:
+            raise ValueError(f"method {self.method} needs an adapter section")
+        return self
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.training.seed
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """(data set, host): runs of one group are compared with each other."""
+        return self.dataset.task, self.host.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything but the name."""
+        return hashlib.sha256(self.model_dump_json(exclude={"run_id"}).encode()).hexdigest()
+
+    def tuning(self) -> TrainingConfig:
+        """What `uhl tune` trains with in this run; the rate is that of delta-theta."""
+        chosen = ("batch_size", "learning_rate", "weight_decay", "max_length", "gradient_clip", "seed")
+        own = {name: getattr(self.training, name) for name in chosen}
+        own |= {"max_steps": self.training.steps, "mixed_precision": self.training.mixed_precision}
+        own["warmup_fraction"] = min(1.0, self.training.warmup_steps / self.training.steps)
+        return TrainingConfig(**{**tuning_defaults().model_dump(), **own})
+
+
+class _Seeds(Frozen):
+    seeds: tuple[int, ...] = (0,)
+
+
+class Grid(Frozen):
+    """Every method on every host and data set.
+
+    A run has the sections of `defaults`, over them those of its data set, over them those of its method, and last
+    those that its data set gives for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED.
+    """
+
+    hosts: tuple[str, ...] = Field(min_length=1)
+    datasets: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    defaults: dict[str, Any] = Field(default_factory=dict)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The configurations, not yet validated, in an order that keeps a host and a data set together."""
+        found = []
+        for task, dataset in self.datasets.items():
+            sections = {name: part for name, part in dataset.items() if name not in ("seeds", "methods")}
+            special = dataset.get("methods", {})
+            for seed in _Seeds(seeds=dataset.get("seeds", (0,))).seeds:
+                for host in self.hosts:
+                    for method, overrides in self.methods.items():
+                        run = _merged(self.defaults, sections, overrides, special.get(method, {}))
+                        place = {
+                            "run_id": "--".join(_slug(part) for part in (method, host, task, f"s{seed}")),
+                            "method": method,
+                            "host": {"name": host},
+                            "dataset": {"task": task},
+                            "training": {"seed": seed},
+                        }
+                        found.append(_merged(run, place))
+        return found
+
+
+def _merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Later parts over earlier ones, section by section."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            old = result.get(name)
+            result[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-") or "x"
+
+
+def load_configs(names: list[str]) -> list[RunConfig]:
+    """The runs of files, or of shipped sets by name (`local`, `published`), in their order.
+
+    :raises UsageError: When one cannot be read, has an unknown key, or two runs share a name.
+    """
+    runs: dict[str, RunConfig] = {}
+    for name in names:
+        for run in _from_file(_locate(name)):
+            if run.run_id in runs and runs[run.run_id] != run:
+                raise UsageError(f"two runs are called {run.run_id}.", "Give every run a run_id of its own.")
+            runs[run.run_id] = run
+    if not runs:
+        raise UsageError("there is no run to make.", "Name a file or a set with --config.")
+    return list(runs.values())
+
+
+def shipped_sets() -> list[str]:
+    """Names of the sets that ship."""
+    return sorted(path.stem for path in SETS.glob("*.yaml"))
+
+
+def _locate(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    if name in shipped_sets():
+        return SETS / f"{name}.yaml"
+    raise UsageError(f"there is no configuration {name}.", f"Name a YAML file, or one of {', '.join(shipped_sets())}.")
+
+
+def _from_file(path: Path) -> list[RunConfig]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}.", "It must be a YAML file.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no configuration.", "See `uhl compare --help`.")
+    try:
+        if set(content) == {"grid"}:
+            return [RunConfig.model_validate(run) for run in Grid.model_validate(content["grid"]).runs()]
+        return [RunConfig.model_validate(content)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(f"{path}: {where}: {first['msg']}.", "Mend the configuration.") from error
+
+
+def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None:
+    """Refuse a place (`--at NAME=PATH`) of a name that no run has.
+
+    :raises UsageError: When there is one.
+    """
+    known = {run.host.name for run in runs} | {run.dataset.task for run in runs}
+    known |= {run.adapter.source.name for run in runs if run.adapter and run.adapter.source}
+    odd = sorted(set(places) - known)
+    if odd:
+        raise UsageError(f"no run has a host or data set {odd[0]!r}.", f"They are {', '.join(sorted(known))}.")
+
+
+def trial(run: RunConfig) -> RunConfig:
+    """The run at its smallest: two steps on a handful of examples, to see that everything works."""
+    small = {
+        "dataset": {"limit_train": 48, "limit_evaluation": 24},
+        "training": {"steps": 2, "batch_size": 8, "warmup_steps": 1, "max_length": 32, "mixed_precision": "no"},
+        "evaluation": {"timing_repetitions": 2, "timing_batch_size": 1},
+        "search": {"learning_rates": run.search.learning_rates[:1], "steps": 1, "held_out": 8, "edge_tries": 0},
+    }
+    if run.adapter is not None and run.adapter.source is not None:
+        small["adapter"] = {
+            "pretraining": {"max_steps": 2, "batch_size": 8, "max_length": 32, "width_views": 1},
+            "num_anchors": 256,
+            "feature_words": 0,
+        }
+    return RunConfig.model_validate(_merged(run.model_dump(), small))

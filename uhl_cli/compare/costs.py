@@ -1,0 +1,98 @@
+"""What a run costs beside its bare host: bytes, memory, FLOPs, wall-clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from uhl_cli.adapter.flops import counted_operators
+from uhl_cli.adapter.memory import adapter_bytes
+from uhl_cli.adapter.ported import PortedModel, forward
+from uhl_cli.compare.baselines import Retrained
+from uhl_cli.compare.config import EvaluationSection
+from uhl_cli.compare.results import Costs
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import Encoded, encode
+
+WARM_UP_PASSES = 2
+_MEGABYTE = 1e6
+Pass = Callable[[Encoded], object]
+
+
+def ported_costs(
+    ported: PortedModel, bare: Host, evaluation: EvaluationSection, *, file_bytes: int, atoms: float | None
+) -> Costs:
+    """Costs of a ported model; its host may be `bare` itself, since it is changed only while it is attached."""
+
+    def attached(encoded: Encoded) -> object:
+        # A word a token: what a token task's readout averages over words is next to nothing.
+        words = torch.eye(encoded.content_mask.numel(), device=bare.device) if ported.task.kind == "tokens" else None
+        with ported.attached() as injection:
+            return forward(ported.host, injection, encoded, words)
+
+    flops, clock = _overheads(bare, attached, evaluation)
+    memory = adapter_bytes(ported.folded) / _MEGABYTE
+    return Costs(
+        adapter_bytes=file_bytes, memory_mb=memory, flops_percent=flops, atoms_per_token=atoms, wall_clock_percent=clock
+    )
+
+
+def retrained_costs(model: Retrained, bare: Host, evaluation: EvaluationSection) -> Costs:
+    """Costs of a baseline, unmerged; a whole host that was trained costs its own size again."""
+
+    def changed(encoded: Encoded) -> object:
+        return model(encoded)
+
+    flops, clock = _overheads(bare, changed, evaluation)
+    memory = sum(value.nbytes for value in model.trained_parameters()) / _MEGABYTE
+    return Costs(adapter_bytes=model.stored_bytes(), memory_mb=memory, flops_percent=flops, wall_clock_percent=clock)
+
+
+def nothing_costs() -> Costs:
+    """Costs of the untouched host."""
+    return Costs(adapter_bytes=0, memory_mb=0.0, flops_percent=0.0)
+
+
+@torch.inference_mode()
+def _overheads(bare: Host, changed: Pass, evaluation: EvaluationSection) -> tuple[float, float | None]:
+    """(FLOPs, wall-clock) of `changed` beyond the bare host's own pass, in percent."""
+    single = _batch(bare, 1, evaluation.sequence_length)
+
+    def alone(encoded: Encoded) -> object:
+        return bare.map.base(**encoded.model_inputs())
+
+    own, others = _flops(alone, single), _flops(changed, single)
+    flops = 100 * (others - own) / own
+    if evaluation.timing_repetitions == 0:
+        return flops, None
+    batch = _batch(bare, evaluation.timing_batch_size, evaluation.sequence_length)
+    ratios = []
+    for index in range(WARM_UP_PASSES + evaluation.timing_repetitions):
+        first, second = _seconds(alone, batch), _seconds(changed, batch)
+        if index >= WARM_UP_PASSES:
+            ratios.append(second / first)
+    return flops, 100 * (statistics.median(ratios) - 1)
+
+
+def _batch(host: Host, batch_size: int, length: int) -> Encoded:
+    """Texts of one word repeated up to the length."""
+    length = min(length, host.max_length)
+    return encode(host, ["good " * length] * batch_size, None, max_length=length).to(host.device)
+
+
+def _flops(run: Pass, encoded: Encoded) -> int:
+    with FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter:
+        run(encoded)
+    return int(counter.get_total_flops())
+
+
+def _seconds(run: Pass, encoded: Encoded) -> float:
+    started = time.perf_counter()
+    run(encoded)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,212 @@
+"""`uhl compare`: a set of run configurations in, a folder a run and one comparison out."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, aggregate
+from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, trial
+from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
+from uhl_cli.compare.fit import Search
+from uhl_cli.compare.results import RunFolder, RunMetrics
+from uhl_cli.compare.runs import make_run
+from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, short_markdown
+from uhl_cli.compare.tracking import Tracker, refuse_missing, report_run
+from uhl_cli.compare.workshop import Workshop
+from uhl_cli.errors import OutputError, UhlError, UsageError
+from uhl_cli.files import write_text
+from uhl_cli.pipeline.common import refuse_unwritable
+from uhl_cli.reports import Reporter, silent
+from uhl_cli.schema import Frozen
+
+Mode = Literal["trial", "full"]
+
+
+class CompareOptions(Frozen):
+    """All of `uhl compare`.
+
+    :param configs: Files, or names of shipped sets.
+    :param places: Where hosts and data sets of these names lie.
+    :param methods: Only runs of these methods; the same for hosts, tasks and seeds.  Empty is all.
+    """
+
+    configs: tuple[str, ...] = Field(min_length=1)
+    results_dir: Path
+    mode: Mode = "full"
+    places: dict[str, str] = Field(default_factory=dict)
+    methods: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    device: str = "auto"
+    offline: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    figures: bool = True
+    report_to: Tracker = "none"
+
+
+class FailedRun(Frozen):
+    """A run that gave no metrics, and why."""
+
+    run_id: str
+    error: str
+
+
+class CompareReport(Frozen):
+    """What `compare` did."""
+
+    results_dir: str
+    mode: Mode
+    made: tuple[str, ...]
+    skipped: tuple[str, ...] = Field(description="runs that were finished before (--resume)")
+    failed: tuple[FailedRun, ...]
+    aggregated: Aggregated
+    groups: tuple[GroupSummary, ...]
+    pairings: tuple[Pairing, ...]
+
+
+def chosen_runs(options: CompareOptions) -> list[RunConfig]:
+    """The runs that the options name; in trial mode at their smallest, and of several seeds the first.
+
+    :raises UsageError: When nothing is left, or a filter matches nothing.
+    """
+    runs = load_configs(list(options.configs))
+    refuse_unknown_places(runs, options.places)
+    filters: list[tuple[str, tuple[object, ...], Callable[[RunConfig], object]]] = [
+        ("method", options.methods, lambda run: run.method),
+        ("host", options.hosts, lambda run: run.host.name),
+        ("task", options.tasks, lambda run: run.dataset.task),
+        ("seed", options.seeds, lambda run: run.seed),
+    ]
+    for name, wanted, value in filters:
+        known = {value(run) for run in runs}
+        odd = [each for each in wanted if each not in known]
+        if odd:
+            listed = ", ".join(sorted(str(each) for each in known))
+            raise UsageError(f"no run has the {name} {odd[0]!r}.", f"There are {listed}.")
+        if wanted:
+            runs = [run for run in runs if value(run) in wanted]
+    if options.mode == "trial":
+        first = {(run.method, run.group): run for run in reversed(runs)}
+        return [trial(run) for run in runs if first[run.method, run.group] is run]
+    return runs
+
+
+def run_compare(options: CompareOptions, reporter: Reporter = silent) -> CompareReport:
+    """Make every run, then the comparison of all that are finished.
+
+    A run that fails is reported and leaves the others alone; Ctrl-C loses the run at hand only.
+
+    :raises UhlError: Before any run: wrong configurations, results that are there already.
+    """
+    runs = chosen_runs(options)
+    refuse_missing(options.report_to)
+    refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
+    finished = _finished(runs, options)
+    workshop = Workshop(
+        options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
+    )
+    searches = _Searches(options.results_dir / "searches.json")
+    made: list[str] = []
+    failed: list[FailedRun] = []
+    for index, run in enumerate(runs):
+        reporter("runs", index, len(runs), run.run_id)
+        if run.run_id in finished:
+            continue
+        try:
+            metrics = make_run(run, workshop, options.mode, searches)
+            _draw_run(metrics, options)
+            report_run(options.report_to, metrics, options.results_dir)
+            made.append(run.run_id)
+        except Exception as error:  # noqa: BLE001 - one failed run must not lose the others, whatever it failed of
+            failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
+            details = "".join(traceback.format_exception(error))
+            write_text(RunFolder(options.results_dir, run.run_id).error, details)
+    reporter("runs", len(runs), len(runs), "")
+    comparison = aggregate(options.results_dir, [run.run_id for run in runs])
+    _write(comparison, options)
+    return CompareReport(
+        results_dir=str(options.results_dir),
+        mode=options.mode,
+        made=tuple(made),
+        skipped=tuple(run.run_id for run in runs if run.run_id in finished),
+        failed=tuple(failed),
+        aggregated=comparison.aggregated,
+        groups=tuple(comparison.groups),
+        pairings=tuple(comparison.pairings),
+    )
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, UhlError) else f"{type(error).__name__}: {error}"
+
+
+def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
+    """Runs whose metrics are there, with --resume.
+
+    :raises OutputError: When metrics are there and neither --resume nor --overwrite was given, or when they were
+        made by another configuration.
+    """
+    found = set()
+    for run in runs:
+        folder = RunFolder(options.results_dir, run.run_id)
+        if not folder.metrics.exists() or options.overwrite:
+            continue
+        if not options.resume:
+            hint = "Go on with --resume, or add --overwrite, or choose another --results-dir."
+            raise OutputError(f"{folder.metrics} is there already.", hint)
+        metrics = folder.read()
+        if metrics.config_digest != run.digest:
+            hint = "Choose another --results-dir, or add --overwrite."
+            raise OutputError(f"{folder.metrics} was made with another configuration of {run.run_id}.", hint)
+        found.add(run.run_id)
+    return found
+
+
+class _Searches(dict[str, Search]):
+    """Searches by key, kept in a file so that a resumed experiment has them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        if path.exists():
+            for key, row in json.loads(path.read_text(encoding="utf-8")).items():
+                scores = {float(rate): value for rate, value in row["scores"].items()}
+                super().__setitem__(key, Search(row["rate"], scores, row["held_out"], row["steps"]))
+
+    def __setitem__(self, key: str, value: Search) -> None:
+        super().__setitem__(key, value)
+        rows = {name: vars(search) for name, search in self.items()}
+        write_text(self._path, json.dumps(rows, indent=1) + "\n")
+
+
+def _draw_run(metrics: RunMetrics, options: CompareOptions) -> None:
+    if not options.figures:
+        return
+    folder = RunFolder(options.results_dir, metrics.run_id)
+    if metrics.curve:
+        draw_learning_curve(metrics, folder.path / f"{metrics.run_id}_learning_curve.pdf")
+    draw_confusion(metrics, folder.read_predictions(), folder.path / f"{metrics.run_id}_confusion_matrix.pdf")
+
+
+def _write(comparison: Comparison, options: CompareOptions) -> None:
+    """`comparison/`: the aggregated metrics, tables, paired tests and figures."""
+    folder = options.results_dir / "comparison"
+    if not comparison.runs:
+        return
+    write_text(folder / "aggregated_metrics.json", comparison.aggregated.model_dump_json(indent=2) + "\n")
+    write_text(folder / "comparison.csv", as_csv(comparison.groups))
+    write_text(folder / "comparison.md", short_markdown(comparison.groups) + "\n" + as_markdown(comparison.groups))
+    write_text(folder / "comparison.tex", as_latex(comparison.groups))
+    groups = [group.model_dump(mode="json") for group in comparison.groups]
+    pairings = [pairing.model_dump(mode="json") for pairing in comparison.pairings]
+    write_text(folder / "groups.json", json.dumps({"groups": groups, "pairings": pairings}, indent=1) + "\n")
+    if options.figures:
+        draw_comparison(comparison, folder)

@@ -1,0 +1,47 @@
+"""The table of the methods that are compared: a row each, and nowhere else is a method known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Role = Literal["proposed", "baseline", "control"]
+Kind = Literal["ported", "tuned", "retrained"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.
+
+    :param name: What a run configuration calls it.
+    :param label: What tables and figures call it.
+    :param role: `proposed` and `baseline` compete for the best run; a `control` is only read beside them.
+    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there anew.
+    """
+
+    name: str
+    label: str
+    role: Role
+    kind: Kind
+
+    @property
+    def trained(self) -> bool:
+        """Whether labels of the target are used."""
+        return self.kind != "ported"
+
+
+_ROWS = (
+    Method("uhl-zero-shot", "uhl, zero-shot", "proposed", "ported"),
+    Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned"),
+    Method("sat-lora", "SAT-LoRA", "baseline", "retrained"),
+    Method("lora", "LoRA r8", "baseline", "retrained"),
+    Method("full", "full fine-tuning", "baseline", "retrained"),
+    Method("untouched", "control: untouched", "control", "ported"),
+    Method("random-update", "control: random updates", "control", "ported"),
+    Method("head-only", "control: head only", "control", "ported"),
+    Method("size-only", "control: size only", "control", "ported"),
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})

@@ -1,0 +1,123 @@
+"""What a run leaves in its folder: `metrics.json`, the predictions, and nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from uhl_cli.compare.config import RunConfig
+from uhl_cli.data.tasks import Metric
+from uhl_cli.errors import FormatError
+from uhl_cli.files import write_text
+from uhl_cli.metrics import Difference, Score
+from uhl_cli.schema import Frozen
+
+
+class CurvePoint(Frozen):
+    """Means over the training batches since the point before."""
+
+    step: int
+    loss: float
+    accuracy: float
+
+
+class SearchRecord(Frozen):
+    """Learning rates that were tried on held-out training examples, and the one that was taken."""
+
+    rate: float
+    scores: dict[str, float]
+    held_out: int
+    steps: int
+
+
+class Costs(Frozen):
+    """What a run's file and model cost.
+
+    Memory is that of the tensors beside the host's weights; FLOPs are those of one sequence as the run's
+    `evaluation.sequence_length` says, unmerged; wall-clock is the median of passes by turns with the bare host.
+    """
+
+    adapter_bytes: int = Field(ge=0)
+    memory_mb: float = Field(ge=0)
+    flops_percent: float
+    atoms_per_token: float | None = None
+    wall_clock_percent: float | None = None
+
+
+class RunMetrics(Frozen):
+    """`metrics.json`.
+
+    :param score: The run's dev score; of a tuned run the score after tuning.
+    :param zero_shot: Of a tuned run, the score before.
+    :param gain: Of a tuned run, after minus before, paired.
+    """
+
+    run_id: str
+    method: str
+    host: str
+    task: str
+    seed: int
+    config_digest: str
+    mode: str
+    source: str | None = None
+    source_score: Score | None = None
+    score: Score
+    zero_shot: Score | None = None
+    gain: Difference | None = None
+    costs: Costs
+    within_budget: bool
+    training_seconds: float = Field(ge=0)
+    search: SearchRecord | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    train_examples: int = Field(0, ge=0)
+
+
+class Predicted(Frozen):
+    """`predictions.json`: classes of every evaluation example, by a run and in truth; for token tasks lists of them."""
+
+    labels: tuple[str, ...]
+    metric: Metric
+    predictions: list[int] | list[list[int]]
+    references: list[int] | list[list[int]]
+
+
+class RunFolder:
+    """The files of one run below the results folder."""
+
+    def __init__(self, results: Path, run_id: str) -> None:
+        self.path = results / run_id
+        self.metrics = self.path / "metrics.json"
+        self.predictions = self.path / "predictions.json"
+        self.config = self.path / "config.json"
+        self.error = self.path / "error.txt"
+
+    def write(self, run: RunConfig, metrics: RunMetrics, predicted: Predicted) -> None:
+        """Write everything; the metrics come last, so that a run that has them is finished."""
+        self.error.unlink(missing_ok=True)
+        write_text(self.config, run.model_dump_json(indent=2) + "\n")
+        write_text(self.predictions, predicted.model_dump_json() + "\n")
+        write_text(self.metrics, metrics.model_dump_json(indent=2) + "\n")
+
+    def read(self) -> RunMetrics:
+        """The metrics of a finished run.
+
+        :raises FormatError: When they are missing or damaged.
+        """
+        try:
+            return RunMetrics.model_validate_json(self.metrics.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError) as error:
+            raise FormatError(
+                f"{self.metrics} holds no metrics.", "Delete its folder and run with --resume."
+            ) from error
+
+    def read_predictions(self) -> Predicted:
+        """The predictions of a finished run.
+
+        :raises FormatError: When they are missing or damaged.
+        """
+        try:
+            return Predicted.model_validate_json(self.predictions.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError) as error:
+            problem = f"{self.predictions} holds no predictions."
+            raise FormatError(problem, "Delete its folder and run with --resume.") from error

@@ -1,0 +1,278 @@
+"""Making one run: from its configuration to its metrics and predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.api import align
+from uhl_cli.compare.baselines import Retrained
+from uhl_cli.compare.config import RunConfig, TrainingSection
+from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
+from uhl_cli.compare.fit import Point, Search, accelerator_for, curve_of_log, fit, search_rate, split_for_search
+from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.results import Costs, CurvePoint, Predicted, RunFolder, RunMetrics, SearchRecord
+from uhl_cli.compare.workshop import Carrying, Workshop
+from uhl_cli.data import Examples, TaskData
+from uhl_cli.errors import UsageError
+from uhl_cli.metrics import Difference, Score, paired_difference, score
+from uhl_cli.pipeline.common import Classes, Predictor, references_of
+from uhl_cli.pipeline.options import TuneOptions
+from uhl_cli.pipeline.tune import tune
+from uhl_cli.reports import Reporter, phase
+from uhl_cli.train.loop import RunFiles
+
+
+@dataclass
+class Outcome:
+    """What a method gives: predictions on the evaluation examples and everything else that the metrics need."""
+
+    predictions: Classes
+    costs: Costs
+    seconds: float = 0.0
+    search: Search | None = None
+    curve: tuple[Point, ...] = ()
+    zero_shot: Classes | None = None
+    carrying: Carrying | None = None
+
+
+def make_run(run: RunConfig, workshop: Workshop, mode: str, searches: dict[str, Search]) -> RunMetrics:
+    """Make a run and write its folder.
+
+    :param searches: Searches that were made, by method and group; all seeds share theirs.
+    :raises UhlError: Any of its kinds; the folder then has no metrics.
+    """
+    data = workshop.data(run.dataset)
+    kind = METHODS[run.method].kind
+    if kind == "retrained":
+        outcome = _retrained(run, workshop, data, searches)
+    elif kind == "tuned":
+        outcome = _tuned(run, workshop, data, searches)
+    else:
+        outcome = _ported(run, workshop, data)
+    metrics = _metrics(run, data, outcome, mode)
+    folder = RunFolder(workshop.results, run.run_id)
+    predicted = Predicted(
+        labels=data.task.labels,
+        metric=data.task.metric,
+        predictions=outcome.predictions,
+        references=references_of(_evaluation(data)),
+    )
+    folder.write(run, metrics, predicted)
+    return metrics
+
+
+def _evaluation(data: TaskData) -> Examples:
+    assert data.evaluation is not None  # Workshop.data has checked it
+    return data.evaluation
+
+
+def _train(data: TaskData) -> Examples:
+    assert data.train is not None
+    return data.train
+
+
+def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str) -> RunMetrics:
+    task, references = data.task, references_of(_evaluation(data))
+
+    def scored(predictions: Classes) -> Score:
+        return score(task.metric, predictions, references, task.labels)
+
+    before = outcome.zero_shot
+    gain: Difference | None = None
+    if before is not None:
+        gain = paired_difference(task.metric, outcome.predictions, before, references, task.labels)
+    costs, budget, search = outcome.costs, run.budget, outcome.search
+    within = costs.adapter_bytes <= budget.max_bytes and costs.flops_percent <= budget.max_flops
+    manifest = None if outcome.carrying is None else outcome.carrying.adapter.manifest
+    return RunMetrics(
+        run_id=run.run_id,
+        method=run.method,
+        host=run.host.name,
+        task=task.name,
+        seed=run.seed,
+        config_digest=run.digest,
+        mode=mode,
+        source=None if manifest is None else manifest.source.name,
+        source_score=None if manifest is None else manifest.score,
+        score=scored(outcome.predictions),
+        zero_shot=None if before is None else scored(before),
+        gain=gain,
+        costs=costs,
+        within_budget=within and (costs.atoms_per_token or 0.0) <= budget.max_atoms,
+        training_seconds=outcome.seconds,
+        search=None if search is None else _record(search),
+        curve=tuple(CurvePoint(**asdict(point)) for point in outcome.curve),
+        train_examples=len(_train(data)) if METHODS[run.method].trained else 0,
+    )
+
+
+def _record(search: Search) -> SearchRecord:
+    scores = {f"{rate:g}": value for rate, value in search.scores.items()}
+    return SearchRecord(rate=search.rate, scores=scores, held_out=search.held_out, steps=search.steps)
+
+
+def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
+    """The adapter as it was carried over, and the controls that go with it."""
+    carrying = _own_task(run, workshop.carrying(run), data)
+    adapter, host = carrying.adapter, carrying.host
+    predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=workshop.reporter)
+    size = carrying.path.stat().st_size
+    if run.method == "untouched":
+        return Outcome(predictor.untouched(), nothing_costs(), carrying=carrying)
+    if run.method == "head-only":
+        parameters = carrying.adapter.stored["head_weight"].numel() + carrying.adapter.stored["head_bias"].numel()
+        costs = Costs(adapter_bytes=size, memory_mb=4e-6 * parameters, flops_percent=0.0)
+        return Outcome(predictor.head_only(host, carrying.alignment), costs, carrying=carrying)
+    if run.method == "size-only":
+        by_size = align(host, adapter.bank, "size", plan=carrying.plan)
+        ported = adapter.inject(host, by_size, carrying.plan, carrying.host_flops)
+        found = predictor.carried(ported, "size")
+    else:
+        ported = adapter.inject(host, carrying.alignment, carrying.plan, carrying.host_flops)
+        if run.method == "random-update":
+            predictions = predictor.random_update(ported, run.seed)
+            costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=None)
+            return Outcome(predictions, costs, carrying=carrying)
+        found = predictor.carried(ported, "ported")
+    costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=found.atoms_per_token)
+    return Outcome(found.classes, costs, carrying=carrying)
+
+
+def _own_task(run: RunConfig, carrying: Carrying, data: TaskData) -> Carrying:
+    own = carrying.adapter.manifest.task
+    if (own.kind, own.labels) != (data.task.kind, data.task.labels):
+        raise UsageError(
+            f"run {run.run_id}: the adapter of {own.name} does not know the labels of {data.task.name}.",
+            "Give an adapter of that task, or use uhl-tuned.",
+        )
+    return carrying
+
+
+def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[str, Search]) -> Outcome:
+    """`uhl tune`, after a search of delta-theta's learning rate where one is asked for."""
+    carrying = workshop.carrying(run)
+    host, adapter = carrying.host, carrying.adapter
+    aligned = (carrying.alignment, carrying.plan, carrying.host_flops)
+    folder = RunFolder(workshop.results, run.run_id).path
+    known = adapter.manifest.task
+    own = (known.name, known.kind, known.labels) == (data.task.name, data.task.kind, data.task.labels)
+
+    def tuned(data: TaskData, training: TrainingSection, name: str, files: RunFiles | None) -> PortedModel:
+        output = folder / f"{name}.task.safetensors"
+        options = TuneOptions(
+            adapter=carrying.path,
+            target=workshop.host_options(run.host),
+            training=run.model_copy(update={"training": training}).tuning(),
+            max_length=training.max_length,
+            max_flops=run.budget.max_flops,
+            output=output,
+            overwrite=True,
+            resume=files is not None and files.checkpoint.exists(),
+        )
+        accelerator = accelerator_for(workshop.device, training.mixed_precision)
+        unscored = replace(data, evaluation=None)
+        tune(
+            adapter,
+            host,
+            unscored,
+            options,
+            accelerator=accelerator,
+            files=files,
+            reporter=workshop.reporter,
+            aligned=aligned,
+        )
+        changed = adapter.with_task(output)
+        return changed.inject(host, *(aligned if own else changed.align(host, max_flops=run.budget.max_flops)))
+
+    def classes(ported: PortedModel, examples: Examples, label: str) -> tuple[Classes, float]:
+        found = ported.predict(
+            examples,
+            batch_size=run.evaluation.batch_size,
+            max_length=min(run.training.max_length, host.max_length),
+            progress=phase(workshop.reporter, f"scoring: {label}"),
+        )
+        return found.for_metric(data.task.kind), found.atoms_per_token
+
+    def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
+        return classes(tuned(train, training, "search", None), held, "held out")[0]
+
+    search = _search(run, data, searches, attempt)
+    training = _with_rate(run, search)
+    started = time.monotonic()
+    files = RunFiles(folder / "tuning.uhl-run")
+    ported = tuned(data, training, "tuned", files)
+    seconds = time.monotonic() - started
+    predictions, atoms = classes(ported, _evaluation(data), "tuned")
+    before = None
+    if own:
+        bare = adapter.inject(host, *aligned)
+        before = classes(bare, _evaluation(data), "zero-shot")[0]
+    (folder / "search.task.safetensors").unlink(missing_ok=True)
+    size = carrying.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
+    costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=atoms)
+    curve = tuple(curve_of_log(files.log))
+    return Outcome(predictions, costs, seconds, search, curve, before, carrying)
+
+
+def _retrained(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[str, Search]) -> Outcome:
+    """A baseline, trained on a host of its own after a search of its learning rate."""
+
+    def trained(train: Examples, training: TrainingSection) -> tuple[Retrained, list[Point]]:
+        model = Retrained(run.method, workshop.fresh_host(run.host), len(data.task.labels), training)
+        accelerator = accelerator_for(workshop.device, training.mixed_precision)
+
+        def note(done: int, total: int, text: str) -> None:
+            workshop.reporter(f"training: {run.method}", done, total, text)
+
+        return model, fit(model, train, training, accelerator=accelerator, on_step=note)
+
+    def predicted(model: Retrained, examples: Examples, reporter: Reporter) -> Classes:
+        return model.predict(
+            examples,
+            batch_size=run.evaluation.batch_size,
+            max_length=run.training.max_length,
+            progress=phase(reporter, f"scoring: {run.method}"),
+        )
+
+    def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
+        return predicted(trained(_train(train), training)[0], held, workshop.reporter)
+
+    search = _search(run, data, searches, attempt)
+    started = time.monotonic()
+    model, curve = trained(_train(data), _with_rate(run, search))
+    seconds = time.monotonic() - started
+    predictions = predicted(model, _evaluation(data), workshop.reporter)
+    costs = retrained_costs(model, workshop.bare_host(run.host), run.evaluation)
+    return Outcome(predictions, costs, seconds, search, tuple(curve))
+
+
+Attempt = Callable[[TaskData, Examples, TrainingSection], Classes]
+
+
+def _with_rate(run: RunConfig, search: Search | None) -> TrainingSection:
+    return run.training if search is None else run.training.model_copy(update={"learning_rate": search.rate})
+
+
+def _search(run: RunConfig, data: TaskData, searches: dict[str, Search], attempt: Attempt) -> Search | None:
+    """The run's search: made once for all seeds, with seed 0, on training examples held out for it."""
+    section = run.search
+    if not section.learning_rates:
+        return None
+    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json()))
+    if key not in searches:
+        held, rest = split_for_search(_train(data), section.held_out)
+        references, task = references_of(held), data.task
+        # The warm-up keeps its share of the steps.
+        warmup = round(run.training.warmup_steps * section.steps / run.training.steps)
+        short = run.training.model_copy(update={"steps": section.steps, "warmup_steps": warmup, "seed": 0})
+
+        def scored(rate: float) -> float:
+            training = short.model_copy(update={"learning_rate": rate})
+            predictions = attempt(replace(data, train=rest), held, training)
+            return score(task.metric, predictions, references, task.labels).value
+
+        searches[key] = search_rate(section, scored, len(held))
+    return searches[key]

@@ -1,0 +1,33 @@
+"""Paired tests of two runs on the same examples, and Holm's correction for many comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import binomtest
+
+from uhl_cli.metrics import correct
+from uhl_cli.pipeline.common import Classes
+
+
+def mcnemar(first: Classes, second: Classes, references: Classes) -> float:
+    """Exact two-sided p value of McNemar's test: do two runs err on equally many examples of their own?
+
+    For token tasks an example is a sentence, right where each of its tags is.
+    """
+    right_first, right_second = correct(first, references), correct(second, references)
+    only_first = int(np.sum(right_first & ~right_second))
+    only_second = int(np.sum(~right_first & right_second))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Adjusted p values by Holm's step-down method (1979), in the order given; never smaller than the raw ones."""
+    count = len(p_values)
+    adjusted = [0.0] * count
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

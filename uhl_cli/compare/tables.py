@@ -1,0 +1,117 @@
+"""The comparison as a table: CSV, Markdown and LaTeX of the same rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from uhl_cli.compare.aggregate import GroupSummary
+from uhl_cli.compare.methods import METHODS
+
+HEADER = (
+    "data set",
+    "host",
+    "method",
+    "metric",
+    "score",
+    "± over seeds",
+    "seeds",
+    "95 % low",
+    "95 % high",
+    "zero-shot",
+    "bytes",
+    "FLOPs %",
+    "memory MB",
+    "wall-clock %",
+    "atoms/token",
+    "training s",
+    "within budget",
+)
+
+
+def rows_of(groups: list[GroupSummary]) -> list[list[str]]:
+    """A row a method of each data set and host; the best of each data set and host is not marked here."""
+    return [
+        [
+            group.task,
+            group.host,
+            METHODS[group.method].label,
+            group.metric,
+            f"{group.mean:.3f}",
+            _number(group.standard_error, 3),
+            str(len(group.seeds)),
+            f"{group.low:.3f}",
+            f"{group.high:.3f}",
+            _number(group.zero_shot, 3),
+            str(group.adapter_bytes),
+            f"{group.flops_percent:.2f}",
+            f"{group.memory_mb:.2f}",
+            _number(group.wall_clock_percent, 0),
+            _number(group.atoms_per_token, 2),
+            f"{group.training_seconds:.0f}",
+            "yes" if group.within_budget else "no",
+        ]
+        for group in groups
+    ]
+
+
+def as_csv(groups: list[GroupSummary]) -> str:
+    """Comma-separated, with a header line."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(rows_of(groups))
+    return buffer.getvalue()
+
+
+def as_markdown(groups: list[GroupSummary]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows_of(groups)]
+    return "\n".join(lines) + "\n"
+
+
+def as_latex(groups: list[GroupSummary]) -> str:
+    """A LaTeX tabular, for the booktabs package."""
+    alignment = "lll" + "l" + "r" * (len(HEADER) - 5) + "l"
+    lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", _latex_row(list(HEADER)), r"\midrule"]
+    lines += [_latex_row(row) for row in rows_of(groups)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def short_markdown(groups: list[GroupSummary]) -> str:
+    """Methods by hosts, one table a data set: mean score, ± its standard error over seeds, * beyond the budget."""
+    parts = []
+    for task in dict.fromkeys(group.task for group in groups):
+        mine = [group for group in groups if group.task == task]
+        hosts = list(dict.fromkeys(group.host for group in mine))
+        lines = [
+            f"**{task}** ({mine[0].metric})",
+            "",
+            "| | " + " | ".join(hosts) + " |",
+            "|---" * (1 + len(hosts)) + "|",
+        ]
+        for method in dict.fromkeys(group.method for group in mine):
+            cells = [
+                next((_cell(group) for group in mine if (group.host, group.method) == (host, method)), "–")
+                for host in hosts
+            ]
+            lines.append(f"| {METHODS[method].label} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(group: GroupSummary) -> str:
+    spread = "" if group.standard_error is None else f" ± {group.standard_error:.3f}"
+    return f"{group.mean:.3f}{spread}" + ("" if group.within_budget else " *")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+_SPECIAL = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--"}
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join("".join(_SPECIAL.get(letter, letter) for letter in cell) for cell in cells) + r" \\"

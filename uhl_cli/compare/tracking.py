@@ -1,0 +1,59 @@
+"""Where runs are reported besides the local files: TensorBoard or Weights & Biases, both extras."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from uhl_cli.compare.results import RunMetrics
+from uhl_cli.errors import UsageError
+
+Tracker = Literal["none", "tensorboard", "wandb"]
+
+
+def refuse_missing(tracker: Tracker) -> None:
+    """Notice before any work that a tracker's package is missing.
+
+    :raises UsageError: When it is.
+    """
+    try:
+        if tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+        elif tracker == "wandb":
+            import wandb  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"--report-to {tracker} needs {tracker}.", f'Run `pip install "uhl[{tracker}]"`.') from error
+
+
+def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
+    """Hand a finished run over: its learning curve, score and costs.  Files lie below `results/tracking`.
+
+    Weights & Biases works offline unless WANDB_MODE says otherwise.
+    """
+    folder = results / "tracking"
+    finals = {"dev/score": metrics.score.value, "training_seconds": metrics.training_seconds}
+    if metrics.zero_shot is not None:
+        finals["dev/zero_shot"] = metrics.zero_shot.value
+    costs = metrics.costs.model_dump()
+    finals |= {f"costs/{name}": float(value) for name, value in costs.items() if value is not None}
+    if tracker == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(folder / metrics.run_id)) as writer:
+            for point in metrics.curve:
+                writer.add_scalar("train/loss", point.loss, point.step)
+                writer.add_scalar("train/accuracy", point.accuracy, point.step)
+            for name, value in finals.items():
+                writer.add_scalar(name, value, 0)
+    elif tracker == "wandb":
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE", "offline")
+        names = {"method": metrics.method, "host": metrics.host, "task": metrics.task, "seed": metrics.seed}
+        run = wandb.init(project="uhl-compare", name=metrics.run_id, dir=str(folder), mode=mode, config=names)
+        for point in metrics.curve:
+            run.log({"train/loss": point.loss, "train/accuracy": point.accuracy}, step=point.step)
+        run.summary.update(finals)
+        run.finish()

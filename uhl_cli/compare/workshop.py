@@ -1,0 +1,151 @@
+"""What runs share: data sets, bare hosts, adapters and their alignments, loaded or made once.
+
+Runs come in an order that keeps a host and a data set together, so only the last host is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from uhl_cli.adapter.plan import PortPlan
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.compare.config import DatasetSection, RunConfig
+from uhl_cli.data import TaskData, load_task
+from uhl_cli.errors import DataError, UsageError
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.pipeline.common import load
+from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
+from uhl_cli.pipeline.pretrain import run_pretrain
+from uhl_cli.reports import Reporter
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """An adapter with its alignment to a host."""
+
+    adapter: UniversalAdapter
+    path: Path
+    host: Host
+    alignment: Alignment
+    plan: PortPlan
+    host_flops: int
+
+
+class Workshop:
+    """Loads and keeps; everything that it writes lies below `results`.
+
+    :param places: Where hosts and data sets of these names really lie.
+    :param offline: Use only what is local or cached.
+    """
+
+    def __init__(
+        self, results: Path, places: dict[str, str], *, device: str, offline: bool, reporter: Reporter
+    ) -> None:
+        self.results = results
+        self.device = device
+        self.reporter = reporter
+        self._places = places
+        self._offline = offline
+        self._data: dict[str, TaskData] = {}
+        self._host: tuple[HostOptions, Host] | None = None
+        self._adapters: dict[Path, UniversalAdapter] = {}
+        self._carrying: tuple[tuple[str, HostOptions], Carrying] | None = None
+
+    def host_options(self, host: HostOptions) -> HostOptions:
+        """The options with the place, the device and the offline switch of this experiment."""
+        place = self._places.get(host.name, host.name)
+        return host.model_copy(update={"name": place, "device": self.device, "offline": host.offline or self._offline})
+
+    def fresh_host(self, host: HostOptions) -> Host:
+        """A host of its own, for a run that changes it."""
+        return load(self.host_options(host))
+
+    def bare_host(self, host: HostOptions) -> Host:
+        """The host that no run changes."""
+        if self._host is None or self._host[0] != host:
+            self._host = self._carrying = None  # freed before the next is loaded
+            self._host = (host, self.fresh_host(host))
+        return self._host[1]
+
+    def data(self, dataset: DatasetSection) -> TaskData:
+        """A data set with both parts; which examples a limit takes does not depend on a run's seed.
+
+        :raises DataError: When one of them is missing.
+        """
+        key = dataset.model_dump_json()
+        if key not in self._data:
+            flags = self.data_options(dataset).model_dump(exclude={"task"})
+            found = load_task(dataset.task, offline=self._offline, seed=0, **flags)
+            if not found.train or not found.evaluation:
+                raise DataError(f"{dataset.task} lacks training or evaluation examples.", "Check the dataset section.")
+            self._data[key] = found
+        return self._data[key]
+
+    def data_options(self, dataset: DatasetSection) -> DataOptions:
+        """The data set's options, with where it really lies."""
+        flags = dataset.model_dump()
+        if dataset.data is None and dataset.task in self._places:
+            flags["data"] = self._places[dataset.task]
+        return DataOptions(**flags)
+
+    def carrying(self, run: RunConfig) -> Carrying:
+        """The run's adapter, aligned to its host.
+
+        :raises UsageError: When the adapter is of another task, whose labels a port cannot predict.
+        """
+        host = self.bare_host(run.host)
+        path = self._adapter_file(run)
+        adapter = self._adapter(path)
+        key = (adapter.digest, run.host)
+        if self._carrying is None or self._carrying[0] != key:
+            self._carrying = None
+            alignment, plan, host_flops = adapter.align(host, max_flops=run.budget.max_flops)
+            self._carrying = (key, Carrying(adapter, path, host, alignment, plan, host_flops))
+        return self._carrying[1]
+
+    def _adapter(self, path: Path) -> UniversalAdapter:
+        if path not in self._adapters:
+            self._adapters[path] = UniversalAdapter.load(path)
+        return self._adapters[path]
+
+    def _adapter_file(self, run: RunConfig) -> Path:
+        """The file, pretrained first where it is not there; an interrupted training goes on."""
+        section = run.adapter
+        if section is None:
+            raise UsageError(f"run {run.run_id} has no adapter.", "Give it an adapter section.")
+        if section.file is not None:
+            return section.file
+        assert section.source is not None
+        training = section.pretraining.model_copy(update={"seed": run.seed})
+        options = PretrainOptions(
+            host=self.host_options(section.source),
+            data=self.data_options(run.dataset),
+            anchors=section.anchors,
+            num_anchors=section.num_anchors,
+            feature_words=section.feature_words,
+            training=training,
+            max_bytes=run.budget.max_bytes,
+            max_flops=run.budget.max_flops,
+            evaluation_batch_size=run.evaluation.batch_size,
+            output=self.results / "adapters" / "none.safetensors",
+            resume=True,
+        )
+        name = f"{_slug(section.source.name)}--{run.dataset.task}--s{run.seed}--{_key(run)}.safetensors"
+        output = self.results / "adapters" / name
+        if not output.exists():
+            run_pretrain(options.model_copy(update={"output": output}), self.reporter)
+        return output
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in Path(name).name)
+
+
+def _key(run: RunConfig) -> str:
+    """What decides an adapter's content, in eight digits."""
+    assert run.adapter is not None
+    text = run.adapter.model_dump_json() + run.dataset.model_dump_json() + run.budget.model_dump_json()
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
