@@ -7,6 +7,7 @@ factors and all heads in float16, SAT-LoRA's dictionaries in int8, a whole host 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -114,5 +115,7 @@ def _with_lora(host: Host, training: TrainingSection) -> nn.Module:
     names = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
     config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none", target_modules=names)
     base: Any = host.model
-    model: nn.Module = get_peft_model(base, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # one of transformers, which peft provokes
+        model: nn.Module = get_peft_model(base, config)
     return model

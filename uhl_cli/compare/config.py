@@ -267,7 +267,7 @@ def trial(run: RunConfig) -> RunConfig:
     if run.adapter is not None and run.adapter.source is not None:
         small["adapter"] = {
             "pretraining": {"max_steps": 2, "batch_size": 8, "max_length": 32, "width_views": 1},
-            "num_anchors": 256,
+            "num_anchors": 128,
             "feature_words": 0,
         }
     return RunConfig.model_validate(_merged(run.model_dump(), small))

@@ -44,11 +44,6 @@ class Search:
     steps: int
 
 
-def accelerator_for(device: str, mixed_precision: str) -> Accelerator:
-    """Where and in what precision a run trains."""
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-
-
 def fit(
     model: Retrained,
     examples: Examples,

@@ -11,7 +11,7 @@ from uhl_cli.api import align
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
-from uhl_cli.compare.fit import Point, Search, accelerator_for, curve_of_log, fit, search_rate, split_for_search
+from uhl_cli.compare.fit import Point, Search, curve_of_log, fit, search_rate, split_for_search
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.results import Costs, CurvePoint, Predicted, RunFolder, RunMetrics, SearchRecord
 from uhl_cli.compare.workshop import Carrying, Workshop
@@ -23,6 +23,7 @@ from uhl_cli.pipeline.options import TuneOptions
 from uhl_cli.pipeline.tune import tune
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.processes import accelerator_for
 
 
 @dataclass

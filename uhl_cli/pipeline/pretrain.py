@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.convert import to_file
@@ -34,6 +34,7 @@ from uhl_cli.schema import FeatureRecord, Manifest
 from uhl_cli.train.checkpoint import run_digest
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
+from uhl_cli.train.processes import accelerator_for
 
 
 def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> PretrainReport:
@@ -43,12 +44,7 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     """
     files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
     refuse_overwriting(options.output, files, resume=options.resume, overwrite=options.overwrite)
-    accelerator = Accelerator(
-        cpu=options.host.device == "cpu",
-        mixed_precision=options.training.mixed_precision,
-        # Steps without updates leave parameters without a gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = accelerator_for(options.host.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
     host = load(options.host.model_copy(update={"device": chosen}))
     # A revision is that of the source alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 
 from uhl_cli.adapter.layout import bits_of
 from uhl_cli.adapter.task_store import TaskFile, task_to_bytes, write_task
@@ -24,6 +24,7 @@ from uhl_cli.pipeline.options import TuneOptions
 from uhl_cli.pipeline.tune_setting import Aligned, settle, train_task
 from uhl_cli.reports import Reporter, TuneReport, silent
 from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.processes import accelerator_for
 from uhl_cli.train.task_adapter import TaskAdapter
 
 
@@ -38,12 +39,7 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
     output = options.output_path(name)
     files = RunFiles(output.with_name(output.name + ".uhl-run"))
     refuse_overwriting(output, files, resume=options.resume, overwrite=options.overwrite)
-    accelerator = Accelerator(
-        cpu=options.target.device == "cpu",
-        mixed_precision=options.training.mixed_precision,
-        # A module type that the FLOP plan leaves out gets no gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     search = None
     host = load(options.target.model_copy(update={"device": chosen}))

@@ -1,0 +1,127 @@
+"""What a comparison says, computed again from the per-run files by other means; imports nothing of uhl.
+
+    python tests/compare/recompute.py RESULTS
+
+prints the differences between RESULTS/comparison and the recomputed values, and exits 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from scipy.stats import binom
+from seqeval.metrics import f1_score
+from sklearn.metrics import accuracy_score
+
+PROPOSED = ("uhl-zero-shot", "uhl-tuned")
+BASELINES = ("sat-lora", "lora", "full")
+
+
+def read(results: Path) -> dict[str, dict]:
+    """Metrics, configuration and predictions of every finished run, by name."""
+    runs = {}
+    for path in sorted(results.glob("*/metrics.json")):
+        run = json.loads(path.read_text())
+        run["config"] = json.loads((path.parent / "config.json").read_text())
+        run |= json.loads((path.parent / "predictions.json").read_text())
+        runs[run["run_id"]] = run
+    return runs
+
+
+def score_of(run: dict) -> float:
+    """The run's score from its predictions, by scikit-learn and seqeval."""
+    if run["metric"] == "entity_f1":
+        names = [[[run["labels"][tag] for tag in row] for row in run[part]] for part in ("references", "predictions")]
+        return float(f1_score(names[0], names[1], zero_division=0))
+    return float(accuracy_score(run["references"], run["predictions"]))
+
+
+def wilson(value: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z = 1.959963984540054
+    centre = (value + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count))
+    return centre - half, centre + half
+
+
+def within(run: dict) -> bool:
+    """Whether the run holds its own budget."""
+    costs, budget = run["costs"], run["config"]["budget"]
+    return (
+        costs["adapter_bytes"] <= budget["max_bytes"]
+        and costs["flops_percent"] <= budget["max_flops"]
+        and (costs["atoms_per_token"] or 0) <= budget["max_atoms"]
+    )
+
+
+def exact_mcnemar(first: dict, second: dict) -> float:
+    """Two-sided exact p value: twice the smaller binomial tail."""
+    triples = list(zip(first["predictions"], second["predictions"], first["references"], strict=True))
+    only_first = sum(a == true != b for a, b, true in triples)
+    only_second = sum(b == true != a for a, b, true in triples)
+    smaller, count = min(only_first, only_second), only_first + only_second
+    return min(1.0, 2 * float(binom.cdf(smaller, count, 0.5))) if count else 1.0
+
+
+def differences(results: Path) -> list[str]:
+    """What the comparison says otherwise than the per-run files."""
+    runs = read(results)
+    found: list[str] = []
+
+    def check(name: str, said: float | None, own: float | None, tolerance: float = 1e-9) -> None:
+        if (said is None) != (own is None) or (said is not None and abs(said - own) > tolerance):
+            found.append(f"{name}: said {said}, is {own}")
+
+    for name, run in runs.items():
+        check(f"{name} score", run["score"]["value"], score_of(run))
+        if run["metric"] == "accuracy" and isinstance(run["references"][0], int):
+            low, high = wilson(score_of(run), len(run["references"]))
+            check(f"{name} low", run["score"]["low"], low)
+            check(f"{name} high", run["score"]["high"], high)
+        if run["within_budget"] != within(run):
+            found.append(f"{name}: within_budget is {within(run)}")
+    said = json.loads((results / "comparison" / "aggregated_metrics.json").read_text())
+    if set(said) != {"primary_metric", "metrics", "best_proposed", "best_baseline", "gap"}:
+        found.append(f"keys {sorted(said)}")
+    check("runs with a score", len(said["metrics"]["score"]), len(runs))
+    for name, run in runs.items():
+        check(f"aggregated score of {name}", said["metrics"]["score"].get(name), score_of(run))
+    best = {}
+    for role, methods in (("best_proposed", PROPOSED), ("best_baseline", BASELINES)):
+        values = [score_of(run) for run in runs.values() if run["method"] in methods and within(run)]
+        best[role] = max(values, default=None)
+        check(role, said[role] and said[role]["value"], best[role])
+        if said[role] is not None:
+            check(f"{role}'s run", score_of(runs[said[role]["run_id"]]), best[role])
+    gap = None
+    if best["best_proposed"] is not None and best["best_baseline"]:
+        gap = 100 * (best["best_proposed"] - best["best_baseline"]) / best["best_baseline"]
+    check("gap", said["gap"], gap)
+    pairings = json.loads((results / "comparison" / "groups.json").read_text())["pairings"]
+    raw = []
+    for pairing in pairings:
+        first, second = runs[pairing["proposed"]], runs[pairing["other"]]
+        name = f"{pairing['proposed']} against {pairing['other']}"
+        check(name, pairing["difference"]["value"], score_of(first) - score_of(second))
+        if first["metric"] == "accuracy":
+            check(f"{name}, McNemar", pairing["mcnemar_p"], exact_mcnemar(first, second))
+            raw.append((pairing["mcnemar_p"], pairing["mcnemar_holm"]))
+    ordered = sorted(raw)
+    running = 0.0
+    for rank, (p_value, adjusted) in enumerate(ordered):
+        running = max(running, min(1.0, p_value * (len(ordered) - rank)))
+        check(f"Holm's p of {p_value}", adjusted, running)
+    return found
+
+
+def main() -> None:
+    found = differences(Path(sys.argv[1]))
+    print("\n".join(found) or "the comparison says what the runs say")
+    raise SystemExit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Baselines: what is trained, what is stored, and that training them learns."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny_hosts import tiny_host
+from toy_runs import sequence_data, token_data
+
+from uhl_cli.compare.baselines import Retrained
+from uhl_cli.compare.config import SearchSection, TrainingSection
+from uhl_cli.compare.fit import fit, rate_factor, search_rate, split_for_search
+from uhl_cli.compare.sat_lora import SatLora, fake_int8
+from uhl_cli.errors import TrainingError
+from uhl_cli.host.encode import encode
+from uhl_cli.train.processes import accelerator_for
+
+TRAINING = TrainingSection(steps=40, batch_size=8, learning_rate=5e-3, warmup_steps=4, max_length=48)
+METHODS = ("lora", "sat-lora", "full")
+TEXTS = ["I loved every minute of it.", "The bank refused."]
+
+
+def states(host, attached=None):
+    with torch.inference_mode():
+        return host.map.base(**encode(host, TEXTS).model_inputs()).last_hidden_state
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_sat_lora_begins_at_the_host_changes_it_and_restores_it(family):
+    host = tiny_host(family)
+    before = states(host)
+    shared = SatLora(host.map, rank=4, alpha=8, atoms=6)
+    with shared.attached():
+        assert torch.equal(states(host), before)
+    with torch.no_grad():
+        for dictionary in shared.dictionaries.values():
+            dictionary.write.normal_()
+    with shared.attached():
+        assert not torch.allclose(states(host), before, atol=1e-3)
+    assert torch.equal(states(host), before)
+
+
+def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
+    host = tiny_host("bert")
+    shared = SatLora(host.map, rank=3, alpha=6, atoms=5)
+    with torch.no_grad():
+        for dictionary in shared.dictionaries.values():
+            dictionary.write.normal_(std=0.05)
+    with shared.attached():
+        found = states(host)
+    weights = []
+    with torch.no_grad():
+        for site, key, place in shared._sites:
+            read, write = shared.dictionaries[key].factors(place)
+            assert read.shape[0] == write.shape[0] == 3
+            weights.append((site.module.weight, (6 / 3) * write.T @ read))
+        for weight, update in weights:
+            weight += update
+        assert torch.allclose(states(host), found, atol=1e-4)
+    # One dictionary a shape, not one a layer.
+    assert len(shared.dictionaries) == len({(site.out_features, site.in_features) for site, _, _ in shared._sites})
+
+
+def test_int8_keeps_every_value_within_half_a_step_and_zero_rows():
+    values = torch.randn(6, 50)
+    values[2] = 0
+    step = values.abs().amax(1, keepdim=True) / 127
+    assert ((fake_int8(values) - values).abs() <= 0.51 * step + 1e-3 * values.abs()).all()
+    assert torch.equal(fake_int8(values)[2], torch.zeros(50))
+    assert len(fake_int8(values)[0].unique()) <= 255
+
+
+def test_bytes_are_those_of_what_is_trained():
+    host = tiny_host("bert")
+    shared = Retrained("sat-lora", host, 2, TRAINING)
+    sizes = dict(shared.shared.named_parameters())
+    by_hand = sum(v.numel() + 2 * v.shape[0] if v.dim() == 2 else 2 * v.numel() for v in sizes.values())
+    head = 2 * (host.hidden_size * 2 + 2)
+    assert shared.stored_bytes() == by_hand + head
+    lora = Retrained("lora", tiny_host("bert"), 2, TRAINING)
+    factors = sum(
+        8 * (site.in_features + site.out_features) for layer in host.map.layers for site in layer.sites.values()
+    )
+    assert lora.stored_bytes() == 2 * factors + head
+    whole = tiny_host("bert")
+    size = sum(value.numel() for value in whole.map.base.parameters())
+    assert Retrained("full", whole, 2, TRAINING).stored_bytes() == 4 * size + head
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", [sequence_data, token_data])
+def test_every_baseline_learns_and_a_rate_of_almost_nothing_does_not(method, data):
+    examples = data().train
+    losses = {}
+    for rate in (5e-3, 1e-9):
+        training = TRAINING.model_copy(update={"learning_rate": rate})
+        model = Retrained(method, tiny_host("bert"), len(data().task.labels), training)
+        curve = fit(model, examples, training, accelerator=accelerator_for("cpu", "no"))
+        assert [point.step for point in curve] == [20, 40]
+        losses[rate] = curve[-1].loss
+        found = model.predict(examples, batch_size=16, max_length=48)
+        assert len(found) == len(examples)
+    assert losses[5e-3] < 0.8 * losses[1e-9]
+
+
+def test_lora_is_scored_as_float16_holds_it():
+    model = Retrained("lora", tiny_host("bert"), 2, TRAINING)
+    fit(model, sequence_data().train, TRAINING, accelerator=accelerator_for("cpu", "no"))
+    trained = [value for value in model.model.parameters() if value.requires_grad]
+    assert trained
+    assert all(torch.equal(value, value.half().float()) for value in trained)
+
+
+def test_same_seed_same_model():
+    made = []
+    for _ in range(2):
+        model = Retrained("lora", tiny_host("bert"), 2, TRAINING)
+        made.append(fit(model, sequence_data().train, TRAINING, accelerator=accelerator_for("cpu", "no")))
+    assert made[0] == made[1]
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    training = TRAINING.model_copy(update={"learning_rate": 1.0})
+    model = Retrained("full", tiny_host("bert"), 2, training)
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="step 20"):
+        fit(model, sequence_data().train, training, accelerator=accelerator_for("cpu", "no"))
+
+
+def test_rates_rise_and_fall():
+    factors = [rate_factor(step, 100, 10) for step in range(100)]
+    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+    assert factors[-1] < 0.01
+    assert rate_factor(0, 5, 0) == 1.0
+
+
+def test_search_takes_the_best_and_follows_an_edge():
+    section = SearchSection(learning_rates=(1e-3, 1e-2, 1e-1), edge_factor=10.0, edge_tries=2)
+    inside = search_rate(section, lambda rate: 1.0 if rate == 1e-2 else 0.5, 9)
+    assert (inside.rate, len(inside.scores), inside.held_out) == (1e-2, 3, 9)
+    low = search_rate(section, lambda rate: -rate, 9)
+    assert low.rate == pytest.approx(1e-5)
+    assert len(low.scores) == 5
+    # All rates tie: the middle one, and no edge to follow.
+    level = search_rate(section, lambda rate: 0.5, 9)
+    assert (level.rate, len(level.scores)) == (1e-2, 3)
+
+    def diverges(rate):
+        if rate > 1e-3:
+            raise TrainingError("nan")
+        return 0.7
+
+    assert search_rate(section.model_copy(update={"edge_tries": 0}), diverges, 9).rate == 1e-3
+
+
+def test_held_out_examples_are_not_trained_on():
+    data = sequence_data().train
+    held, rest = split_for_search(data, 2000)
+    assert len(held) == len(data) // 4
+    assert not set(held.texts) & set(rest.texts)
+    assert len(held) + len(rest) == len(data)
+    assert split_for_search(data, 3)[0].texts == held.texts[:3]

@@ -1,0 +1,219 @@
+"""`uhl compare` through its entry point: the shipped sets in trial mode, what they leave, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+import yaml
+from command_runs import call
+from compare_runs import LOCAL, PUBLISHED, TASKS, at, write_data_sets, write_hosts
+from recompute import differences, read
+
+from uhl_cli.compare.methods import METHODS
+
+TINY = {
+    "hosts": ["small"],
+    "datasets": {"sst2": {}},
+    "defaults": {"adapter": {"source": {"name": "source"}}},
+    "methods": {name: {"training": {"steps": 2}} for name in ("uhl-zero-shot", "uhl-tuned", "lora", "untouched")},
+}
+METRICS = {"score", "zero_shot", "after_tuning", "training_seconds", "adapter_bytes", "memory_mb", "flops_percent"}
+METRICS |= {"atoms_per_token", "wall_clock_percent"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory, data):
+    """Every shipped configuration, two steps each, on tiny hosts that stand in for those of the sets."""
+    folder = tmp_path_factory.mktemp("trial")
+    places = write_hosts(folder / "hosts", PUBLISHED | LOCAL) | data
+    called = call(
+        *("compare", "--config", "local", "--config", "published", "--mode", "trial"),
+        *("--results-dir", folder / "results", "--no-figures", "--device", "cpu", "--offline", "--json", *at(places)),
+    )
+    assert called.code == 0, called.err
+    return folder / "results", json.loads(called.out)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, data):
+    """A small grid with figures: (folder, arguments of the call, its results)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    hosts = write_hosts(folder / "hosts", {"source": "bert", "small": "bert"})
+    (folder / "grid.yaml").write_text(yaml.safe_dump({"grid": TINY}))
+    arguments = ["compare", "--config", folder / "grid.yaml", "--mode", "trial", "--device", "cpu", "--offline"]
+    arguments += at(hosts | {"sst2": data["sst2"]})
+    called = call(*arguments, "--results-dir", folder / "results")
+    assert called.code == 0, called.err
+    return folder, arguments, folder / "results", called
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_shipped_configuration_is_made(trial):
+    results, report = trial
+    assert len(report["made"]) == 2 * 4 * 4 * len(METHODS)
+    assert (report["failed"], report["skipped"]) == ([], [])
+    found = {(run["method"], run["task"]) for run in read(results).values()}
+    assert found == {(method, task) for method in METHODS for task in TASKS}
+
+
+@pytest.mark.slow
+def test_the_comparison_says_what_the_runs_say(trial):
+    assert differences(trial[0]) == []
+
+
+@pytest.mark.slow
+def test_the_recomputation_notices_a_changed_file(trial, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(trial[0], results)
+    path = results / "comparison" / "aggregated_metrics.json"
+    content = json.loads(path.read_text())
+    content["gap"] += 0.5
+    path.write_text(json.dumps(content))
+    assert any(line.startswith("gap") for line in differences(results))
+
+
+@pytest.mark.slow
+def test_every_metric_is_there(trial):
+    results, report = trial
+    assert set(report["aggregated"]["metrics"]) == METRICS
+    for run in read(results).values():
+        trained = METHODS[run["method"]].trained
+        assert bool(run["curve"]) == trained
+        assert (run["training_seconds"] > 0) == trained
+        assert (run["search"] is not None) == trained
+        assert (run["zero_shot"] is not None) == (run["method"] == "uhl-tuned")
+
+
+def test_files_of_a_run_and_of_the_comparison(tiny):
+    _, _, results, called = tiny
+    assert "uhl, zero-shot" in called.out
+    name = "lora--small--sst2--s0"
+    assert {path.name for path in (results / name).iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "predictions.json",
+        f"{name}_learning_curve.pdf",
+        f"{name}_confusion_matrix.pdf",
+    }
+    assert {path.name for path in (results / "comparison").iterdir()} == {
+        "aggregated_metrics.json",
+        "comparison.csv",
+        "comparison.md",
+        "comparison.tex",
+        "groups.json",
+        "comparison_accuracy_bar_chart.pdf",
+        "comparison_score_vs_bytes.pdf",
+        "comparison_learning_curves.pdf",
+        "comparison_seeds_box_plot.pdf",
+    }
+    for path in results.rglob("*.pdf"):
+        assert path.read_bytes().startswith(b"%PDF")
+    header, *rows = csv.reader((results / "comparison" / "comparison.csv").read_text().splitlines())
+    assert len(rows) == 4
+    assert all(len(row) == len(header) for row in rows)
+    latex = (results / "comparison" / "comparison.tex").read_text()
+    assert latex.count(r"\\") == 5
+
+
+def test_finished_runs_are_kept_or_refused(tiny):
+    folder, arguments, results, _ = tiny
+    refused = call(*arguments, "--results-dir", results)
+    assert refused.code == 1
+    assert "is there already" in refused.error
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*/metrics.json")}
+    shutil.rmtree(results / "lora--small--sst2--s0")
+    resumed = call(*arguments, "--results-dir", results, "--resume", "--json", "--no-figures")
+    assert resumed.code == 0
+    report = json.loads(resumed.out)
+    assert report["made"] == ["lora--small--sst2--s0"]
+    assert len(report["skipped"]) == 3
+    after = {path: path.stat().st_mtime_ns for path in results.glob("*/metrics.json")}
+    assert {path for path in before if before[path] != after[path]} == {results / "lora--small--sst2--s0/metrics.json"}
+    changed = yaml.safe_dump({"grid": TINY | {"defaults": {**TINY["defaults"], "budget": {"max_bytes": 5}}}})
+    (folder / "other.yaml").write_text(changed)
+    arguments = [folder / "other.yaml" if part == folder / "grid.yaml" else part for part in arguments]
+    other = call(*arguments, "--results-dir", results, "--resume")
+    assert other.code == 1
+    assert "another configuration" in other.error
+
+
+def test_one_failed_run_loses_no_other(tiny, tmp_path):
+    _, arguments, _, _ = tiny
+    bad = {"run_id": "bad", "method": "lora", "host": {"name": str(tmp_path / "none")}, "dataset": {"task": "sst2"}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(bad))
+    called = call(
+        *arguments, "--config", tmp_path / "bad.yaml", "--method", "lora", "--results-dir", tmp_path / "r", "--json"
+    )
+    assert called.code == 1
+    report = json.loads(called.out)
+    assert [row["run_id"] for row in report["failed"]] == ["bad"]
+    assert report["made"] == ["lora--small--sst2--s0"]
+    assert "1 of 2 runs failed, first bad" in called.err.splitlines()[-1]
+    assert "Traceback" in (tmp_path / "r" / "bad" / "error.txt").read_text()
+    assert "Traceback" not in called.err
+
+
+def test_an_adapter_of_another_task_is_refused_by_name(tiny, data, tmp_path):
+    _, _, results, _ = tiny
+    (adapter,) = (results / "adapters").glob("*.safetensors")
+    run = {"run_id": "one", "method": "uhl-zero-shot", "host": {"name": "builtin:tiny"}}
+    run |= {"adapter": {"file": str(adapter)}, "dataset": {"task": "conll2003"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    arguments = ["compare", "--config", tmp_path / "run.yaml", "--results-dir", tmp_path / "r", "--mode", "trial"]
+    called = call(*arguments, *at({"conll2003": data["conll2003"]}), "--json")
+    assert called.code == 1
+    assert "does not know the labels of conll2003" in called.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "nothing"], "there is no configuration nothing"),
+        (["--config", "local", "--at", "minilm-l3"], "not of the form NAME=PATH"),
+        (["--config", "local", "--at", "x=y"], "no run has a host or data set 'x'"),
+        (["--config", "local", "--method", "magic"], "no run has the method 'magic'"),
+        (["--config", "local", "--seed", "9"], "no run has the seed 9"),
+    ],
+)
+def test_wrong_calls(here, arguments, said):
+    called = call("compare", *arguments)
+    assert called.code == 2
+    assert said in called.error
+    assert list(here.iterdir()) == []
+
+
+def test_list_makes_nothing(here):
+    called = call("compare", "--config", "published", "--list", "--task", "sst2", "--method", "lora", "--seed", "1")
+    assert called.code == 0
+    assert called.out.splitlines()[0] == "lora--bert-base-uncased--sst2--s1"
+    assert len(called.out.splitlines()) == 4
+    assert list(here.iterdir()) == []
+
+
+def test_tensorboard_gets_what_the_files_hold(tiny, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, arguments, _, _ = tiny
+    called = call(
+        *arguments, "--method", "lora", "--results-dir", tmp_path, "--no-figures", "--report-to", "tensorboard"
+    )
+    assert called.code == 0
+    name = "lora--small--sst2--s0"
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tracking" / name)).Reload()
+    metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert events.Scalars("dev/score")[0].value == pytest.approx(metrics["score"]["value"])
+    assert [event.step for event in events.Scalars("train/loss")] == [point["step"] for point in metrics["curve"]]

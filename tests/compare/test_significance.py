@@ -1,0 +1,46 @@
+"""Tests of significance, the Pareto front, and the sign of a gap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from uhl_cli.compare.aggregate import percent_better
+from uhl_cli.compare.figures import confusion, pareto
+from uhl_cli.compare.results import Predicted
+from uhl_cli.compare.significance import holm, mcnemar
+
+
+def test_mcnemar_counts_what_only_one_gets_right():
+    true = [1] * 20
+    first = [1] * 15 + [0] * 5
+    second = [1] * 5 + [0] * 10 + [1] * 5
+    # 10 only first, 5 only second: two-sided exact binomial.
+    assert mcnemar(first, second, true) == pytest.approx(0.3017578125)
+    assert mcnemar(second, first, true) == pytest.approx(0.3017578125)
+    assert mcnemar(first, first, true) == 1.0
+    assert mcnemar([1] * 20, [0] * 20, true) == pytest.approx(2 * 0.5**20)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+    drawn = np.random.default_rng(0).random(30).tolist()
+    assert all(after >= before for before, after in zip(drawn, holm(drawn), strict=True))
+
+
+def test_a_gap_is_positive_where_the_proposed_is_better():
+    assert percent_better(0.9, 0.8, smaller=False) == pytest.approx(12.5)
+    assert percent_better(0.9, 0.8, smaller=True) == pytest.approx(-12.5)
+    assert percent_better(0.9, 0.0, smaller=False) is None
+
+
+def test_pareto_front_holds_what_nothing_betters():
+    points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.7), (3.0, 0.6), (0.5, 0.1), (9.0, 0.7)]
+    assert pareto(points) == [(0.5, 0.1), (1.0, 0.5), (3.0, 0.7)]
+
+
+def test_confusion_counts_words_of_sentences():
+    predicted = Predicted(labels=("O", "X"), metric="entity_f1", predictions=[[0, 1], [1]], references=[[0, 0], [1]])
+    assert confusion(predicted).tolist() == [[1, 1], [0, 1]]
