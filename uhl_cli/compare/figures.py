@@ -49,10 +49,11 @@ def draw_learning_curve(run: RunMetrics, path: Path) -> None:
     with _figure(path, (7, 3.2)) as figure:
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             steps = [point.step for point in run.curve]
-            axes.plot(steps, [getattr(point, name) for point in run.curve], color=COLOURS[run.method], label="training")
+            values = [getattr(point, name) for point in run.curve]
+            axes.plot(steps, values, marker=_dot(steps), color=COLOURS[run.method], label="training")
             if name == "accuracy" and run.score.metric == "accuracy":
                 axes.axhline(run.score.value, color="black", linestyle="--", label="dev, at the end")
-            axes.set(xlabel="step", ylabel=f"{name} (mean of 20 training batches)", title=name)
+            axes.set(xlabel="step", ylabel=f"{name}, mean of 20 batches", title=name)
             axes.legend()
         figure.suptitle(run.run_id)
 
@@ -120,7 +121,7 @@ def _size(panels: Panels, width: float = 3.4, height: float = 2.9) -> tuple[floa
 
 def _legend(figure: Figure, axes: list[Axes]) -> None:
     entries = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(5, 1 + len(axes)), fontsize=8)
 
 
 def _of(comparison: Comparison, panel: tuple[str, str]) -> list[GroupSummary]:
@@ -183,9 +184,11 @@ def _draw_curves(comparison: Comparison, panels: Panels, path: Path) -> None:
         for axes, panel in zip(drawn, panels, strict=True):
             for run in comparison.runs:
                 if (run.task, run.host) == panel and run.curve and run.seed == min(_seeds(comparison, panel)):
+                    steps = [point.step for point in run.curve]
                     axes.plot(
-                        [point.step for point in run.curve],
+                        steps,
                         _smooth([point.loss for point in run.curve]),
+                        marker=_dot(steps),
                         color=COLOURS[run.method],
                         label=METHODS[run.method].label,
                     )
@@ -195,6 +198,11 @@ def _draw_curves(comparison: Comparison, panels: Panels, path: Path) -> None:
 
 def _seeds(comparison: Comparison, panel: tuple[str, str]) -> list[int]:
     return [run.seed for run in comparison.runs if (run.task, run.host) == panel]
+
+
+def _dot(steps: list[int]) -> str:
+    """A marker for a curve of one point, which no line would show."""
+    return "o" if len(steps) == 1 else ""
 
 
 def _smooth(values: list[float], width: int = 5) -> list[float]:
