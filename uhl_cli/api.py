@@ -27,6 +27,7 @@ from uhl_cli.adapter.plan import PortPlan, make_plan
 from uhl_cli.adapter.ported import PortedModel, Progress
 from uhl_cli.adapter.ported_store import load_ported
 from uhl_cli.adapter.shift import correction, update_shift
+from uhl_cli.adapter.static import static
 from uhl_cli.adapter.store import AdapterFile, read_adapter
 from uhl_cli.adapter.task_store import TaskRecord, adapter_digest, read_task
 from uhl_cli.align.alignment import Alignment, align_anchors, align_embeddings, align_size
@@ -219,6 +220,13 @@ class UniversalAdapter:
         ported = replace(self, stored=own).inject(host, replace(alignment, features=maps), plan, 0)
         shift = correction(update_shift(ported, self.features), self.features.shift)
         return replace(alignment, features=replace(maps, shift=shift))
+
+    def static(self, ported: PortedModel, *, progress: Progress | None = None) -> PortedModel:
+        """A ported model of this file with its updates' mean effect merged into the host's weights while attached.
+
+        It costs no more than the readout; what the routing did beyond the mean is lost.  See `adapter.static`.
+        """
+        return static(ported, self.bank.anchors, progress=progress)
 
     def inject(self, host: Host, alignment: Alignment, plan: PortPlan, host_flops: int) -> PortedModel:
         """The ported model of an alignment."""

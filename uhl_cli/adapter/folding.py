@@ -72,10 +72,19 @@ class FoldedReadout:
 
 
 @dataclass(frozen=True)
+class MergedWeights:
+    """What stands in place of a module's own weight and bias while a static adapter is attached; see `static`."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
 class FoldedAdapter:
     """An adapter in the shape of one host: what `inject` attaches and what `port --output` keeps.
 
-    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.
+    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.  `merged` is
+    that of the static mode, by module name; it stands in place of `layers`.
     """
 
     threshold: Tensor
@@ -83,6 +92,7 @@ class FoldedAdapter:
     readout: FoldedReadout
     kind: str
     noise_maps: dict[str, Tensor] = field(default_factory=dict)
+    merged: dict[str, MergedWeights] = field(default_factory=dict)
 
 
 def fold(

@@ -1,7 +1,8 @@
 """Injection: the only place where a host is changed, and where it is put back.
 
-Guarantees: weights are never touched, every hook is gone when the context is left (also by an exception), and
-an adapter whose updates are zero leaves the host's output as it was, bit for bit.
+Guarantees: every hook is gone when the context is left (also by an exception), weights are never touched (a static
+adapter's merged ones stand in their place until then), and an adapter whose updates are zero leaves the host's output
+as it was, bit for bit.
 """
 
 from __future__ import annotations
@@ -37,10 +38,15 @@ class AlignmentNoise:
         return strength * (noise @ noise_map.T)
 
 
+Observer = Callable[[str, str, Tensor, Tensor], None]
+"""Called with a module's name, the type of the site, what its update was computed from, and the update."""
+
+
 class Injection:
     """Context manager that attaches a folded adapter to a host.
 
     :param dense: Compute updates with dense products (training) in place of gathered rows (inference).
+    :param observer: Sees every update of a module, and of the readout under the name and type "readout".
     """
 
     def __init__(
@@ -50,11 +56,14 @@ class Injection:
         *,
         dense: bool = False,
         noise: AlignmentNoise | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._host_map = host_map
         self._folded = folded
         self._dense = dense
         self._noise = noise
+        self._observer = observer
+        self._replaced: list[tuple[nn.Module, nn.Parameter, nn.Parameter | None]] = []
         self._handles: list[RemovableHandle] = []
         self._routing: tuple[Routing, Tensor] | None = None
         self._features: Tensor | None = None
@@ -65,6 +74,7 @@ class Injection:
         if self._handles:
             raise HostError("this adapter is attached already.", "Leave the first context before entering it again.")
         try:
+            self._merge()
             for layer in self._host_map.layers:
                 folded = self._folded.layers.get(layer.index)
                 # The first layer always gets a hook: it marks the start of a forward pass.
@@ -88,7 +98,18 @@ class Injection:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for module, weight, bias in self._replaced:
+            module._parameters["weight"], module._parameters["bias"] = weight, bias
+        self._replaced.clear()
         self._start()
+
+    def _merge(self) -> None:
+        """Put merged weights in place of the modules' own; the own parameters come back as the objects they were."""
+        for name, merged in self._folded.merged.items():
+            module = self._host_map.base.get_submodule(name)
+            self._replaced.append((module, module.get_parameter("weight"), module._parameters["bias"]))
+            module._parameters["weight"] = nn.Parameter(merged.weight, requires_grad=False)
+            module._parameters["bias"] = nn.Parameter(merged.bias, requires_grad=False)
 
     @property
     def readout(self) -> FoldedReadout:
@@ -113,8 +134,10 @@ class Injection:
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
             routing, strength = self._respond(readout.layer, final_state)
-            part = readout.layer
-            features = self._added(features, routing, strength, part.edits["readout"], part.gains["readout"])
+            part, before = readout.layer, features
+            features = self._added(before, routing, strength, part.edits["readout"], part.gains["readout"])
+            if self._observer is not None:
+                self._observe("readout", "readout", final_state, features - before)
         self._features = None
         return features
 
@@ -184,35 +207,46 @@ class Injection:
     def _attach(self, site: Site, folded: FoldedLayer) -> RemovableHandle:
         edit, gain = folded.edits[edit_name(site)], folded.gains[site.type]
         if site.type in READERS and not site.fused:
-            return site.module.register_forward_pre_hook(self._input_hook(edit, gain))
+            return site.module.register_forward_pre_hook(self._input_hook(site, edit, gain))
         return site.module.register_forward_hook(self._output_hook(site, folded.read, edit, gain))
 
+    def _observe(self, name: str, type_: str, source: Tensor, update: Tensor) -> None:
+        assert self._observer is not None
+        self._observer(name, type_, source.reshape(-1, source.shape[-1]), update.reshape(-1, update.shape[-1]))
+
     def _input_hook(
-        self, edit: Tensor, gain: Tensor
+        self, site: Site, edit: Tensor, gain: Tensor
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if self._routing is None:
                 return None
-            return (self._added(args[0], *self._routing, edit, gain), *args[1:])
+            changed = self._added(args[0], *self._routing, edit, gain)
+            if self._observer is not None:
+                self._observe(site.name, site.type, args[0], changed - args[0])
+            return (changed, *args[1:])
 
         return hook
 
     def _output_hook(
         self, site: Site, read: Tensor, edit: Tensor, gain: Tensor
-    ) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         writer = site.type in WRITERS
 
-        def hook(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self._routing is None:
                 return output
             routing, strength = self._routing
             if writer:
                 flat = output.reshape(-1, output.shape[-1])
                 strength = routing.weights * self._responses(flat, read, routing.indices).float()
+            own = output[..., site.columns] if site.fused else output
+            part = self._added(own, routing, strength, edit, gain)
+            if self._observer is not None:
+                self._observe(site.name, site.type, output if writer else args[0], part - own)
             if not site.fused:
-                return self._added(output, routing, strength, edit, gain)
+                return part
             changed = output.clone()
-            changed[..., site.columns] = self._added(output[..., site.columns], routing, strength, edit, gain)
+            changed[..., site.columns] = part
             return changed
 
         return hook

@@ -30,6 +30,8 @@ def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
     yield from readout.taps.values()
     yield from (readout.bias, readout.out_weight, readout.out_bias)
     yield from (part for part in (readout.pool, readout.shift) if part is not None)
+    for merged in folded.merged.values():
+        yield from (merged.weight, merged.bias)
 
 
 def _of_layer(layer: FoldedLayer) -> Iterator[Tensor]:

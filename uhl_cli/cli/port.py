@@ -45,6 +45,14 @@ def port(
             rich_help_panel=shared.DATA_PANEL,
         ),
     ] = True,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="Also score the static mode: the updates' mean effect merged into the weights, at no cost.",
+            rich_help_panel=shared.DATA_PANEL,
+        ),
+    ] = False,
     revision: shared.Revision = None,
     device: shared.Device = "auto",
     dtype: shared.DtypeOption = shared.Dtype.float32,
@@ -108,6 +116,7 @@ def port(
             task_file=task_file,
             strategy=None if align is None else align.value,
             score=score,
+            static=static,
             batch_size=batch_size,
             max_flops=max_flops,
             seed=seed,

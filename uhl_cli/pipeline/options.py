@@ -127,7 +127,10 @@ def _shown(value: str) -> str:
 
 
 class PortOptions(Frozen):
-    """All of `uhl port`."""
+    """All of `uhl port`.
+
+    :param static: Also score the static mode, in which the updates' mean effect is merged into the weights.
+    """
 
     adapter: Path
     target: HostOptions
@@ -136,6 +139,7 @@ class PortOptions(Frozen):
     task_file: Path | None = None
     strategy: Strategy | None = None
     score: bool = True
+    static: bool = False
     batch_size: int = Field(64, ge=1)
     max_flops: float = Field(10.0, gt=0)
     seed: int = Field(0, ge=0)

@@ -81,11 +81,16 @@ def port(
     times["inject"] = time.monotonic() - started
     predictions: dict[str, Classes] = {}
     atoms, truncated = None, 0
+    static_flops = None
     examples = None if data is None else data.evaluation
     if examples is not None:
         started = time.monotonic()
         predictor = Predictor(adapter, examples, batch_size=options.batch_size, reporter=reporter)
         predictions["ported"], atoms, truncated = predictor.carried(ported, "ported")
+        if options.static:
+            merged = adapter.static(ported, progress=phase(reporter, "merging"))
+            predictions["static"] = predictor.carried(merged, "static").classes
+            static_flops = flop_report(host, merged, host_flops)
         predictions["readout_only"] = predictor.readout_only(ported)
         predictions["untouched"] = predictor.untouched()
         predictions["random_update"] = predictor.random_update(ported, options.seed)
@@ -117,6 +122,7 @@ def port(
         feature_quality=None if alignment.features is None else alignment.features.quality,
         left_out=plan.left_out,
         flops=flop_report(host, ported, host_flops),
+        static_flops=static_flops,
         seconds=times,
         data=None if data is None else data.source,
         scores=scores,
