@@ -52,7 +52,7 @@ def test_ports_to_hosts_of_other_shape_and_restores_them(family: str):
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "least"), [("minilm-l6", 0.86), ("minilm-l3", 0.80), ("wiki-256x4", 0.77)])
+@pytest.mark.parametrize(("target", "least"), [("minilm-l6", 0.86), ("minilm-l3", 0.79), ("wiki-256x4", 0.76)])
 def test_scores_on_real_hosts(shared: Path, target: str, least: float):
     _, report = run_port(
         PortOptions(
