@@ -22,7 +22,7 @@ from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.align.features import word_batches
 from uhl_cli.align.moments import Moments, fit_moments
 from uhl_cli.align.texts import AnchorTexts
-from uhl_cli.host.hostmap import Site
+from uhl_cli.host.hostmap import Site, dense
 
 # One token in this many judges the strength of the ridge.
 _HELD = 4
@@ -71,7 +71,7 @@ def _merged(site: Site, before: MergedWeights | None, weight: Tensor, offset: Te
     :param before: What other parts of a fused module have made of it already.
     """
     module = site.module
-    own = module.get_parameter("weight").detach()
+    own = dense(module.get_parameter("weight"))
     bias = module._parameters["bias"]
     if before is None:
         rows = own.T if site.transposed else own

@@ -17,6 +17,15 @@ _WEIGHT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.
 _HINT = "Use an unmodified checkpoint of a known model type, or open an issue that names this one."
 
 
+def dense(weight: Tensor) -> Tensor:
+    """A weight as a plain detached tensor: quantised ones (tensor subclasses, as torchao makes) give their values."""
+    weight = weight.detach()
+    if type(weight) is Tensor:
+        return weight
+    values: Tensor = weight.dequantize()  # type: ignore[no-untyped-call, unused-ignore]
+    return values
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """One linear module of a layer, or the part of a fused one, that the adapter edits.
@@ -39,7 +48,7 @@ class Site:
 
     def weight(self) -> Tensor:
         """The site's weight as a detached [out_features, in_features] view of the module's own."""
-        weight = self.module.get_parameter("weight").detach()
+        weight = dense(self.module.get_parameter("weight"))
         return (weight.T if self.transposed else weight)[self.columns]
 
     @property
