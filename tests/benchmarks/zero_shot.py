@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--align", nargs="+", default=["anchors"], choices=["anchors", "embeddings", "size"])
+    parser.add_argument("--static", action="store_true", help="score the static mode as well")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     results = []
@@ -48,6 +49,7 @@ def main() -> None:
                         data=DataOptions(data=data),
                         data_required=True,
                         strategy=strategy,
+                        static=arguments.static,
                         seed=arguments.seed,
                     )
                 )
