@@ -52,7 +52,10 @@ def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE", "offline")
         names = {"method": metrics.method, "host": metrics.host, "task": metrics.task, "seed": metrics.seed}
-        run = wandb.init(project="uhl-compare", name=metrics.run_id, dir=str(folder), mode=mode, config=names)
+        quiet = wandb.Settings(silent=True, console="off")  # stdout is for results
+        run = wandb.init(
+            project="uhl-compare", name=metrics.run_id, dir=str(folder), mode=mode, config=names, settings=quiet
+        )
         for point in metrics.curve:
             run.log({"train/loss": point.loss, "train/accuracy": point.accuracy}, step=point.step)
         run.summary.update(finals)
