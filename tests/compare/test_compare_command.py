@@ -35,7 +35,7 @@ def trial(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("trial")
     places = write_hosts(folder / "hosts", PUBLISHED | LOCAL) | data
     called = call(
-        *("compare", "--config", "local", "--config", "published", "--mode", "trial"),
+        *("compare", "--config", "local", "--config", "published", "--config", "builtin", "--mode", "trial"),
         *("--results-dir", folder / "results", "--no-figures", "--device", "cpu", "--offline", "--json", *at(places)),
     )
     assert called.code == 0, called.err
@@ -65,10 +65,10 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_every_shipped_configuration_is_made(trial):
     results, report = trial
-    assert len(report["made"]) == 2 * 4 * 4 * len(METHODS)
+    assert len(report["made"]) == (2 * 4 * 4 + 3) * len(METHODS)
     assert (report["failed"], report["skipped"]) == ([], [])
     found = {(run["method"], run["task"]) for run in read(results).values()}
-    assert found == {(method, task) for method in METHODS for task in TASKS}
+    assert found == {(method, task) for method in METHODS for task in (*TASKS, "reviews")}
 
 
 @pytest.mark.slow

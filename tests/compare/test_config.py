@@ -63,7 +63,7 @@ def test_what_is_no_configuration_is_refused(tmp_path, content):
 
 
 def test_a_set_that_is_not_there_names_those_that_are():
-    with pytest.raises(UsageError, match="local, published"):
+    with pytest.raises(UsageError, match="builtin, local, published"):
         load_configs(["nothing"])
 
 
@@ -88,7 +88,7 @@ def test_two_different_runs_of_one_name_are_refused(tmp_path):
 
 
 def test_shipped_sets_hold_every_method_host_and_data_set():
-    assert shipped_sets() == ["local", "published"]
+    assert shipped_sets() == ["builtin", "local", "published"]
     hosts = {
         "local": {"minilm-l3", "wiki-256x4", "builtin:decoder", "builtin:base"},
         "published": {

@@ -32,7 +32,9 @@ class Tracker(str, Enum):
 def compare(
     config: Annotated[
         list[str],
-        typer.Option(help="YAML file of one run or of a grid, or a set that ships: local, published. May be repeated."),
+        typer.Option(
+            help="YAML file of one run or of a grid, or a set that ships: builtin, local, published. May be repeated."
+        ),
     ],
     results_dir: Annotated[
         Path, typer.Option(help="Folder of all results.", rich_help_panel=shared.OUTPUT_PANEL)
