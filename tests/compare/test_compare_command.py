@@ -67,6 +67,8 @@ def test_every_shipped_configuration_is_made(trial):
     results, report = trial
     assert len(report["made"]) == (2 * 4 * 4 + 3) * len(METHODS)
     assert (report["failed"], report["skipped"]) == ([], [])
+    # One adapter a source and data set, whatever the number of targets and methods.
+    assert len(list((results / "adapters").glob("*.safetensors"))) == 2 * 4 + 1
     found = {(run["method"], run["task"]) for run in read(results).values()}
     assert found == {(method, task) for method in METHODS for task in (*TASKS, "reviews")}
 
@@ -110,6 +112,14 @@ def test_files_of_a_run_and_of_the_comparison(tiny):
         f"{name}_learning_curve.pdf",
         f"{name}_confusion_matrix.pdf",
     }
+    assert {path.name for path in (results / "uhl-tuned--small--sst2--s0").iterdir()} == {
+        "config.json",
+        "metrics.json",
+        "predictions.json",
+        "tuned.task.safetensors",
+        "uhl-tuned--small--sst2--s0_learning_curve.pdf",
+        "uhl-tuned--small--sst2--s0_confusion_matrix.pdf",
+    }
     assert {path.name for path in (results / "comparison").iterdir()} == {
         "aggregated_metrics.json",
         "comparison.csv",
@@ -150,6 +160,20 @@ def test_finished_runs_are_kept_or_refused(tiny):
     other = call(*arguments, "--results-dir", results, "--resume")
     assert other.code == 1
     assert "another configuration" in other.error
+
+
+def test_overwriting_makes_all_anew(tiny, tmp_path):
+    _, arguments, results, _ = tiny
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    (copy / "untouched--small--sst2--s0" / "left-over").write_text("x")
+    called = call(*arguments, "--results-dir", copy, "--overwrite", "--json", "--no-figures")
+    assert called.code == 0
+    assert len(json.loads(called.out)["made"]) == 4
+    assert not (copy / "untouched--small--sst2--s0" / "left-over").exists()
+    for name in ("lora", "uhl-tuned"):  # the same seed gives the same run
+        path = f"{name}--small--sst2--s0/predictions.json"
+        assert (copy / path).read_text() == (results / path).read_text()
 
 
 def test_one_failed_run_loses_no_other(tiny, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,8 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         if run.run_id in finished:
             continue
         try:
+            if options.overwrite:
+                shutil.rmtree(RunFolder(options.results_dir, run.run_id).path, ignore_errors=True)
             metrics = make_run(run, workshop, options.mode, searches)
             _draw_run(metrics, options)
             report_run(options.report_to, metrics, options.results_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -215,6 +216,7 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
     size = carrying.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
     costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=atoms)
     curve = tuple(curve_of_log(files.log))
+    shutil.rmtree(files.folder)  # its checkpoint has served
     return Outcome(predictions, costs, seconds, search, curve, before, carrying)
 
 
