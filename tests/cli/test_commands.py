@@ -33,7 +33,7 @@ needs_links = pytest.mark.skipif(
 )
 
 
-COMMANDS = ("demo", "pretrain", "port", "tune", "inspect", "budget")
+COMMANDS = ("demo", "pretrain", "port", "tune", "inspect", "budget", "compare")
 
 
 class Reached(UhlError):
@@ -52,7 +52,8 @@ def test_help_has_an_example_that_the_command_takes(arguments, here, monkeypatch
         raise Reached("reached.", "As wanted.")
 
     for command in COMMANDS:
-        monkeypatch.setattr(f"uhl_cli.pipeline.{command}.run_{command}", reached)
+        module = "uhl_cli.compare.experiment" if command == "compare" else f"uhl_cli.pipeline.{command}"
+        monkeypatch.setattr(f"{module}.run_{command}", reached)
     assert call(*given).error == "error: reached. As wanted."
 
 
@@ -326,3 +327,19 @@ def test_a_companion_is_trained_on_and_named(place, here):
     missing = call(*arguments, "--host", "nowhere/at/all", "--quiet")
     assert missing.code == 1
     assert "nowhere/at/all" in missing.error
+
+
+def test_port_scores_the_static_mode_when_asked(place, here):
+    plain = call(*port_arguments(place.adapter, place.target, place.data), "--json", "--quiet")
+    called = call(*port_arguments(place.adapter, place.target, place.data), "--static", "--json", "--quiet")
+    assert (plain.code, called.code) == (0, 0)
+    without, report = json.loads(plain.out), json.loads(called.out)
+    assert "static" not in without["scores"]
+    assert without["static_flops"] is None
+    assert report["scores"].pop("static")["examples"] == 12
+    report["gains"].pop("static")
+    # The other scores are as without it: the host was put back.
+    assert report["scores"] == without["scores"]
+    assert 0 < report["static_flops"]["adapter"] < report["flops"]["adapter"]
+    shown = call(*port_arguments(place.adapter, place.target, place.data), "--static")
+    assert "static: mean updates" in shown.out
