@@ -63,6 +63,19 @@ def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
     assert len(shared.dictionaries) == len({(site.out_features, site.in_features) for site, _, _ in shared._sites})
 
 
+def test_sat_lora_frozen_gives_what_it_gave():
+    host = tiny_host("bert")
+    shared = SatLora(host.map, rank=3, alpha=6, atoms=5)
+    with torch.no_grad():
+        for dictionary in shared.dictionaries.values():
+            dictionary.write.normal_(std=0.05)
+    with shared.attached():
+        before = states(host)
+    shared.freeze()
+    with shared.attached():
+        assert torch.equal(states(host), before)
+
+
 def test_int8_keeps_every_value_within_half_a_step_and_zero_rows():
     values = torch.randn(6, 50)
     values[2] = 0

@@ -80,7 +80,12 @@ class Retrained(nn.Module):
 
     @torch.no_grad()
     def as_stored(self) -> Retrained:
-        """Round LoRA's factors to the float16 of its file; the others are trained as they are stored."""
+        """Round LoRA's factors to the float16 of its file; the others are trained as they are stored.
+
+        SAT-LoRA's factors are mixed once, as any user would, so that its run time is that of a LoRA.
+        """
+        if self.shared is not None:
+            self.shared.freeze()
         if self.method == "lora":
             for value in self.model.parameters():
                 if value.requires_grad:

@@ -77,15 +77,28 @@ class SatLora(nn.Module):
                     self.dictionaries[key] = _Dictionary(shape, atoms, rank)
                 self._sites.append((site, key, _place(index / last, type_)))
         self._scale = alpha / rank
+        self._frozen: list[tuple[Tensor, Tensor]] | None = None
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Mix the factors once for all: what is trained does not change any more."""
+        self._frozen = self._factors()
+
+    def _factors(self) -> list[tuple[Tensor, Tensor]]:
+        """A and B of every site."""
+        found = []
+        for _, key, place in self._sites:
+            dictionary = self.dictionaries[key]
+            assert isinstance(dictionary, _Dictionary)
+            read, write = dictionary.factors(place.to(dictionary.read.device))
+            found.append((read, self._scale * write))
+        return found
 
     def attached(self) -> AbstractContextManager[object]:
         """Within it every module adds its update to its output."""
         stack = ExitStack()
-        for site, key, place in self._sites:
-            dictionary = self.dictionaries[key]
-            assert isinstance(dictionary, _Dictionary)
-            read, write = dictionary.factors(place.to(dictionary.read.device))
-            hook = _Hook(site, read, self._scale * write)
+        for (site, _, _), (read, write) in zip(self._sites, self._frozen or self._factors(), strict=True):
+            hook = _Hook(site, read, write)
             stack.callback(site.module.register_forward_hook(hook).remove)
         return stack
 
