@@ -16,10 +16,6 @@ from uhl_cli.metrics import Difference, paired_difference
 from uhl_cli.schema import Frozen
 
 PRIMARY = "target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)"
-# Metrics that a smaller value betters.
-SMALLER_IS_BETTER = frozenset(
-    {"adapter_bytes", "memory_mb", "flops_percent", "atoms_per_token", "wall_clock_percent", "training_seconds"}
-)
 
 
 class BestRun(Frozen):

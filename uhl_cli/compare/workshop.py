@@ -94,7 +94,8 @@ class Workshop:
     def carrying(self, run: RunConfig) -> Carrying:
         """The run's adapter, aligned to its host.
 
-        :raises UsageError: When the adapter is of another task, whose labels a port cannot predict.
+        :raises UsageError: When the run has no adapter section.
+        :raises UhlError: As pretraining, reading and aligning do.
         """
         host = self.bare_host(run.host)
         path = self._adapter_file(run)
@@ -119,6 +120,10 @@ class Workshop:
         if section.file is not None:
             return section.file
         assert section.source is not None
+        name = f"{_slug(section.source.name)}--{run.dataset.task}--s{run.seed}--{_key(run)}.safetensors"
+        output = self.results / "adapters" / name
+        if output.exists():
+            return output
         training = section.pretraining.model_copy(update={"seed": run.seed})
         options = PretrainOptions(
             host=self.host_options(section.source),
@@ -130,13 +135,10 @@ class Workshop:
             max_bytes=run.budget.max_bytes,
             max_flops=run.budget.max_flops,
             evaluation_batch_size=run.evaluation.batch_size,
-            output=self.results / "adapters" / "none.safetensors",
+            output=output,
             resume=True,
         )
-        name = f"{_slug(section.source.name)}--{run.dataset.task}--s{run.seed}--{_key(run)}.safetensors"
-        output = self.results / "adapters" / name
-        if not output.exists():
-            run_pretrain(options.model_copy(update={"output": output}), self.reporter)
+        run_pretrain(options, self.reporter)
         return output
 
 
