@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+import uhl_cli
+
 # A tiny host's work is far smaller than the cost of sharing it out among threads.
 torch.set_num_threads(1)
+
+# A module that is first imported while a test has replaced some function would keep the replacement for good.
+for module in pkgutil.walk_packages(uhl_cli.__path__, "uhl_cli."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 
 
 @pytest.fixture(scope="session")
