@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.adapter.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.adapter.folding import feature_prior, fold, move, refold
+from uhl_cli.adapter.folding import compact, feature_prior, fold, move, refold
 from uhl_cli.adapter.layout import parameter_shapes
 from uhl_cli.adapter.plan import PortPlan, make_plan
 from uhl_cli.adapter.ported import PortedModel, Progress
@@ -234,7 +234,7 @@ class UniversalAdapter:
         with torch.no_grad():
             kind = self.manifest.config.kind
             folded = fold(self.stored, alignment, host.map, kind=kind, layers=plan.layers, types=plan.types)
-            folded = move(folded, host.device, host.map.embeddings.weight.dtype)
+            folded = move(compact(folded), host.device, host.map.embeddings.weight.dtype)
         report: dict[str, object] = {
             "strategy": alignment.strategy,
             "left_out": plan.left_out,
@@ -267,7 +267,7 @@ class _Retask:
         # The model may carry another task's readout at present, so the readout is always folded.
         alignment = self.alignment if tuned.features is not None else replace(self.alignment, features=None)
         folded = refold(ported.folded, tuned.stored, alignment, new_readout=True)
-        folded = move(folded, host.device, host.map.embeddings.weight.dtype)
+        folded = move(compact(folded), host.device, host.map.embeddings.weight.dtype)
         return replace(ported, folded=folded, task=tuned.manifest.task)
 
 

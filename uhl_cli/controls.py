@@ -19,6 +19,7 @@ from torch import Tensor
 
 from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer
 from uhl_cli.adapter.ported import encode_examples
+from uhl_cli.adapter.rows import Rows, plain
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.data.examples import Examples
 from uhl_cli.host.checkpoint import Host
@@ -49,7 +50,8 @@ def without_updates(folded: FoldedAdapter) -> FoldedAdapter:
     return replace(folded, layers={}, readout=replace(folded.readout, layer=None, shift=None))
 
 
-def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
+def _random_rows(table: Rows, generator: torch.Generator) -> Tensor:
+    rows = plain(table, torch.float32)  # the result is not packed again, so that norms stay exact
     drawn = torch.randn(rows.shape, generator=generator).to(device=rows.device, dtype=torch.float32)
     norms = rows.float().norm(dim=1, keepdim=True)
     scaled: Tensor = drawn / drawn.norm(dim=1, keepdim=True) * norms

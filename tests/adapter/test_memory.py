@@ -9,7 +9,7 @@ from tiny_hosts import FAMILIES, tiny_host
 
 from uhl_cli.adapter.flops_pass import PassShape
 from uhl_cli.adapter.flops_shapes import shape_only
-from uhl_cli.adapter.folding import move
+from uhl_cli.adapter.folding import compact, move
 from uhl_cli.adapter.memory import PeakMemory, adapter_bytes, peak_bytes
 from uhl_cli.adapter.plan import full_plan
 
@@ -47,13 +47,17 @@ def test_bytes_of_the_adapter(family):
     host = tiny_host(family)
     folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
     d, atoms, readout, labels, layers = 32, SMALL.num_atoms, SMALL.readout_size, SMALL.num_labels, 2
-    # Attention's readers share an edit, the MLP's another, writers a third; parts of a fused module have their own.
-    edits = layers * d * (5 if family == "gpt2" else 3)
+    # Writers have an edit and the MLP's readers another; attention's a third, unless they read the stream as it is.
+    # Parts of a fused module have their own.
+    edits = layers * (5 if family == "gpt2" else 3 if host.map.family.pre_norm else 2)
     gains = 1 + sum(len(layer.sites) for layer in host.map.layers)
-    values = (layers + 1) * 2 * (atoms * d + atoms) + atoms * edits + atoms * readout + atoms * gains
+    rows, table = atoms * ((layers + 1) * 2 + edits + 1), atoms * (((layers + 1) * 2 + edits) * d + readout)
+    values = (layers + 1) * 2 * atoms + atoms * gains
     values += len(folded.readout.taps) * readout * d + 2 * readout + labels * readout + labels + SMALL.top_k
-    assert adapter_bytes(folded) == 4 * values
-    assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * values
+    assert adapter_bytes(folded) == 4 * (values + table)
+    assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * (values + table)
+    assert adapter_bytes(compact(folded)) == 4 * values + table + 8 * rows
+    assert adapter_bytes(move(compact(folded), torch.device("cpu"), torch.bfloat16)) == 2 * values + table + 8 * rows
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
@@ -81,6 +85,6 @@ def test_attaching_makes_no_copy_of_the_edits():
 def test_bytes_are_counted_without_weights_too():
     host = tiny_host("bert")
     shaped = shape_only(host.map, full_plan(host.map), SMALL)
-    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    folded = move(compact(tiny_folded(host)[0]), torch.device("cpu"), torch.float32)
     missing = set(range(3)) - set(folded.readout.taps)
     assert adapter_bytes(shaped) == adapter_bytes(folded) + 4 * 32 * SMALL.readout_size * len(missing)

@@ -159,8 +159,12 @@ def test_missing_parts_are_refused(tmp_path, saved):
         ("taps.2", lambda value: value[:2]),
         ("threshold", lambda value: value[:0]),
         ("threshold", lambda value: value.repeat(99)),
-        ("layers.0.router", lambda value: value * torch.nan),
+        ("layers.0.router", lambda value: value.float()),
         ("layers.0.router", lambda value: value.to(torch.int8)),
+        ("layers.0.router", lambda value: torch.full_like(value, 255)),  # steps and offsets that are no numbers
+        ("readout_layer.edits.readout", lambda value: torch.full_like(value, 255)),
+        ("layers.0.read_bias", lambda value: value * torch.nan),
+        ("layers.0.read_bias", lambda value: value.to(torch.uint8)),
     ],
 )
 def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, function):
@@ -173,7 +177,7 @@ def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, funct
     "names",
     [
         {"layers.0.router": "layers.x.router"},
-        {"layers.0.edits.attention": "layers.0.edits.nonsense"},
+        {"layers.0.edits.mlp": "layers.0.edits.nonsense"},
         {"taps.2": "taps.77"},
         {"taps.2": "taps.x"},
         {"layers.1.router": "layers.01.router"},

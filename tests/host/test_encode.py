@@ -5,7 +5,7 @@ import torch
 from tiny_hosts import DECODERS, FAMILIES, SENTENCES, tiny_host, tiny_tokenizer
 
 from uhl_cli.errors import DataError, TokenizerError, UsageError
-from uhl_cli.host.encode import encode, spans_to_tokens
+from uhl_cli.host.encode import encode, tokens_of_spans
 
 TEXTS = [
     "The film is warm.",
@@ -98,6 +98,13 @@ def test_decoder_starts_with_one_special_token(family):
     assert ids == encode(tokenizer, ["The film"]).input_ids[0].tolist()
 
 
+def groups_of(encoded, row, spans, **options):
+    """For each span, the indices of its tokens."""
+    overlap = tokens_of_spans(encoded, row, spans, **options)
+    assert overlap.shape == (len(spans), encoded.input_ids.shape[1])
+    return [tokens.nonzero().flatten().tolist() for tokens in overlap]
+
+
 def test_pairs(host):
     encoded = encode(host, ["The film"], ["a warm comedy"])
     assert set(encoded.sequence[0].tolist()) == {-1, 0, 1}
@@ -105,7 +112,7 @@ def test_pairs(host):
         chosen = encoded.content_mask[0] & (encoded.sequence[0] == which)
         ids = host.tokenizer(text, add_special_tokens=False).input_ids
         assert encoded.input_ids[0][chosen].tolist() == ids
-    tokens = spans_to_tokens(encoded, 0, [(2, 6)], sequence=1)[0]
+    tokens = groups_of(encoded, 0, [(2, 6)], sequence=1)[0]
     assert tokens
     assert all(encoded.sequence[0, token] == 1 for token in tokens)
 
@@ -122,14 +129,14 @@ def test_truncation_is_counted_and_cuts_the_longer_text(host):
     kept = host.tokenizer("The film", add_special_tokens=False).input_ids
     assert encoded.input_ids[0][encoded.sequence[0] == 0].tolist() == kept
     assert encode(host, [long], max_length=10_000).input_ids.shape[1] == host.max_length
-    assert spans_to_tokens(encode(host, [long]), 0, [(len(long) - 5, len(long))]) == [[]]
+    assert groups_of(encode(host, [long]), 0, [(len(long) - 5, len(long))]) == [[]]
 
 
 def test_words_are_found_again(host):
     encoded = encode(host, TEXTS)
     for row, text in enumerate(TEXTS):
         spans = word_spans(text)
-        groups = spans_to_tokens(encoded, row, spans)
+        groups = groups_of(encoded, row, spans)
         used = [token for group in groups for token in group]
         assert used == sorted(set(used))  # in order, and no token in two words
         assert all(groups)
@@ -144,8 +151,8 @@ def test_words_are_found_again(host):
 
 def test_spans_with_white_space_and_parts_of_words(host):
     encoded = encode(host, ["film is warm."])
-    film, is_, warm, stop = spans_to_tokens(encoded, 0, [(0, 4), (5, 7), (8, 12), (12, 13)])
-    assert spans_to_tokens(encoded, 0, [(0, 5), (4, 8), (0, 13), (3, 3), (4, 5)]) == [
+    film, is_, warm, stop = groups_of(encoded, 0, [(0, 4), (5, 7), (8, 12), (12, 13)])
+    assert groups_of(encoded, 0, [(0, 5), (4, 8), (0, 13), (3, 3), (4, 5)]) == [
         film,
         is_,
         film + is_ + warm + stop,

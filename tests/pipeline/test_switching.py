@@ -61,7 +61,7 @@ def test_switching_is_porting_anew_and_back(family, adapter, tasks):
         assert current.predict(examples).atoms_per_token == anew.predict(examples).atoms_per_token
         for index, layer in first.folded.layers.items():
             shared = current.folded.layers[index].edits
-            assert all(shared[kind].data_ptr() == edit.data_ptr() for kind, edit in layer.edits.items())
+            assert all(shared[kind].packed.data_ptr() == edit.packed.data_ptr() for kind, edit in layer.edits.items())
     assert torch.equal(first(texts), before), "the model that was switched from has changed"
     assert not torch.equal(current(texts), before), "the task file makes no difference"
 

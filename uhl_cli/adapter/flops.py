@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uhl_cli.adapter.flops_pass import PassShape, forward_pass
 from uhl_cli.adapter.folding import FoldedAdapter
+from uhl_cli.adapter.rows import TAIL_BYTES
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import HostMap
 
@@ -37,6 +38,10 @@ def _row_responses(_states: Shape, table: Shape, indices: Shape, *_rest: object,
     return 2 * math.prod(indices) * table[1]
 
 
+def _compact_sums(packed: Shape, indices: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(indices) * (packed[1] - TAIL_BYTES)
+
+
 def _matrix_vector(matrix: Shape, *_rest: object, **_options: object) -> int:
     return 2 * math.prod(matrix)
 
@@ -49,12 +54,16 @@ _COUNTED: dict[str, Callable[..., int]] = {
     "_embedding_bag_per_sample_weights_backward": _row_responses,
     "mv": _matrix_vector,
 }
+_COMPACT_SUMS = "embedding_bag_byte_rowwise_offsets"
 
 
 def counted_operators() -> dict[Any, Any]:
     """What torch's counter must be told: handlers by operator; one that this version of torch lacks is skipped."""
     operators = torch.ops.aten
-    return {getattr(operators, name): count for name, count in _COUNTED.items() if hasattr(operators, name)}
+    found = {getattr(operators, name): count for name, count in _COUNTED.items() if hasattr(operators, name)}
+    if hasattr(torch.ops.quantized, _COMPACT_SUMS):
+        found[getattr(torch.ops.quantized, _COMPACT_SUMS)] = _compact_sums
+    return found
 
 
 def count_flops(

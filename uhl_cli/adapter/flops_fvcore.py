@@ -14,6 +14,7 @@ from fvcore.nn import FlopCountAnalysis
 
 from uhl_cli.adapter.flops_pass import PassShape, forward_pass
 from uhl_cli.adapter.folding import FoldedAdapter
+from uhl_cli.adapter.rows import TAIL_BYTES
 from uhl_cli.host.hostmap import HostMap
 
 FLOPS_PER_MULTIPLY_ADD = 2
@@ -43,6 +44,12 @@ def _row_responses(inputs: Values, _outputs: Values) -> int:
     return math.prod(indices) * table[1]
 
 
+def _compact_sums(inputs: Values, _outputs: Values) -> int:
+    """The same of rows in eight bits, whose table has a scale and an offset behind every row."""
+    packed, indices = (_shape(entry) for entry in inputs[:2])
+    return math.prod(indices) * (packed[1] - TAIL_BYTES)
+
+
 def _matmul(inputs: Values, outputs: Values) -> int:
     """Multiply-adds of a product of any dimensions; fvcore's own handler refuses a vector."""
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
@@ -61,6 +68,7 @@ HANDLERS: dict[str, Callable[[Values, Values], int]] = {
     "aten::scaled_dot_product_attention": _attention,
     "aten::embedding_bag": _embedding_bag,
     "aten::_embedding_bag_per_sample_weights_backward": _row_responses,
+    "quantized::embedding_bag_byte_rowwise_offsets": _compact_sums,
     "aten::matmul": _matmul,
     "aten::mv": _matmul,
     "aten::bmm": _matmul,

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout, edit_columns
 from uhl_cli.adapter.plan import PortPlan
+from uhl_cli.adapter.rows import TAIL_BYTES, CompactRows
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import AdapterConfig
 
 
 def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> FoldedAdapter:
-    """What `fold` and `move` would give for this plan: tensors of the same shapes, on the meta device, without values.
+    """What `fold`, `compact` and `move` would give for this plan: the same shapes, on the meta device, without values.
 
     The readout listens to every depth of the plan.  An alignment may find that fewer serve better, so that the
     ported adapter costs at most as much.
@@ -25,13 +26,16 @@ def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> Fold
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=like.dtype, device="meta")
 
+    def rows(*shape: int) -> CompactRows:
+        return CompactRows(torch.empty(shape[0], shape[1] + TAIL_BYTES, dtype=torch.uint8, device="meta"))
+
     def layer(edits: dict[str, int], types: Collection[str]) -> FoldedLayer:
         return FoldedLayer(
-            router=empty(atoms, width),
+            router=rows(atoms, width),
             router_bias=empty(atoms),
-            read=empty(atoms, width),
+            read=rows(atoms, width),
             read_bias=empty(atoms),
-            edits={name: empty(atoms, features) for name, features in edits.items()},
+            edits={name: rows(atoms, features) for name, features in edits.items()},
             gains={name: empty(atoms) for name in types},
         )
 

@@ -14,22 +14,13 @@ import torch
 from torch import Tensor
 
 from uhl_cli.adapter.canonical import mix, size_gains
+from uhl_cli.adapter.rows import CompactRows, Rows, pack_rows
 from uhl_cli.align.alignment import Alignment, LayerMaps, single_taps
 from uhl_cli.align.features import FeaturePrior
 from uhl_cli.host.hostmap import HostMap, Site
 
 READERS = ("q", "k", "v", "up", "gate")
 WRITERS = ("o", "down")
-# The edit that a type shares with others: what attention's readers and the MLP's read, and what writers write.
-_SHARED = {
-    "q": "attention",
-    "k": "attention",
-    "v": "attention",
-    "up": "mlp",
-    "gate": "mlp",
-    "o": "stream",
-    "down": "stream",
-}
 
 
 @dataclass(frozen=True)
@@ -42,14 +33,14 @@ class FoldedLayer:
     [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host); to what a writer writes, [M, d], and there
     the response is that of its own output; to the output of a part of a fused module, [M, out_features], because its
     parts have a gain each and one input.  Gains stay apart because they alone differ between the task files of one
-    adapter.
+    adapter.  The tables are compact once the adapter is only read, see `compact`.
     """
 
-    router: Tensor
+    router: Rows
     router_bias: Tensor
-    read: Tensor
+    read: Rows
     read_bias: Tensor
-    edits: dict[str, Tensor]
+    edits: dict[str, Rows]
     gains: dict[str, Tensor]
 
 
@@ -118,7 +109,7 @@ def fold(
         if layers is not None and layer.index not in layers:
             continue
         maps = alignment.layers[layer.index]
-        edits: dict[str, Tensor] = {}
+        edits: dict[str, Rows] = {}
         sites = {name: site for name, site in layer.sites.items() if name in kept}
         for site in sites.values():
             if (name := edit_name(site)) not in edits:
@@ -137,8 +128,8 @@ def fold(
 
 
 def edit_name(site: Site) -> str:
-    """Which of a layer's edits a site takes: one that it shares, or its own if it is a part of a fused module."""
-    return site.type if site.fused else _SHARED[site.type]
+    """Which of a layer's edits a site takes: that of its space, or its own if it is a part of a fused module."""
+    return site.type if site.fused else site.space
 
 
 def edit_columns(sites: Iterable[Site], width: int) -> dict[str, int]:
@@ -148,7 +139,7 @@ def edit_columns(sites: Iterable[Site], width: int) -> dict[str, int]:
 
 def _edit(site: Site, maps: LayerMaps, atoms: Tensor) -> Tensor:
     """P_out u_j of all atoms as rows, in the stream or in what the site reads; W P_out u_j for a part of a module."""
-    write = {"stream": maps.write_stream, "mlp": maps.write_mlp, "attention": maps.write_attention}[_SHARED[site.type]]
+    write = {"stream": maps.write_stream, "mlp": maps.write_mlp, "attention": maps.write_attention}[site.space]
     rows = atoms @ write.T.to(atoms.device)
     if site.fused:
         rows = rows @ site.weight().to(device=atoms.device, dtype=torch.float32).T
@@ -193,7 +184,7 @@ def _folded_layer(
     maps: LayerMaps,
     read_gain: Tensor,
     task_bias: Tensor,
-    edits: dict[str, Tensor],
+    edits: dict[str, Rows],
     types: Collection[str],
 ) -> FoldedLayer:
     device = read_gain.device
@@ -250,17 +241,35 @@ def _canonical_taps(
     return folded, stored["readout_in_bias"] + gained @ offset.to(gain.device)
 
 
+def compact(folded: FoldedAdapter) -> FoldedAdapter:
+    """The same adapter for inference alone, its layers' tables in eight bits; the readout's taps stay as they are."""
+
+    def layer(value: FoldedLayer) -> FoldedLayer:
+        edits: dict[str, Rows] = {name: pack_rows(edit) for name, edit in value.edits.items()}
+        return replace(value, router=pack_rows(value.router), read=pack_rows(value.read), edits=edits)
+
+    readout = folded.readout
+    if readout.layer is not None:
+        readout = replace(readout, layer=layer(readout.layer))
+    layers = {index: layer(value) for index, value in folded.layers.items()}
+    return replace(folded, layers=layers, readout=readout)
+
+
 def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> FoldedAdapter:
-    """The same adapter for inference: detached, every tensor on `device` in `dtype`, no noise maps."""
+    """The same adapter for inference: detached, every tensor on `device`, in `dtype` if not compact, no noise maps."""
 
     def one(value: Tensor) -> Tensor:
         return value.detach().to(device=device, dtype=dtype).contiguous()
 
+    def table(value: Rows) -> Rows:
+        return CompactRows(value.packed.to(device)) if isinstance(value, CompactRows) else one(value)
+
     def layer(value: FoldedLayer) -> FoldedLayer:
-        edits = {name: one(edit) for name, edit in value.edits.items()}
+        edits = {name: table(edit) for name, edit in value.edits.items()}
         gains = {name: one(gain) for name, gain in value.gains.items()}
-        maps = (one(value.router), one(value.router_bias), one(value.read), one(value.read_bias))
-        return FoldedLayer(*maps, edits, gains)
+        return FoldedLayer(
+            table(value.router), one(value.router_bias), table(value.read), one(value.read_bias), edits, gains
+        )
 
     readout = FoldedReadout(
         taps={depth: one(tap) for depth, tap in folded.readout.taps.items()},

@@ -1,7 +1,8 @@
 """Products with a few chosen rows of a table: what makes sparse updates cheaper than dense ones.
 
 Neither copies the chosen rows out: a weighted sum of rows is an embedding bag, and the responses of rows are what torch
-computes for the gradient of such a bag's weights.  On a CPU that takes a tenth of gathering and multiplying.
+computes for the gradient of such a bag's weights.  On a CPU that takes a tenth of gathering and multiplying, and a sum
+of rows in eight bits three quarters of that again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from uhl_cli.adapter.rows import CompactRows, Rows, runs_natively
+
 _RESPONSES = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
+_COMPACT_SUMS = getattr(torch.ops.quantized, "embedding_bag_byte_rowwise_offsets", None)
 _SUM = 0  # the operator's number for a bag that is summed
 
 
@@ -45,8 +49,18 @@ def row_responses(states: Tensor, table: Tensor, indices: Tensor, bags: Bags) ->
     return flat.view(indices.shape)
 
 
-def row_sums(table: Tensor, indices: Tensor, weights: Tensor, bags: Bags) -> Tensor:
-    """Weighted sums of each token's chosen rows: [T, columns] of table [M, columns], indices and weights [T, k]."""
+def row_sums(table: Rows, indices: Tensor, weights: Tensor, bags: Bags) -> Tensor:
+    """Weighted sums of each token's chosen rows: [T, columns] of table [M, columns], indices and weights [T, k].
+
+    In the table's own precision, or in float32 where it is compact.
+    """
+    if isinstance(table, CompactRows):
+        # The operator has no derivative of its own.
+        if _COMPACT_SUMS is not None and runs_natively(table.packed) and not torch.is_grad_enabled():
+            given = (table.packed, indices.view(-1), bags.starts)
+            sums: Tensor = _COMPACT_SUMS(*given, False, _SUM, False, weights.float().view(-1), None, False)
+            return sums
+        table = table.values()
     weights = weights.to(table.dtype).view(-1)
     return functional.embedding_bag(indices.view(-1), table, bags.starts, mode="sum", per_sample_weights=weights)
 

@@ -8,7 +8,7 @@ as it was, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from uhl_cli.adapter.canonical import Routing, route
 from uhl_cli.adapter.folding import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout, edit_name
 from uhl_cli.adapter.gathered import Bags, chosen, row_responses, row_sums, spread
+from uhl_cli.adapter.rows import Rows, plain
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
 
@@ -36,6 +37,15 @@ class AlignmentNoise:
         device = noise_map.device
         noise = torch.randn(rows, noise_map.shape[1], generator=self.generator, device=device)
         return strength * (noise @ noise_map.T)
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """What a layer's sites share: the routing, p_j (v_j . z) of the chosen atoms [T, k], and the layer's `read`."""
+
+    routing: Routing
+    strength: Tensor
+    read: Tensor
 
 
 Observer = Callable[[str, str, Tensor, Tensor], None]
@@ -65,7 +75,7 @@ class Injection:
         self._observer = observer
         self._replaced: list[tuple[nn.Module, nn.Parameter, nn.Parameter | None]] = []
         self._handles: list[RemovableHandle] = []
-        self._routing: tuple[Routing, Tensor] | None = None
+        self._routed: _Routed | None = None
         self._features: Tensor | None = None
         self._fired: list[Tensor] = []
         self._bags: Bags | None = None
@@ -118,7 +128,7 @@ class Injection:
 
     def _start(self) -> None:
         """Forget the forward pass before; the first layer's hook calls it, so that nothing piles up."""
-        self._routing = self._features = None
+        self._routed = self._features = None
         self._fired = []
         self._bags = None
 
@@ -133,9 +143,9 @@ class Injection:
             noise_map = self._folded.noise_maps["readout"]
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
-            routing, strength = self._respond(readout.layer, final_state)
+            routed = self._respond(readout.layer, final_state)
             part, before = readout.layer, features
-            features = self._added(before, routing, strength, part.edits["readout"], part.gains["readout"])
+            features = self._added(before, routed, part.edits["readout"], part.gains["readout"])
             if self._observer is not None:
                 self._observe("readout", "readout", final_state, features - before)
         self._features = None
@@ -157,7 +167,7 @@ class Injection:
             if index == 0:
                 self._start()
             self._tap(index, state)
-            self._routing = None if folded is None else self._respond(folded, state)
+            self._routed = None if folded is None else self._respond(folded, state)
 
         return hook
 
@@ -167,10 +177,11 @@ class Injection:
             part = (state @ tap.T).float()
             self._features = part if self._features is None else self._features + part
 
-    def _respond(self, folded: FoldedLayer, state: Tensor) -> tuple[Routing, Tensor]:
-        """Routing of a stream state [batch, tokens, d], and p_j (v_j . z) for the chosen atoms [T, k]."""
+    def _respond(self, folded: FoldedLayer, state: Tensor) -> _Routed:
+        """Routing of a stream state [batch, tokens, d], and the chosen atoms' responses to it."""
         flat = state.reshape(-1, state.shape[-1])
-        logits = functional.linear(flat, folded.router, folded.router_bias)
+        read = plain(folded.read, flat.dtype)
+        logits = functional.linear(flat, plain(folded.router, flat.dtype), folded.router_bias)
         noise = None
         if self._noise is not None and self._noise.updates > 0:
             maps = self._folded.noise_maps
@@ -179,10 +190,10 @@ class Injection:
             logits = logits + noise[:, : len(logits[0])]
         routing = route(logits.float(), self._folded.threshold.float())
         self._fired.append(routing.fires)
-        responses = self._responses(flat, folded.read, routing.indices) + chosen(folded.read_bias, routing.indices)
+        responses = self._responses(flat, read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
             responses = responses + noise[:, len(logits[0]) :].gather(1, routing.indices)
-        return routing, routing.weights * responses.float()
+        return _Routed(routing, routing.weights * responses.float(), read)
 
     def _responses(self, flat: Tensor, read: Tensor, indices: Tensor) -> Tensor:
         if self._dense:
@@ -195,12 +206,14 @@ class Injection:
             self._bags = Bags.of(indices.shape[0], indices.shape[1], indices.device)
         return self._bags
 
-    def _added(self, to: Tensor, routing: Routing, strength: Tensor, edit: Tensor, gain: Tensor) -> Tensor:
+    def _added(self, to: Tensor, routed: _Routed, edit: Rows, gain: Tensor) -> Tensor:
         """`to` [..., columns] plus the sum over the chosen atoms of strength times gain times edit row."""
-        weights = strength * chosen(gain, routing.indices)
+        indices = routed.routing.indices
+        weights = routed.strength * chosen(gain, indices)
         if self._dense:
-            return to + (spread(weights, routing.indices, len(edit)) @ edit).view_as(to).to(to.dtype)
-        change = row_sums(edit, routing.indices, weights, self._bags_of(routing.indices)).view_as(to).to(to.dtype)
+            table = plain(edit, weights.dtype)
+            return to + (spread(weights, indices, len(table)) @ table).view_as(to).to(to.dtype)
+        change = row_sums(edit, indices, weights, self._bags_of(indices)).view_as(to).to(to.dtype)
         # In place, because fresh memory for every site costs more than the sum.
         return to + change if torch.is_grad_enabled() else change.add_(to)
 
@@ -208,19 +221,19 @@ class Injection:
         edit, gain = folded.edits[edit_name(site)], folded.gains[site.type]
         if site.type in READERS and not site.fused:
             return site.module.register_forward_pre_hook(self._input_hook(site, edit, gain))
-        return site.module.register_forward_hook(self._output_hook(site, folded.read, edit, gain))
+        return site.module.register_forward_hook(self._output_hook(site, edit, gain))
 
     def _observe(self, name: str, type_: str, source: Tensor, update: Tensor) -> None:
         assert self._observer is not None
         self._observer(name, type_, source.reshape(-1, source.shape[-1]), update.reshape(-1, update.shape[-1]))
 
     def _input_hook(
-        self, site: Site, edit: Tensor, gain: Tensor
+        self, site: Site, edit: Rows, gain: Tensor
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if self._routing is None:
+            if self._routed is None:
                 return None
-            changed = self._added(args[0], *self._routing, edit, gain)
+            changed = self._added(args[0], self._routed, edit, gain)
             if self._observer is not None:
                 self._observe(site.name, site.type, args[0], changed - args[0])
             return (changed, *args[1:])
@@ -228,19 +241,20 @@ class Injection:
         return hook
 
     def _output_hook(
-        self, site: Site, read: Tensor, edit: Tensor, gain: Tensor
+        self, site: Site, edit: Rows, gain: Tensor
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         writer = site.type in WRITERS
 
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self._routing is None:
+            routed = self._routed
+            if routed is None:
                 return output
-            routing, strength = self._routing
             if writer:
                 flat = output.reshape(-1, output.shape[-1])
-                strength = routing.weights * self._responses(flat, read, routing.indices).float()
+                responses = self._responses(flat, routed.read, routed.routing.indices)
+                routed = replace(routed, strength=routed.routing.weights * responses.float())
             own = output[..., site.columns] if site.fused else output
-            part = self._added(own, routing, strength, edit, gain)
+            part = self._added(own, routed, edit, gain)
             if self._observer is not None:
                 self._observe(site.name, site.type, output if writer else args[0], part - own)
             if not site.fused:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from uhl_cli.adapter.flops_pass import PassShape, forward_pass
 from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer
+from uhl_cli.adapter.rows import CompactRows
 from uhl_cli.host.hostmap import HostMap
 
 
@@ -35,8 +36,9 @@ def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
 
 
 def _of_layer(layer: FoldedLayer) -> Iterator[Tensor]:
-    yield from (layer.router, layer.router_bias, layer.read, layer.read_bias)
-    yield from layer.edits.values()
+    for table in (layer.router, layer.read, *layer.edits.values()):
+        yield table.packed if isinstance(table, CompactRows) else table
+    yield from (layer.router_bias, layer.read_bias)
     yield from layer.gains.values()
 
 

@@ -1,12 +1,13 @@
 """A ported adapter on disk: the folded tensors of one host, so that loading needs no alignment.
 
-A folder holds `ported.safetensors`, one tensor a field of `FoldedAdapter` under dotted names, and in its
-header a JSON record of the task and of the host it was made for.  It fits that host alone; the fingerprint is
-checked.
+A folder holds `ported.safetensors`, one tensor a field of `FoldedAdapter` under dotted names (tables of rows packed,
+see `rows`), and in its header a JSON record of the task and of the host it was made for.  It fits that host alone; the
+fingerprint is checked.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer, FoldedReadout, edit_columns, move
+from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer, FoldedReadout, compact, edit_columns, move
 from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.adapter.rows import TAIL_BYTES, CompactRows, pack_rows
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FingerprintError, FormatError, NewerFormatError, UsageError
 from uhl_cli.files import write_bytes
@@ -26,8 +28,10 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import Frozen, HostRecord
 
 FILE_NAME = "ported.safetensors"
-FORMAT_VERSION = "3.0"  # 1.0 had the gains multiplied into the edits, 2.0 an edit for every type
+# 1.0 had the gains multiplied into the edits, 2.0 an edit for every type, 3.0 tables in the host's own precision.
+FORMAT_VERSION = "4.0"
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+_TABLE = re.compile(r"(layers\.\d+|readout_layer)\.(router|read|edits\.\w+)")
 _HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
 
@@ -46,7 +50,7 @@ def save_ported(folder: Path, ported: PortedModel, target: HostRecord) -> Path:
 
     :raises OutputError: When it cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in _flatten(ported.folded).items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _flatten(compact(ported.folded)).items()}
     strategy = str(ported.report.get("strategy", "anchors"))
     record = PortedRecord(parts=tuple(sorted(tensors)), task=ported.task, target=target, strategy=strategy)
     path = folder / FILE_NAME
@@ -86,7 +90,7 @@ def load_ported(
         )
     if set(record.parts) != set(tensors):
         raise FormatError(f"{path} lacks or adds parts that its record names.", _HINT)
-    if not all(value.dtype in _DTYPES and torch.isfinite(value).all() for value in tensors.values()):
+    if not all(_is_valid(name, value) for name, value in tensors.items()):
         raise FormatError(f"{path} holds values that are not finite floating-point numbers.", _HINT)
     host = _host_for(record, model, tokenizer)
     if host.fingerprint != record.target.fingerprint:
@@ -101,6 +105,14 @@ def load_ported(
     return PortedModel(host, moved, record.task, {"strategy": record.strategy})
 
 
+def _is_valid(name: str, value: Tensor) -> bool:
+    """Finite floating-point numbers, packed in the tables and plain elsewhere."""
+    if not _TABLE.fullmatch(name):
+        return value.dtype in _DTYPES and bool(torch.isfinite(value).all())
+    packed = value.dtype == torch.uint8 and value.dim() == 2 and value.shape[1] > TAIL_BYTES
+    return packed and bool(torch.isfinite(CompactRows(value).values()).all())
+
+
 def _host_for(record: PortedRecord, model: nn.Module | None, tokenizer: PreTrainedTokenizerBase | None) -> Host:
     if model is None:
         return load_host(record.target.name, revision=record.target.revision)
@@ -110,8 +122,11 @@ def _host_for(record: PortedRecord, model: nn.Module | None, tokenizer: PreTrain
 
 
 def _flatten_layer(prefix: str, layer: FoldedLayer) -> dict[str, Tensor]:
-    flat = {f"{prefix}.{name}": getattr(layer, name) for name in ("router", "router_bias", "read", "read_bias")}
-    flat |= {f"{prefix}.edits.{name}": edit for name, edit in layer.edits.items()}
+    tables = {"router": layer.router, "read": layer.read} | {
+        f"edits.{name}": edit for name, edit in layer.edits.items()
+    }
+    flat = {f"{prefix}.{name}": pack_rows(table).packed for name, table in tables.items()}
+    flat |= {f"{prefix}.router_bias": layer.router_bias, f"{prefix}.read_bias": layer.read_bias}
     return flat | {f"{prefix}.gains.{name}": gain for name, gain in layer.gains.items()}
 
 
@@ -138,13 +153,12 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
 
     def layer(prefix: str, part: FoldedLayer, outputs: dict[str, tuple[str, int]]) -> dict[str, tuple[int, ...]]:
         atoms = part.read_bias.numel()
-        shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}": (atoms, width) for name in ("router", "read")}
-        shapes |= {f"{prefix}.{name}": (atoms,) for name in ("router_bias", "read_bias")}
+        tables = {"router": width, "read": width}
         known = [name for name in part.gains if name in outputs]
-        shapes |= {f"{prefix}.gains.{name}": (atoms,) for name in known}
-        return shapes | {
-            f"{prefix}.edits.{edit}": (atoms, columns) for edit, columns in (outputs[name] for name in known)
-        }
+        tables |= {f"edits.{edit}": columns for edit, columns in (outputs[name] for name in known)}
+        vectors = ("router_bias", "read_bias", *(f"gains.{name}" for name in known))
+        shapes: dict[str, tuple[int, ...]] = {f"{prefix}.{name}": (atoms,) for name in vectors}
+        return shapes | {f"{prefix}.{name}": (atoms, columns + TAIL_BYTES) for name, columns in tables.items()}
 
     # No layer can choose more atoms than it has.
     parts = [*folded.layers.values(), *([readout.layer] if readout.layer is not None else [])]
@@ -166,7 +180,7 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
         shapes["readout.shift"] = (size,)
     if readout.layer is not None:
         shapes |= layer("readout_layer", readout.layer, {"readout": ("readout", size)})
-        shapes.setdefault("readout_layer.edits.readout", (readout.layer.read_bias.numel(), size))
+        shapes.setdefault("readout_layer.edits.readout", (readout.layer.read_bias.numel(), size + TAIL_BYTES))
     if not readout.taps:
         shapes[f"taps.{host_map.num_hidden_layers}"] = (size, width)
     return shapes
@@ -178,11 +192,11 @@ def _unflatten_layer(prefix: str, tensors: dict[str, Tensor]) -> FoldedLayer:
         return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
     return FoldedLayer(
-        router=tensors[f"{prefix}.router"],
+        router=CompactRows(tensors[f"{prefix}.router"]),
         router_bias=tensors[f"{prefix}.router_bias"],
-        read=tensors[f"{prefix}.read"],
+        read=CompactRows(tensors[f"{prefix}.read"]),
         read_bias=tensors[f"{prefix}.read_bias"],
-        edits=by_type("edits"),
+        edits={name: CompactRows(table) for name, table in by_type("edits").items()},
         gains=by_type("gains"),
     )
 

@@ -10,7 +10,7 @@ No strategy uses a label or a gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,8 @@ class LayerMaps:
     """Maps at one depth of a host of width d; canonical width is d0.
 
     `z = read @ (h - mean)`: `read` [d0, d], `mean` [d].  `write_*` [d, d0] go back: into the stream, and into
-    what the attention and the mlp modules read (the same space in hosts that normalise after the layer).
+    what the attention and the mlp modules read (in hosts that normalise after the layer the former is the stream
+    itself, and the same tensor).
     """
 
     depth: float
@@ -36,6 +37,12 @@ class LayerMaps:
     write_stream: Tensor
     write_attention: Tensor
     write_mlp: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> LayerMaps:
+        """The maps back changed one by one; those that are the same tensor stay so."""
+        stream = change(self.write_stream)
+        attention = stream if self.write_attention is self.write_stream else change(self.write_attention)
+        return replace(self, write_stream=stream, write_attention=attention, write_mlp=change(self.write_mlp))
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,7 @@ class Alignment:
     def to(self, device: torch.device) -> Alignment:
         """The same alignment with all maps on a device; training folds them at every step."""
         layers = tuple(
-            replace(
-                maps,
-                mean=maps.mean.to(device),
-                read=maps.read.to(device),
-                write_stream=maps.write_stream.to(device),
-                write_attention=maps.write_attention.to(device),
-                write_mlp=maps.write_mlp.to(device),
-            )
+            replace(maps.each(lambda write: write.to(device)), mean=maps.mean.to(device), read=maps.read.to(device))
             for maps in self.layers
         )
         taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
@@ -100,12 +100,16 @@ def align_anchors(
         z = bank.at_depth(index / depth)[present]
         stream = states.stream[index][present]
         inward = fit_ridge(stream, z, groups)
-        places = [stream]
+        places = {"stream": stream}
         if index < depth:
-            places += [states.attention[index][present], states.mlp[index][present]]
-        outward = fit_ridge(z, torch.cat(places, dim=1), groups).weight.T.contiguous()
-        writes = torch.split(outward, stream.shape[1]) if index < depth else (outward, outward, outward)
-        layers.append(LayerMaps(index / depth, inward.input_mean, inward.weight.T.contiguous(), *writes))
+            places["mlp"] = states.mlp[index][present]
+            if states.attention[index] is not states.stream[index]:
+                places["attention"] = states.attention[index][present]
+        outward = fit_ridge(z, torch.cat(list(places.values()), dim=1), groups).weight.T.contiguous()
+        writes = dict(zip(places, torch.split(outward, stream.shape[1]), strict=True))
+        write = writes["stream"]
+        maps = (inward.input_mean, inward.weight.T.contiguous(), write)
+        layers.append(LayerMaps(index / depth, *maps, writes.get("attention", write), writes.get("mlp", write)))
         quality.append(_mean_r2(inward, z))
     if not joint:
         return _with_single_taps("anchors", bank, tuple(layers), tuple(quality))

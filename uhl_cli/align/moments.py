@@ -14,7 +14,7 @@ STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0, 100
 
 
 # Rows that are held until their products are added: fewer and larger products, and fewer sums of D x D.
-_HELD_ROWS = 2048
+_HELD_ROWS = 1024
 
 
 class Moments:
@@ -42,13 +42,13 @@ class Moments:
         self._waiting = []
         if self._centre is None:
             self._centre = (inputs.mean(0), outputs.mean(0))
-        x, y = inputs - self._centre[0], outputs - self._centre[1]
+        # Joined tensors are nobody else's, so they can be centred in place.
+        x, y = inputs.sub_(self._centre[0]), outputs.sub_(self._centre[1])
         new = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
         if not self._sums:
-            self._sums = tuple(value.cpu().double() for value in new)
-        else:
-            for total, value in zip(self._sums, new, strict=True):
-                total.add_(value.cpu())
+            self._sums = tuple(torch.zeros(value.shape, dtype=torch.float64) for value in new)
+        for total, value in zip(self._sums, new, strict=True):
+            total.add_(value.cpu())
 
     def part(self, span: slice) -> Moments:
         """The moments of some of the inputs."""
@@ -57,20 +57,26 @@ class Moments:
         if self._centre is not None:
             x, y, xx, xy, yy = self._sums
             found.rows, found._centre = self.rows, (self._centre[0][span], self._centre[1])
-            found._sums = (x[span], y, xx[span, span], xy[span], yy)
+            found._sums = tuple(part.clone() for part in (x[span], y, xx[span, span], xy[span], yy))
         return found
 
-    def about(self, x_mean: Tensor, y_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Second moments xx [D, D], xy [D, F] and yy [F] about the given means."""
+    def recentre(self, x_mean: Tensor, y_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Second moments xx [D, D], xy [D, F] and yy [F] about the given means, which are the centre from now on.
+
+        What is given out is changed by whatever changes the moments next, so that no second D x D is held.
+        """
         self._flush()
         x, y, xx, xy, yy = self._sums
         (x_centre, y_centre) = self._centres
         dx, dy = x_centre - x_mean, y_centre - y_mean
+        moved_x, moved_y = x + self.rows * dx, y + self.rows * dy
         # One product of rank two: x dx' + dx (x + rows dx)'.
-        left, moved = torch.stack([x, dx], 1), x + self.rows * dx
-        xx = torch.addmm(xx, left, torch.stack([dx, moved]))
-        xy = torch.addmm(xy, left, torch.stack([dy, y + self.rows * dy]))
-        return xx, xy, yy + 2 * dy * y + self.rows * dy.square()
+        left = torch.stack([x, dx], 1)
+        xx.addmm_(left, torch.stack([dx, moved_x]))
+        xy.addmm_(left, torch.stack([dy, moved_y]))
+        yy += 2 * dy * y + self.rows * dy.square()
+        self._centre, self._sums = (x_mean, y_mean), (moved_x, moved_y, xx, xy, yy)
+        return xx, xy, yy
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -88,23 +94,26 @@ class Moments:
 def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Weight [D, F], offset [F] with `y = x @ weight + offset`, and held-out R^2 [F]; float32.
 
+    Besides the moments themselves, two D x D are held at a time.
+
     :param fitted: Rows that every strength is tried on; `held`: rows that judge.  The result uses both.
     :param prior: Weight [D, F] that the ridge shrinks towards; zero by default.
     """
     x_mean, y_mean = fitted.means
-    xx, xy, _ = fitted.about(x_mean, y_mean)
-    spread = (xx.diagonal() / fitted.rows).clamp_min(0).sqrt()
-    spread = torch.where(spread < 1e-6 * spread.max(), torch.inf, spread)  # a constant input gets weight zero
-    held_xx, held_xy, held_yy = held.about(x_mean, y_mean)
-    scale = torch.outer(spread, spread)
-    held_xx, held_xy = held_xx.div_(scale), held_xy / spread[:, None]
-    gram, moment = xx.div_(scale), xy / spread[:, None]
-    start = torch.zeros_like(moment)
+    xx, xy, _ = fitted.recentre(x_mean, y_mean)
+    held_xx, held_xy, held_yy = held.recentre(x_mean, y_mean)
+    variance = (xx.diagonal() / fitted.rows).clamp_min(0)
+    varies = variance >= 1e-12 * variance.max()  # a constant input gets weight zero
+    # Inputs are standardised by a penalty in proportion to their variance: the solution is the same.
+    penalty = torch.where(varies, variance, variance.max())
+    start = torch.zeros_like(xy)
     if prior is not None:
-        start = torch.where(torch.isfinite(spread)[:, None], prior.double() * spread[:, None], start)
+        start = torch.where(varies[:, None], prior.double(), start)
+    missing = torch.where(varies[:, None], xy - xx @ start, torch.zeros_like(xy))
+    raised = torch.empty_like(xx)
     errors = []
     for strength in STRENGTHS:
-        weight = start + _solve(gram, moment - gram @ start, strength * fitted.rows)
+        weight = start + _solve(raised.copy_(xx), missing, varies, strength * fitted.rows * penalty)
         errors.append(held_yy - 2 * (weight * held_xy).sum(0) + (weight * (held_xx @ weight)).sum(0))
     best = torch.stack(errors).min(0)
     r2 = torch.where(held_yy > 0, 1 - best.values / held_yy.clamp_min(1e-300), torch.zeros_like(held_yy))
@@ -112,22 +121,26 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
     held_x, held_y = held.means
     share = held.rows / rows
     x_all, y_all = x_mean + share * (held_x - x_mean), y_mean + share * (held_y - y_mean)
-    parts = [each.about(x_all, y_all) for each in (fitted, held)]
-    gram = parts[0][0].add_(parts[1][0]).div_(scale)
-    moment = (parts[0][1] + parts[1][1]) / spread[:, None]
-    weight = torch.zeros_like(moment)
+    xx, xy, _ = fitted.recentre(x_all, y_all)
+    held_xx, held_xy, _ = held.recentre(x_all, y_all)
+    missing = xy + held_xy - xx @ start - held_xx @ start
+    missing = torch.where(varies[:, None], missing, torch.zeros_like(missing))
+    weight = torch.zeros_like(missing)
     for index, strength in enumerate(STRENGTHS):
         columns = best.indices == index
         if bool(columns.any()):
-            missing = moment[:, columns] - gram @ start[:, columns]
-            weight[:, columns] = start[:, columns] + _solve(gram, missing, strength * rows)
-    weight = weight / spread[:, None]
+            torch.add(xx, held_xx, out=raised)
+            solved = _solve(raised, missing[:, columns], varies, strength * rows * penalty)
+            weight[:, columns] = start[:, columns] + solved
     return weight.float(), (y_all - x_all @ weight).float(), r2.float()
 
 
-def _solve(gram: Tensor, moment: Tensor, strength: float) -> Tensor:
-    """(gram + strength) w = moment for a positive semi-definite gram."""
-    raised = gram.clone()
-    raised.diagonal().add_(strength)
-    solved: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(raised))
-    return solved
+def _solve(gram: Tensor, moment: Tensor, varies: Tensor, penalty: Tensor) -> Tensor:
+    """(gram + diag(penalty)) w = moment for a positive semi-definite gram, which is used up; zero where none `varies`.
+
+    Cholesky's accuracy does not depend on how the inputs are scaled.
+    """
+    gram.diagonal().add_(penalty)
+    torch.linalg.cholesky(gram, out=gram)
+    solved = torch.cholesky_solve(moment, gram)
+    return torch.where(varies[:, None], solved, torch.zeros_like(solved))

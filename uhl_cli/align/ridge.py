@@ -49,14 +49,16 @@ class _Spectrum:
     eigenvalues: Tensor
 
     @classmethod
-    def of(cls, inputs: Tensor, outputs: Tensor) -> _Spectrum:
-        """From centred float64 inputs [rows, features] and outputs [rows, outputs]."""
-        rows, features = inputs.shape
-        primal = features <= rows
-        eigenvalues, vectors = torch.linalg.eigh(inputs.T @ inputs if primal else inputs @ inputs.T)
-        basis = vectors if primal else inputs.T @ vectors
-        moment = vectors.T @ (inputs.T @ outputs if primal else outputs)
-        return cls(basis, moment, eigenvalues.clamp_min(0.0))
+    def of_moments(cls, gram: Tensor, cross: Tensor) -> _Spectrum:
+        """From the float64 products x'x [features, features] and x'y [features, outputs] of centred rows."""
+        eigenvalues, vectors = torch.linalg.eigh(gram)
+        return cls(vectors, vectors.T @ cross, eigenvalues.clamp_min(0.0))
+
+    @classmethod
+    def of_rows(cls, inputs: Tensor, outputs: Tensor) -> _Spectrum:
+        """From centred float64 inputs [rows, features] and outputs [rows, outputs], by x x' [rows, rows]."""
+        eigenvalues, vectors = torch.linalg.eigh(inputs @ inputs.T)
+        return cls(inputs.T @ vectors, vectors.T @ outputs, eigenvalues.clamp_min(0.0))
 
     def coefficients(self, strength: float | Tensor) -> Tensor:
         """Solution in the eigenbasis [n, outputs]; a tensor gives each output a strength of its own."""
@@ -89,6 +91,9 @@ def fit_ridge(
     x_std = torch.where(x_std < 1e-6 * x_std.max(), torch.inf, x_std)  # a constant feature gets weight zero
     x_all, y_all = (x_all - x_mean) / x_std, y_all - y_mean
 
+    rows, features = x_all.shape
+    # Each fold's products are the whole's less those of its held-out rows, which are the fewer.
+    whole = (x_all.T @ x_all, x_all.T @ y_all) if features <= rows else None
     fold = _fold_of(groups, folds)
     errors = torch.zeros(len(strengths), outputs.shape[1], dtype=torch.float64)
     total = torch.zeros(outputs.shape[1], dtype=torch.float64)
@@ -96,20 +101,29 @@ def fit_ridge(
         held = fold == part
         if not held.any() or held.all():
             continue
-        x_fit, y_fit = x_all[~held], y_all[~held]
-        shift_x, shift_y = x_fit.mean(0), y_fit.mean(0)
-        x_held, y_held = x_all[held] - shift_x, y_all[held] - shift_y
-        spectrum = _Spectrum.of(x_fit - shift_x, y_fit - shift_y)
-        projected = x_held @ spectrum.basis
+        x_held, y_held = x_all[held], y_all[held]
+        fit_rows = rows - len(x_held)
+        # All rows together have mean zero, so the sums of those that are fitted are minus those that are held.
+        shift_x, shift_y = x_held.sum(0) / -fit_rows, y_held.sum(0) / -fit_rows
+        if whole is not None and features <= fit_rows:
+            gram = (whole[0] - x_held.T @ x_held).addr_(shift_x, shift_x, alpha=-fit_rows)
+            cross = (whole[1] - x_held.T @ y_held).addr_(shift_x, shift_y, alpha=-fit_rows)
+            spectrum = _Spectrum.of_moments(gram, cross)
+        else:
+            spectrum = _Spectrum.of_rows(x_all[~held] - shift_x, y_all[~held] - shift_y)
+        # Single precision is enough to tell strengths apart, at half the cost of the dearest products.
+        y_held = (y_held - shift_y).float()
+        projected = ((x_held - shift_x) @ spectrum.basis).float()
         for index, strength in enumerate(strengths):
-            errors[index] += (y_held - projected @ spectrum.coefficients(strength)).square().sum(0)
+            predicted = projected @ spectrum.coefficients(strength).float()
+            errors[index] += predicted.sub_(y_held).square_().sum(0)
         total += y_held.square().sum(0)
     best = errors.argmin(0)
     # A coordinate that never varies is not predicted at all: its R^2 is zero, not a division by zero.
     unexplained = errors.gather(0, best[None])[0] / total.clamp_min(1e-300)
     r2 = torch.where(total > 0, 1.0 - unexplained, torch.zeros_like(total))
     chosen = torch.tensor(strengths, dtype=torch.float64)[best]
-    spectrum = _Spectrum.of(x_all, y_all)
+    spectrum = _Spectrum.of_rows(x_all, y_all) if whole is None else _Spectrum.of_moments(*whole)
     weight = spectrum.basis @ spectrum.coefficients(chosen) / x_std[:, None]
     return RidgeMap(weight.float(), x_mean.float(), y_mean.float(), r2.float(), chosen.float())
 

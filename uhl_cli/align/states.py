@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.errors import AlignmentError
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.encode import Encoded, encode, spans_to_tokens
+from uhl_cli.host.encode import Encoded, encode, tokens_of_spans
 from uhl_cli.host.hostmap import HostMap, read_layer_input
 
 Progress = Callable[[int, int], None]
@@ -29,7 +29,7 @@ class WordStates:
 
     `stream[l]` [N, d] is what enters layer l, and `stream[L]` the host's last hidden state.
     `attention[l]`, `mlp[l]` [N, d] are what the q and the up module of layer l read; in hosts that normalise
-    after the layer, the former is the stream itself.
+    after the layer, the former is the stream itself, and the same tensor.
     `present` [N] is False for words that the host never saw (cut off by its longest input).
     """
 
@@ -43,12 +43,19 @@ class WordStates:
         """Number of layers L."""
         return len(self.attention)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> WordStates:
+        """The states changed one by one; those that are the same tensor stay so."""
+        stream, mlp = tuple(map(change, self.stream)), tuple(map(change, self.mlp))
+        attention = tuple(
+            stream[index] if state is self.stream[index] else change(state)
+            for index, state in enumerate(self.attention)
+        )
+        return WordStates(stream, attention, mlp, self.present)
+
     def present_only(self) -> WordStates:
         """The states of the words that the host saw."""
-        stream, attention, mlp = (
-            tuple(state[self.present] for state in states) for states in (self.stream, self.attention, self.mlp)
-        )
-        return WordStates(stream, attention, mlp, self.present[self.present])
+        seen = self.each(lambda state: state[self.present])
+        return replace(seen, present=self.present[self.present])
 
 
 @contextmanager
@@ -84,16 +91,14 @@ def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None])
 def pooling_matrix(encoded: Encoded, spans: list[list[tuple[int, int]]]) -> tuple[Tensor, Tensor]:
     """Averaging weights [N, batch * tokens] of the words over the tokens, and which words were seen [N]."""
     batch, tokens = encoded.input_ids.shape
-    weights = torch.zeros(sum(len(row) for row in spans), batch * tokens)
-    present = torch.zeros(len(weights), dtype=torch.bool)
+    weights = torch.zeros(sum(len(row) for row in spans), batch, tokens)
     word = 0
     for row, row_spans in enumerate(spans):
-        for token_indices in spans_to_tokens(encoded, row, row_spans):
-            if token_indices:
-                weights[word, [row * tokens + token for token in token_indices]] = 1.0 / len(token_indices)
-                present[word] = True
-            word += 1
-    return weights, present
+        overlap = tokens_of_spans(encoded, row, row_spans).float()
+        weights[word : word + len(row_spans), row] = overlap / overlap.sum(1, keepdim=True).clamp_min(1)
+        word += len(row_spans)
+    flat = weights.view(len(weights), batch * tokens)
+    return flat, flat.any(dim=1)
 
 
 @torch.inference_mode()
@@ -106,6 +111,7 @@ def word_states(
     """
     kept: dict[tuple[str, int], list[Tensor]] = {}
     seen = []
+    stream: Tensor | None = None
     for start in range(0, len(anchors.texts), batch_size):
         rows = range(start, min(start + batch_size, len(anchors.texts)))
         encoded = encode(host, [anchors.texts[row] for row in rows])
@@ -114,6 +120,11 @@ def word_states(
         weights = weights.to(host.device)
 
         def record(place: str, index: int, state: Tensor, weights: Tensor = weights) -> None:
+            nonlocal stream
+            if place == "attention" and state is stream:
+                return
+            if place == "stream":
+                stream = state
             pooled = weights @ state.reshape(-1, state.shape[-1]).float()
             kept.setdefault((place, index), []).append(pooled.cpu())
 
@@ -123,7 +134,7 @@ def word_states(
         if progress:
             progress(rows[-1] + 1, len(anchors.texts))
     present = torch.cat(seen)
-    joined = {key: torch.cat(parts) for key, parts in kept.items()}
+    joined = {key: torch.cat(kept.pop(key)) for key in list(kept)}
     if not all(torch.isfinite(state).all() for state in joined.values()):
         raise AlignmentError(
             f"the host {host.name} gives states that are not finite on the anchor texts.",
@@ -137,7 +148,7 @@ def word_states(
     depth = host.num_hidden_layers
     return WordStates(
         stream=tuple(joined["stream", index] for index in range(depth + 1)),
-        attention=tuple(joined["attention", index] for index in range(depth)),
+        attention=tuple(joined.get(("attention", index), joined["stream", index]) for index in range(depth)),
         mlp=tuple(joined["mlp", index] for index in range(depth)),
         present=present,
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from uhl_cli.align.alignment import Alignment, LayerMaps, align_anchors
+from uhl_cli.align.alignment import Alignment, align_anchors
 from uhl_cli.align.bank import AnchorBank
 from uhl_cli.align.states import WordStates
 
@@ -36,12 +37,7 @@ def width_views(
             continue
         gaussian = torch.randn(width, imitated, generator=generator, dtype=torch.float64)
         subspace = torch.linalg.qr(gaussian).Q.float()
-        projected = WordStates(
-            stream=tuple(state @ subspace for state in states.stream),
-            attention=tuple(state @ subspace for state in states.attention),
-            mlp=tuple(state @ subspace for state in states.mlp),
-            present=states.present,
-        )
+        projected = states.each(partial(torch.matmul, other=subspace))
         views.append(_in_host_coordinates(align_anchors(bank, projected, tap_depths=tap_depths), subspace))
     return views
 
@@ -49,14 +45,7 @@ def width_views(
 def _in_host_coordinates(alignment: Alignment, subspace: Tensor) -> Alignment:
     """Maps of the projected stream as maps of the stream itself; `subspace` [d, imitated width]."""
     layers = tuple(
-        LayerMaps(
-            maps.depth,
-            subspace @ maps.mean,
-            maps.read @ subspace.T,
-            subspace @ maps.write_stream,
-            subspace @ maps.write_attention,
-            subspace @ maps.write_mlp,
-        )
+        replace(maps.each(partial(torch.matmul, subspace)), mean=subspace @ maps.mean, read=maps.read @ subspace.T)
         for maps in alignment.layers
     )
     taps = {depth: tap @ subspace.T for depth, tap in alignment.taps.items()}

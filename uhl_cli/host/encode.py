@@ -125,23 +125,19 @@ def encode(
     )
 
 
-def spans_to_tokens(encoded: Encoded, row: int, spans: Sequence[tuple[int, int]], sequence: int = 0) -> list[list[int]]:
-    """For each character span (start, end) of a text, the indices of the tokens that overlap it.
+def tokens_of_spans(encoded: Encoded, row: int, spans: Sequence[tuple[int, int]], sequence: int = 0) -> Tensor:
+    """Which tokens overlap each character span (start, end) of a text: bool [spans, tokens].
 
     Offsets carry no white space, so a byte-level token's leading space never pulls in the word
-    before.  A token or span without width overlaps nothing; a span that was cut off gets
-    an empty list.
+    before.  A token or span without width overlaps nothing, and so does a span that was cut off.
 
     :param sequence: 0 for spans of the first text, 1 for the pair's.
     """
-    tokens = [
-        (index, start, end)
-        for index, (which, (start, end)) in enumerate(
-            zip(encoded.sequence[row].tolist(), encoded.offsets[row].tolist(), strict=True)
-        )
-        if which == sequence and start < end
-    ]
-    return [[index for index, start, end in tokens if max(start, first) < min(end, last)] for first, last in spans]
+    first, last = torch.tensor(spans, dtype=torch.long).reshape(-1, 2).T.unsqueeze(-1)
+    start, end = encoded.offsets[row].T
+    own = (encoded.sequence[row] == sequence) & (start < end)
+    overlap: Tensor = (torch.maximum(start, first) < torch.minimum(end, last)) & own
+    return overlap
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Site:
     :param out_features: Width that the site writes, of its own part alone.
     :param columns: The site's features among the module's output features.
     :param transposed: The module stores its weight [in, out].
+    :param space: What the site's edit is added to: the "stream", or what "attention" or the "mlp" reads.  In hosts that
+        normalise after the layer, attention reads the stream itself.
     """
 
     type: str
@@ -45,6 +47,7 @@ class Site:
     out_features: int
     columns: slice
     transposed: bool
+    space: str
 
     def weight(self) -> Tensor:
         """The site's weight as a detached [out_features, in_features] view of the module's own."""
@@ -194,7 +197,14 @@ def _site(family: Family, kind: str, rule: SiteRule, index: int, layer: nn.Modul
         out_features=out_features,
         columns=slice(part * out_features, (part + 1) * out_features),
         transposed=rule.transposed,
+        space=_space(family, kind),
     )
+
+
+def _space(family: Family, kind: str) -> str:
+    if kind in ("up", "gate"):
+        return "mlp"
+    return "attention" if kind in READER_TYPES and family.pre_norm else "stream"
 
 
 def _check_widths(sites: Mapping[str, Site]) -> None:
