@@ -12,7 +12,7 @@ from uhl_cli.adapter import shift
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.adapter.ported_store import load_ported, save_ported
 from uhl_cli.adapter.shift import SAME, correction, update_shift
-from uhl_cli.align.features import word_batches
+from uhl_cli.align.states import word_batches
 from uhl_cli.controls import without_updates
 from uhl_cli.host.encode import encode
 from uhl_cli.pipeline.common import host_record

@@ -7,8 +7,8 @@ import torch
 from tiny_adapters import many_texts
 from tiny_hosts import SENTENCES, tiny_host
 
-from uhl_cli.align.features import MAX_REGRESSORS, _depths_within, align_features, quantise_features, word_batches
-from uhl_cli.align.states import word_states
+from uhl_cli.align.features import MAX_REGRESSORS, _depths_within, align_features, quantise_features
+from uhl_cli.align.states import word_batches, word_states
 from uhl_cli.align.texts import MAX_FEATURE_TEXT_WORDS, AnchorTexts, choose_feature_texts, word_spans
 
 READOUT, LABELS = 6, 3

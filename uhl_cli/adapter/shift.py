@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from uhl_cli.adapter.ported import PortedModel
-from uhl_cli.align.features import FeatureBank, word_batches
+from uhl_cli.align.features import FeatureBank
+from uhl_cli.align.states import word_batches
 
 # One batch of texts in this many is enough for a mean.
 _EVERY = 4

@@ -19,8 +19,8 @@ from torch import Tensor
 from uhl_cli.adapter.folding import READERS, FoldedReadout, MergedWeights
 from uhl_cli.adapter.inject import Injection
 from uhl_cli.adapter.ported import PortedModel
-from uhl_cli.align.features import word_batches
 from uhl_cli.align.moments import Moments, fit_moments
+from uhl_cli.align.states import word_batches
 from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.host.hostmap import Site, dense
 

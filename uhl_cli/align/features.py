@@ -11,7 +11,7 @@ No label and no gradient is used; states are never all held, only their moments 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,18 +20,18 @@ from torch import Tensor
 from uhl_cli.adapter.fake_quantise import quantise_columns
 from uhl_cli.align.bank import depth_index
 from uhl_cli.align.moments import Moments, fit_moments
-from uhl_cli.align.states import Progress, pooling_matrix, record_states
+from uhl_cli.align.states import Progress, WordBatch, record_states, word_batches
 from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.encode import Encoded, encode
 
 # Step of a feature's code, in standard deviations.
 STEP = 1.4
 # Most regressors, unless a single state at every knot already has more: the cost grows with their square.  With 4,096,
 # all depths of minilm-l6, a port to it took up to 1.7 times as long and scored no more (README).
 MAX_REGRESSORS = 1536
-# One batch of texts in this many is held out to choose the strength of the ridge.
-HELD_OUT = 4
+# One block of so many texts in this many blocks is held out to choose the strength of the ridge.
+HELD_OUT, HELD_OUT_TEXTS = 4, 32
+_BATCH_SIZE = 16  # a larger one takes more memory, and no less time
 
 
 @dataclass(frozen=True)
@@ -88,35 +88,6 @@ class FeaturePrior:
     head: Tensor
 
 
-@dataclass(frozen=True)
-class WordBatch:
-    """Some texts on a host: `rows` int64, the words' places among all anchor words; `weights` [words, tokens]."""
-
-    rows: Tensor
-    weights: Tensor
-    encoded: Encoded
-
-
-def word_batches(
-    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, every: int = 1, progress: Progress | None = None
-) -> Iterator[WordBatch]:
-    """The anchor texts in batches of like length, each with its words that the host takes in.
-
-    :param every: Only the first of so many batches is given.
-    """
-    order = sorted(range(len(anchors.texts)), key=lambda index: (-len(anchors.texts[index]), index))
-    counts = torch.tensor([len(ordinals) for ordinals in anchors.chosen])
-    starts = torch.cumsum(counts, 0) - counts
-    for start in range(0, len(order), batch_size * every):
-        chosen = order[start : start + batch_size]
-        encoded = encode(host, [anchors.texts[index] for index in chosen])
-        weights, present = pooling_matrix(encoded, [anchors.spans(index) for index in chosen])
-        rows = torch.cat([torch.arange(int(counts[index])) + starts[index] for index in chosen])
-        yield WordBatch(rows[present], weights[present].to(host.device), encoded.to(host.device))
-        if progress:
-            progress(min(start + batch_size, len(order)), len(order))
-
-
 def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor, *, step: float = STEP) -> FeatureBank:
     """The bank of features [W, F] that the source gives to the anchors' words; `shift` as in `FeatureBank`.
 
@@ -148,12 +119,14 @@ def align_features(
     width, final = host.hidden_size, host.num_hidden_layers
     values = bank.values.to(host.device)
     fitted, held = Moments(), Moments()
-    for index, batch in enumerate(word_batches(host, bank.anchors, progress=progress)):
+    batches = word_batches(host, bank.anchors, batch_size=_BATCH_SIZE, progress=progress)
+    for index, batch in enumerate(batches):
         states = _pooled_states(host, batch, sorted({*used, final}))
         inputs = torch.cat([states[depth] for depth in used], dim=1)
         target = values[batch.rows]
-        # Texts of like length lie side by side, so whole batches alternate.
-        (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(inputs, target)
+        # Texts of like length lie side by side, so blocks of them alternate.
+        judges = index * _BATCH_SIZE // HELD_OUT_TEXTS % HELD_OUT == HELD_OUT - 1
+        (held if judges else fitted).add(inputs, target)
     if fitted.rows < 2 * width or held.rows < 32:
         return None
     start = None

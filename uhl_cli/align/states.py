@@ -101,40 +101,63 @@ def pooling_matrix(encoded: Encoded, spans: list[list[tuple[int, int]]]) -> tupl
     return flat, flat.any(dim=1)
 
 
+@dataclass(frozen=True)
+class WordBatch:
+    """Some texts on a host: `rows` int64, the words' places among all anchor words; `weights` [words, tokens]."""
+
+    rows: Tensor
+    weights: Tensor
+    encoded: Encoded
+
+
+def word_batches(
+    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, every: int = 1, progress: Progress | None = None
+) -> Iterator[WordBatch]:
+    """The anchor texts in batches of like length, each with its words that the host takes in.
+
+    :param every: Only the first of so many batches is given.
+    """
+    order = sorted(range(len(anchors.texts)), key=lambda index: (-len(anchors.texts[index]), index))
+    counts = torch.tensor([len(ordinals) for ordinals in anchors.chosen])
+    starts = torch.cumsum(counts, 0) - counts
+    for start in range(0, len(order), batch_size * every):
+        chosen = order[start : start + batch_size]
+        encoded = encode(host, [anchors.texts[index] for index in chosen])
+        weights, present = pooling_matrix(encoded, [anchors.spans(index) for index in chosen])
+        rows = torch.cat([torch.arange(int(counts[index])) + starts[index] for index in chosen])
+        yield WordBatch(rows[present], weights[present].to(host.device), encoded.to(host.device))
+        if progress:
+            progress(min(start + batch_size, len(order)), len(order))
+
+
 @torch.inference_mode()
 def word_states(
-    host: Host, anchors: AnchorTexts, *, batch_size: int = 32, progress: Progress | None = None
+    host: Host, anchors: AnchorTexts, *, batch_size: int = 16, progress: Progress | None = None
 ) -> WordStates:
     """Run `host` once over the anchor texts and return its word states.
 
     :raises AlignmentError: When a state is not finite, or fewer than half of the words fit into the host.
     """
-    kept: dict[tuple[str, int], list[Tensor]] = {}
-    seen = []
+    joined: dict[tuple[str, int], Tensor] = {}
+    present = torch.zeros(anchors.num_words, dtype=torch.bool)
     stream: Tensor | None = None
-    for start in range(0, len(anchors.texts), batch_size):
-        rows = range(start, min(start + batch_size, len(anchors.texts)))
-        encoded = encode(host, [anchors.texts[row] for row in rows])
-        weights, present = pooling_matrix(encoded, [anchors.spans(row) for row in rows])
-        seen.append(present)
-        weights = weights.to(host.device)
+    for batch in word_batches(host, anchors, batch_size=batch_size, progress=progress):
 
-        def record(place: str, index: int, state: Tensor, weights: Tensor = weights) -> None:
+        def record(place: str, index: int, state: Tensor, batch: WordBatch = batch) -> None:
             nonlocal stream
             if place == "attention" and state is stream:
                 return
             if place == "stream":
                 stream = state
-            pooled = weights @ state.reshape(-1, state.shape[-1]).float()
-            kept.setdefault((place, index), []).append(pooled.cpu())
+            pooled = batch.weights @ state.reshape(-1, state.shape[-1]).float()
+            if (place, index) not in joined:
+                joined[place, index] = torch.zeros(len(present), pooled.shape[1])
+            joined[place, index][batch.rows] = pooled.cpu()
 
         with record_states(host.map, record):
-            output = host.map.base(**encoded.to(host.device).model_inputs())
+            output = host.map.base(**batch.encoded.model_inputs())
         record("stream", host.num_hidden_layers, output.last_hidden_state)
-        if progress:
-            progress(rows[-1] + 1, len(anchors.texts))
-    present = torch.cat(seen)
-    joined = {key: torch.cat(kept.pop(key)) for key in list(kept)}
+        present[batch.rows] = True
     if not all(torch.isfinite(state).all() for state in joined.values()):
         raise AlignmentError(
             f"the host {host.name} gives states that are not finite on the anchor texts.",

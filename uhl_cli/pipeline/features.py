@@ -11,7 +11,8 @@ from uhl_cli.adapter.packing import compress_text, pack_levels
 from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.adapter.shift import update_shift
 from uhl_cli.align.alignment import Alignment
-from uhl_cli.align.features import STEP, FeatureBank, quantise_features, word_batches
+from uhl_cli.align.features import STEP, FeatureBank, quantise_features
+from uhl_cli.align.states import word_batches
 from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.controls import head_logits, without_updates
