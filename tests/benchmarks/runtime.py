@@ -4,8 +4,9 @@
 
 One process; within a case the systems take turns, so that whatever else happens to the machine happens to all.  A
 ratio is that of two medians, and its spread the 10th to 90th percentile of the ratios of single turns.  Every system is
-the whole forward pass over made-up tokens: `ported` with its readout, LoRA unmerged and merged (which is the host's own
-cost).  The longest case runs in float32 with the most threads alone.
+the whole forward pass over made-up tokens: `ported` with its readout, the same with its tables in the host's own
+precision in place of eight bits (`ported, wide`), LoRA unmerged and merged (which is the host's own cost).  The longest
+case runs in float32 with the most threads alone.
 Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `adapter.memory`).
 """
 
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,15 @@ from torch import nn
 
 from uhl_cli.adapter.flops import count_map_flops
 from uhl_cli.adapter.flops_pass import PassShape, forward_pass
-from uhl_cli.adapter.folding import FoldedAdapter
+from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer
 from uhl_cli.adapter.memory import adapter_bytes, peak_bytes
+from uhl_cli.adapter.rows import Rows, plain
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
 
-CASES = ((1, 16), (1, 128), (1, 512), (32, 16), (32, 128), (32, 512))
+CASES = ("1x16", "1x128", "1x512", "32x16", "32x128", "32x512")
+LONGEST = 32 * 512
 Row = dict[str, Any]
 
 
@@ -88,6 +92,19 @@ def compiled_case(name: str, dtype: str, adapter: UniversalAdapter, shape: PassS
         return compared(turns({"host": lambda: one(ids), "ported": lambda: other(ids)}, repetitions))
 
 
+def widened(folded: FoldedAdapter, dtype: torch.dtype) -> FoldedAdapter:
+    """The same adapter, every table of its layers a plain tensor."""
+
+    def layer(value: FoldedLayer) -> FoldedLayer:
+        edits: dict[str, Rows] = {name: plain(table, dtype) for name, table in value.edits.items()}
+        return replace(value, router=plain(value.router, dtype), read=plain(value.read, dtype), edits=edits)
+
+    readout = folded.readout
+    if readout.layer is not None:
+        readout = replace(readout, layer=layer(readout.layer))
+    return replace(folded, readout=readout, layers={index: layer(each) for index, each in folded.layers.items()})
+
+
 def forward_case(
     host: Host, folded: FoldedAdapter, loras: dict[str, nn.Module], shape: PassShape, repetitions: int
 ) -> Row:
@@ -96,7 +113,8 @@ def forward_case(
     mask = torch.ones_like(ids)
     with torch.inference_mode():
         systems: dict[str, Callable[[], object]] = {}
-        for name, carried in (("host", None), ("ported", folded)):
+        wide = widened(folded, host.map.embeddings.weight.dtype)
+        for name, carried in (("host", None), ("ported", folded), ("ported, wide", wide)):
 
             def run(carried: FoldedAdapter | None = carried) -> object:
                 with forward_pass(host.map, carried, shape) as (module, tokens):
@@ -118,8 +136,9 @@ def forward_case(
 
 def table(results: dict[str, Row]) -> list[str]:
     """Markdown: a line a case, overhead over the host in percent."""
-    lines = ["| threads, precision, batch x length | host | FLOPs | ported | LoRA r8, unmerged | LoRA, merged |"]
-    lines.append("|---" * 6 + "|")
+    lines = ["| threads, precision, batch x length | host | FLOPs | ported | its tables not in eight bits | "]
+    lines[0] += "LoRA r8, unmerged | LoRA, merged |"
+    lines.append("|---" * 7 + "|")
 
     def cell(found: dict[str, float]) -> str:
         return (
@@ -127,7 +146,7 @@ def table(results: dict[str, Row]) -> list[str]:
         )
 
     for key, row in results.items():
-        cells = [cell(row["ratio"][name]) for name in ("ported", "LoRA", "LoRA merged")]
+        cells = [cell(row["ratio"][name]) for name in ("ported", "ported, wide", "LoRA", "LoRA merged")]
         lines.append(
             f"| {key} | {row['milliseconds']['host']:.1f} ms | {row['flops_percent']:+.1f} % | "
             + " | ".join(cells)
@@ -142,6 +161,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, default=Path("adapters/sst2-minilm-l6.safetensors"))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--cases", nargs="+", default=CASES, help="batch x length, uncompiled")
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument(
         "--compiled", nargs="*", default=["1x128", "32x128"], help="batch x length, by torch.compile, float32"
@@ -169,8 +189,8 @@ def main() -> None:
         }
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            for batch, length in CASES:
-                longest = batch * length == max(one * other for one, other in CASES)
+            for batch, length in (map(int, case.split("x")) for case in arguments.cases):
+                longest = batch * length >= LONGEST
                 if length > host.max_length or (longest and (dtype, threads) != ("float32", max(arguments.threads))):
                     continue
                 key = f"{threads}, {dtype}, {batch} x {length}"

@@ -8,7 +8,7 @@ as it was, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -22,6 +22,9 @@ from uhl_cli.adapter.gathered import Bags, chosen, row_responses, row_sums, spre
 from uhl_cli.adapter.rows import Rows, plain
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
+
+# Beside the layers' numbers.
+_READOUT = -1
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class AlignmentNoise:
 
 @dataclass(frozen=True)
 class _Routed:
-    """What a layer's sites share: the routing, p_j (v_j . z) of the chosen atoms [T, k], and the layer's `read`."""
+    """What a layer's sites share: the routing, the layer's `read`, and, with a row a type in the order of its gains,
+    the chosen atoms' `gains` [types, T * k] and their weights on a reader, p_j (v_j . z) g_j [types, T * k]."""
 
     routing: Routing
-    strength: Tensor
     read: Tensor
+    gains: Tensor
+    weights: Tensor
 
 
 Observer = Callable[[str, str, Tensor, Tensor], None]
@@ -75,6 +80,7 @@ class Injection:
         self._observer = observer
         self._replaced: list[tuple[nn.Module, nn.Parameter, nn.Parameter | None]] = []
         self._handles: list[RemovableHandle] = []
+        self._gains: dict[int, Tensor] = {}
         self._routed: _Routed | None = None
         self._features: Tensor | None = None
         self._fired: list[Tensor] = []
@@ -92,8 +98,11 @@ class Injection:
                     hook = self._layer_hook(layer.index)
                     self._handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
                 if folded is not None:
+                    self._gains[layer.index] = torch.stack(list(folded.gains.values()))
                     sites = (site for name, site in layer.sites.items() if name in folded.gains)
                     self._handles.extend(self._attach(site, folded) for site in sites)
+            if self._folded.readout.layer is not None:
+                self._gains[_READOUT] = torch.stack(list(self._folded.readout.layer.gains.values()))
         except BaseException:
             self._detach()
             raise
@@ -108,6 +117,7 @@ class Injection:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._gains.clear()
         for module, weight, bias in self._replaced:
             module._parameters["weight"], module._parameters["bias"] = weight, bias
         self._replaced.clear()
@@ -143,9 +153,8 @@ class Injection:
             noise_map = self._folded.noise_maps["readout"]
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
-            routed = self._respond(readout.layer, final_state)
-            part, before = readout.layer, features
-            features = self._added(before, routed, part.edits["readout"], part.gains["readout"])
+            routed, before = self._respond(readout.layer, self._gains[_READOUT], final_state), features
+            features = self._added(before, routed, routed.weights[0], readout.layer.edits["readout"])
             if self._observer is not None:
                 self._observe("readout", "readout", final_state, features - before)
         self._features = None
@@ -167,7 +176,7 @@ class Injection:
             if index == 0:
                 self._start()
             self._tap(index, state)
-            self._routed = None if folded is None else self._respond(folded, state)
+            self._routed = None if folded is None else self._respond(folded, self._gains[index], state)
 
         return hook
 
@@ -177,8 +186,8 @@ class Injection:
             part = (state @ tap.T).float()
             self._features = part if self._features is None else self._features + part
 
-    def _respond(self, folded: FoldedLayer, state: Tensor) -> _Routed:
-        """Routing of a stream state [batch, tokens, d], and the chosen atoms' responses to it."""
+    def _respond(self, folded: FoldedLayer, gains: Tensor, state: Tensor) -> _Routed:
+        """Routing of a stream state [batch, tokens, d], and the chosen atoms' responses to it; `gains` [types, M]."""
         flat = state.reshape(-1, state.shape[-1])
         read = plain(folded.read, flat.dtype)
         logits = functional.linear(flat, plain(folded.router, flat.dtype), folded.router_bias)
@@ -193,7 +202,9 @@ class Injection:
         responses = self._responses(flat, read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
             responses = responses + noise[:, len(logits[0]) :].gather(1, routing.indices)
-        return _Routed(routing, routing.weights * responses.float(), read)
+        # All types' at once: a handful of small operators for every site would cost as much as the sums.
+        gains = gains.index_select(1, routing.indices.view(-1))
+        return _Routed(routing, read, gains, gains * (routing.weights * responses.float()).view(-1))
 
     def _responses(self, flat: Tensor, read: Tensor, indices: Tensor) -> Tensor:
         if self._dense:
@@ -206,34 +217,33 @@ class Injection:
             self._bags = Bags.of(indices.shape[0], indices.shape[1], indices.device)
         return self._bags
 
-    def _added(self, to: Tensor, routed: _Routed, edit: Rows, gain: Tensor) -> Tensor:
-        """`to` [..., columns] plus the sum over the chosen atoms of strength times gain times edit row."""
+    def _added(self, to: Tensor, routed: _Routed, weights: Tensor, edit: Rows) -> Tensor:
+        """`to` [..., columns] plus the sum over the chosen atoms of `weights` [T * k] times edit row."""
         indices = routed.routing.indices
-        weights = routed.strength * chosen(gain, indices)
         if self._dense:
             table = plain(edit, weights.dtype)
-            return to + (spread(weights, indices, len(table)) @ table).view_as(to).to(to.dtype)
+            return to + (spread(weights.view_as(indices), indices, len(table)) @ table).view_as(to).to(to.dtype)
         change = row_sums(edit, indices, weights, self._bags_of(indices)).view_as(to).to(to.dtype)
         # In place, because fresh memory for every site costs more than the sum.
         return to + change if torch.is_grad_enabled() else change.add_(to)
 
     def _attach(self, site: Site, folded: FoldedLayer) -> RemovableHandle:
-        edit, gain = folded.edits[edit_name(site)], folded.gains[site.type]
+        edit, row = folded.edits[edit_name(site)], list(folded.gains).index(site.type)
         if site.type in READERS and not site.fused:
-            return site.module.register_forward_pre_hook(self._input_hook(site, edit, gain))
-        return site.module.register_forward_hook(self._output_hook(site, edit, gain))
+            return site.module.register_forward_pre_hook(self._input_hook(site, edit, row))
+        return site.module.register_forward_hook(self._output_hook(site, edit, row))
 
     def _observe(self, name: str, type_: str, source: Tensor, update: Tensor) -> None:
         assert self._observer is not None
         self._observer(name, type_, source.reshape(-1, source.shape[-1]), update.reshape(-1, update.shape[-1]))
 
     def _input_hook(
-        self, site: Site, edit: Rows, gain: Tensor
+        self, site: Site, edit: Rows, row: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if self._routed is None:
                 return None
-            changed = self._added(args[0], self._routed, edit, gain)
+            changed = self._added(args[0], self._routed, self._routed.weights[row], edit)
             if self._observer is not None:
                 self._observe(site.name, site.type, args[0], changed - args[0])
             return (changed, *args[1:])
@@ -241,7 +251,7 @@ class Injection:
         return hook
 
     def _output_hook(
-        self, site: Site, edit: Rows, gain: Tensor
+        self, site: Site, edit: Rows, row: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         writer = site.type in WRITERS
 
@@ -252,9 +262,11 @@ class Injection:
             if writer:
                 flat = output.reshape(-1, output.shape[-1])
                 responses = self._responses(flat, routed.read, routed.routing.indices)
-                routed = replace(routed, strength=routed.routing.weights * responses.float())
+                weights = (routed.routing.weights * responses.float()).view(-1) * routed.gains[row]
+            else:
+                weights = routed.weights[row]
             own = output[..., site.columns] if site.fused else output
-            part = self._added(own, routed, edit, gain)
+            part = self._added(own, routed, weights, edit)
             if self._observer is not None:
                 self._observe(site.name, site.type, output if writer else args[0], part - own)
             if not site.fused:
