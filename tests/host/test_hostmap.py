@@ -160,6 +160,15 @@ def test_a_wrong_row_is_refused(monkeypatch, family, fields):
         resolve(model, prove=False)
 
 
+@pytest.mark.parametrize("family", [row.name for row in families.FAMILIES])
+def test_where_the_norm_is_is_proven(monkeypatch, family):
+    model = tiny_model(family)
+    before = resolve(model).family.pre_norm
+    with_row(monkeypatch, family, pre_norm=not before)
+    with pytest.raises(HostMapError, match="reads the stream itself" if before is False else "something else"):
+        resolve(model)
+
+
 def test_configuration_that_contradicts_the_model_is_refused():
     model = tiny_model("bert")
     model.config.num_hidden_layers = 3

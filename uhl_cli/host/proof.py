@@ -1,13 +1,14 @@
 """Prove a host map by running the model: every site computes, and does, what its row says.
 
-Five facts are checked, on the first and the last layer (all layers for the first fact):
+Six facts are checked, on the first and the last layer (all layers for the first fact):
 
 1. each layer is called with a [batch, tokens, hidden_size] stream;
 2. a site's output is its input times the site's weight, plus its bias (so the weight is not
    transposed, quantised or wrapped);
 3. noise on a site's output changes the final hidden state;
 4. q acts on its own token alone, k on later ones too, and v adds the same to each token;
-5. gate is inside the activation and up outside it, so doubling up doubles what down reads.
+5. gate is inside the activation and up outside it, so doubling up doubles what down reads;
+6. attention reads the stream itself, or a normalised copy of it, as the row's `pre_norm` says.
 
 Facts 4 and 5 tell modules of equal shape apart.
 """
@@ -57,6 +58,7 @@ def _prove(host_map: HostMap) -> None:
     for layer in ends.values():
         for site in layer.sites.values():
             _prove_weight(reference, site)
+        _prove_norm(host_map, reference, layer)
         edited = {kind: runner.run_edited(layer, kind, reference) for kind in layer.sites}
         for kind, run in edited.items():
             if torch.equal(run.final, reference.final):
@@ -68,9 +70,13 @@ def _prove(host_map: HostMap) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One pass: the final hidden state, and what watched sites read and wrote, float32 [tokens, features]."""
+    """One pass: the final hidden state, each layer's stream, and what watched sites read and wrote.
+
+    All but the first float32 [tokens, features].
+    """
 
     final: Tensor
+    streams: dict[int, Tensor]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
@@ -94,6 +100,7 @@ class _Runner:
         rows = host_map.embeddings.num_embeddings
         self.ids = torch.linspace(0, rows - 1, _TOKENS + 2)[1:-1].long().unsqueeze(0).to(device)
         self.generator = torch.Generator().manual_seed(0)
+        self.streams: dict[int, Tensor] = {}
 
     def noise(self, like: Tensor, *shape: int) -> Tensor:
         """Gaussian noise of the size of `like`'s root mean square, or 1 where that is zero."""
@@ -102,16 +109,18 @@ class _Runner:
         return noise.to(device=like.device, dtype=like.dtype)
 
     def final_state(self) -> Tensor:
-        """[1, tokens, hidden_size]; checks on the way that every layer is given a stream."""
+        """[1, tokens, hidden_size]; checks on the way that every layer is given a stream, and keeps it."""
         size = self.host_map.hidden_size
-        seen: set[int] = set()
+        self.streams = {}
 
         def check(layer: HostLayer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                shape = tuple(read_layer_input(args, kwargs).shape)
-                if shape != (1, _TOKENS, size):
-                    raise HostMapError(f"Layer {layer.index} is given {shape}, no stream of {size}.", _HINT)
-                seen.add(layer.index)
+                stream = read_layer_input(args, kwargs)
+                if stream.shape != (1, _TOKENS, size):
+                    raise HostMapError(
+                        f"Layer {layer.index} is given {tuple(stream.shape)}, no stream of {size}.", _HINT
+                    )
+                self.streams[layer.index] = stream.float().reshape(_TOKENS, size)
 
             return hook
 
@@ -123,7 +132,7 @@ class _Runner:
         finally:
             for handle in handles:
                 handle.remove()
-        if len(seen) != self.host_map.num_hidden_layers:
+        if len(self.streams) != self.host_map.num_hidden_layers:
             raise HostMapError("The model does not run all of its layers.", _HINT)
         state: Tensor = output[0]
         return state
@@ -167,6 +176,7 @@ class _Runner:
                 raise HostMapError(f"'{name}' runs {len(passes)} times in a pass, not once.", _HINT)
         return _Run(
             final=final,
+            streams=self.streams,
             inputs={name: passes[0][0].reshape(_TOKENS, -1) for name, passes in kept.items()},
             outputs={name: passes[0][1].reshape(_TOKENS, -1) for name, passes in kept.items()},
         )
@@ -205,6 +215,13 @@ def _prove_weight(reference: _Run, site: Site) -> None:
     expected = reference.read(site) @ site.weight().float().T + (0.0 if bias is None else bias.float())
     if not _near(reference.written(site), expected):
         raise HostMapError(f"'{site.name}' ({site.type}) computes something else than its weight.", _HINT)
+
+
+def _prove_norm(host_map: HostMap, reference: _Run, layer: HostLayer) -> None:
+    same = torch.equal(reference.read(layer.sites["q"]), reference.streams[layer.index])
+    if same == host_map.family.pre_norm:
+        found = "the stream itself" if same else "something else than the stream"
+        raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike its family's.", _HINT)
 
 
 def _prove_attention(runner: _Runner, layer: HostLayer, reference: _Run, edited: dict[str, _Run]) -> None:
