@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from lora import LoraClassifier, LoraSettings, take_steps
+from lora import LoraSettings, baseline, take_steps
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.api import UniversalAdapter
@@ -68,7 +68,7 @@ def main() -> None:
     universal = UniversalAdapter.load(arguments.adapter)
     alignment, plan, _ = universal.align(host)
     delta = TaskAdapter(universal.stored, universal.manifest.config, new_readout=False, seed=0)
-    lora = LoraClassifier(load_host(where, device="cpu"), 2, LoraSettings(1e-3))
+    lora = baseline(where, 2, LoraSettings(1e-3))
     steps = arguments.steps
 
     def pretraining(precision: str) -> None:

@@ -160,8 +160,8 @@ def tuned(target: Target, training: TrainingConfig) -> Row:
 
 
 def lora(target: Target, settings: LoraSettings) -> Row:
-    """LoRA on a freshly loaded target; factors and head are stored in float32."""
+    """LoRA on a freshly loaded target; factors and head are stored in float16."""
     model = train_lora(target.path, target.train, len(target.data.task.labels), settings)
     parameters = sum(value.numel() for value in model.trained_parameters())
     classes = predict(model, target.evaluation, max_length=settings.max_length)
-    return target.row(classes, 4 * parameters, parameters=parameters, learning_rate=settings.learning_rate)
+    return target.row(classes, model.stored_bytes(), parameters=parameters, learning_rate=settings.learning_rate)
