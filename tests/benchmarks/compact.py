@@ -1,0 +1,75 @@
+"""What tables in eight bits cost in score and save in memory: the same port with them and in the host's precision.
+
+    python tests/benchmarks/compact.py adapters/sst2-minilm-l6.safetensors --shared SHARED \
+        --targets minilm-l6 minilm-l3 wiki-256x4 builtin:decoder --output tests/benchmarks/results/compact.json
+
+Both share one alignment.  The difference of the scores is paired over the examples of SST-2 dev, with its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from uhl_cli.adapter.folding import fold, move
+from uhl_cli.adapter.memory import adapter_bytes
+from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.data import load_task
+from uhl_cli.files import write_text
+from uhl_cli.host.checkpoint import load_host
+from uhl_cli.metrics import paired_difference, score
+from uhl_cli.pipeline.common import references_of
+
+
+def one(adapter: UniversalAdapter, where: str, shared: Path) -> dict[str, object]:
+    """Both forms on one target."""
+    host = load_host(where, device="cpu")
+    task = adapter.manifest.task
+    examples = load_task(task.name, data=str(shared / "data" / task.name)).evaluation
+    assert examples is not None
+    alignment, plan, flops = adapter.align(host)
+    compact = adapter.inject(host, alignment, plan, flops)
+    with torch.no_grad():
+        folded = fold(adapter.stored, alignment, host.map, kind=task.kind, layers=plan.layers, types=plan.types)
+    wide = replace(compact, folded=move(folded, host.device, host.map.embeddings.weight.dtype))
+    references = references_of(examples)
+
+    def classes(ported: PortedModel) -> list[int] | list[list[int]]:
+        return ported.predict(examples, max_length=adapter.max_length).for_metric(task.kind)
+
+    found = {"compact": classes(compact), "wide": classes(wide)}
+    own = sum(value.nbytes for value in host.map.base.parameters())
+    row: dict[str, object] = {
+        name: {"score": score(task.metric, predicted, references, task.labels).model_dump()}
+        for name, predicted in found.items()
+    }
+    difference = paired_difference(task.metric, found["compact"], found["wide"], references, task.labels)
+    differing = sum(first != second for first, second in zip(found["compact"], found["wide"], strict=True))
+    row |= {"difference": difference.model_dump(), "differing": differing, "examples": len(examples), "host_bytes": own}
+    return row | {"bytes": {"compact": adapter_bytes(compact.folded), "wide": adapter_bytes(wide.folded)}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--targets", nargs="+", required=True)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    adapter = UniversalAdapter.load(arguments.adapter)
+    rows = {}
+    for target in arguments.targets:
+        where = target if target.startswith("builtin:") else str(arguments.shared / "hosts" / target)
+        rows[target] = one(adapter, where, arguments.shared)
+        print(target, rows[target], file=sys.stderr, flush=True)
+        write_text(arguments.output, json.dumps({"adapter": adapter.digest, "results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
