@@ -103,6 +103,7 @@ def test_write_maps_lead_back_into_the_stream():
         assert wrong > 0.5
     for depth in range(DEPTH):
         maps = found.layers[depth]
+        assert maps.write_attention is not maps.write_stream  # here attention reads something else
         for place, write in ((other.attention, maps.write_attention), (other.mlp, maps.write_mlp)):
             centred = place[depth] - place[depth].mean(0)
             assert (bank.at_depth(depth / DEPTH) @ write.T - centred).square().sum() / centred.square().sum() < 0.25

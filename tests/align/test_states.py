@@ -57,6 +57,12 @@ def test_word_state_is_the_mean_over_its_tokens(family):
 def test_attention_input_is_the_stream_where_the_norm_comes_after(family, same):
     states = word_states(tiny_host(family), tiny_anchors())
     assert torch.allclose(states.attention[0], states.stream[0], atol=1e-6) == same
+    # Then they are one tensor, and stay one: neither is held, fitted or projected twice.
+    doubled = states.each(lambda state: 2 * state)
+    for found in (states, states.present_only(), doubled):
+        assert all((found.attention[index] is found.stream[index]) == same for index in range(2))
+    torch.testing.assert_close(doubled.attention[1], 2 * states.attention[1])
+    torch.testing.assert_close(doubled.mlp[1], 2 * states.mlp[1])
     assert not torch.allclose(states.mlp[0], states.stream[0], atol=1e-2)
 
 
