@@ -94,7 +94,7 @@ class Moments:
 def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Weight [D, F], offset [F] with `y = x @ weight + offset`, and held-out R^2 [F]; float32.
 
-    Besides the moments themselves, two D x D are held at a time.
+    Besides the moments themselves, one D x D is held at a time.
 
     :param fitted: Rows that every strength is tried on; `held`: rows that judge.  The result uses both.
     :param prior: Weight [D, F] that the ridge shrinks towards; zero by default.
@@ -110,7 +110,7 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
     if prior is not None:
         start = torch.where(varies[:, None], prior.double(), start)
     missing = torch.where(varies[:, None], xy - xx @ start, torch.zeros_like(xy))
-    raised = torch.empty_like(xx)
+    raised = torch.empty_like(xx).mT  # columns side by side, as LAPACK wants them: else it takes copies
     errors = []
     for strength in STRENGTHS:
         weight = start + _solve(raised.copy_(xx), missing, varies, strength * fitted.rows * penalty)
@@ -142,5 +142,6 @@ def _solve(gram: Tensor, moment: Tensor, varies: Tensor, penalty: Tensor) -> Ten
     """
     gram.diagonal().add_(penalty)
     torch.linalg.cholesky(gram, out=gram)
-    solved = torch.cholesky_solve(moment, gram)
+    half = torch.linalg.solve_triangular(gram, moment, upper=False)
+    solved = torch.linalg.solve_triangular(gram.mT, half, upper=True)
     return torch.where(varies[:, None], solved, torch.zeros_like(solved))
