@@ -1,10 +1,11 @@
-"""An attached host under torch.compile and autocast gives what it gives without."""
+"""A host with a compact adapter attached gives under torch.compile and autocast what it gives without."""
 
 import pytest
 import torch
 from tiny_adapters import tiny_folded
 from tiny_hosts import SENTENCES, tiny_host
 
+from uhl_cli.adapter.folding import compact
 from uhl_cli.adapter.inject import Injection
 from uhl_cli.adapter.ported import readout_logits
 from uhl_cli.host.encode import encode
@@ -21,8 +22,8 @@ def logits_of(host, folded, base):
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_compiled_as_one_graph(family):
     host = tiny_host(family)
-    folded, _, _ = tiny_folded(host)
-    silent, _, _ = tiny_folded(host, zero=True)
+    folded = compact(tiny_folded(host)[0])
+    silent = compact(tiny_folded(host, zero=True)[0])
     torch.compiler.reset()
     with torch.inference_mode():
         expected = logits_of(host, folded, host.map.base)
@@ -36,7 +37,7 @@ def test_compiled_as_one_graph(family):
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_autocast(family):
     host = tiny_host(family)
-    folded, _, _ = tiny_folded(host)
+    folded = compact(tiny_folded(host)[0])
     with torch.inference_mode():
         expected = logits_of(host, folded, host.map.base)
         with torch.autocast("cpu", dtype=torch.bfloat16):
