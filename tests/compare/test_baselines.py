@@ -42,12 +42,18 @@ def test_sat_lora_begins_at_the_host_changes_it_and_restores_it(family):
     assert torch.equal(states(host), before)
 
 
-def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
-    host = tiny_host("bert")
+def small_sat_lora(host):
+    """SAT-LoRA that changes the host a little."""
     shared = SatLora(host.map, rank=3, alpha=6, atoms=5)
     with torch.no_grad():
         for dictionary in shared.dictionaries.values():
             dictionary.write.normal_(std=0.05)
+    return shared
+
+
+def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
+    host = tiny_host("bert")
+    shared = small_sat_lora(host)
     with shared.attached():
         found = states(host)
     weights = []
@@ -65,10 +71,7 @@ def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
 
 def test_sat_lora_frozen_gives_what_it_gave():
     host = tiny_host("bert")
-    shared = SatLora(host.map, rank=3, alpha=6, atoms=5)
-    with torch.no_grad():
-        for dictionary in shared.dictionaries.values():
-            dictionary.write.normal_(std=0.05)
+    shared = small_sat_lora(host)
     with shared.attached():
         before = states(host)
     shared.freeze()

@@ -31,7 +31,7 @@ STEP = 1.4
 MAX_REGRESSORS = 1536
 # One block of so many texts in this many blocks is held out to choose the strength of the ridge.
 HELD_OUT, HELD_OUT_TEXTS = 4, 32
-_BATCH_SIZE = 16  # a larger one takes more memory, and no less time
+_BATCH_SIZE = 16  # twice as many texts take a tenth less time, and more memory than a port should
 
 
 @dataclass(frozen=True)
