@@ -12,6 +12,7 @@ from uhl_cli.adapter.flops_shapes import shape_only
 from uhl_cli.adapter.folding import compact, move
 from uhl_cli.adapter.memory import PeakMemory, adapter_bytes, peak_bytes
 from uhl_cli.adapter.plan import full_plan
+from uhl_cli.adapter.rows import TAIL_BYTES
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -51,9 +52,11 @@ def test_bytes_of_the_adapter(family):
     # Parts of a fused module have their own.
     edits = layers * (5 if family == "gpt2" else 3 if host.map.family.pre_norm else 2)
     gains = 1 + sum(len(layer.sites) for layer in host.map.layers)
-    rows, table = atoms * ((layers + 1) * 2 + edits + 1), atoms * (((layers + 1) * 2 + edits) * d + readout)
+    taps = len(folded.readout.taps) * readout
+    rows = atoms * ((layers + 1) * 2 + edits + 1) + taps
+    table = atoms * (((layers + 1) * 2 + edits) * d + readout) + taps * d
     values = (layers + 1) * 2 * atoms + atoms * gains
-    values += len(folded.readout.taps) * readout * d + 2 * readout + labels * readout + labels + SMALL.top_k
+    values += 2 * readout + labels * readout + labels + SMALL.top_k
     assert adapter_bytes(folded) == 4 * (values + table)
     assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * (values + table)
     assert adapter_bytes(compact(folded)) == 4 * values + table + 8 * rows
@@ -87,4 +90,4 @@ def test_bytes_are_counted_without_weights_too():
     shaped = shape_only(host.map, full_plan(host.map), SMALL)
     folded = move(compact(tiny_folded(host)[0]), torch.device("cpu"), torch.float32)
     missing = set(range(3)) - set(folded.readout.taps)
-    assert adapter_bytes(shaped) == adapter_bytes(folded) + 4 * 32 * SMALL.readout_size * len(missing)
+    assert adapter_bytes(shaped) == adapter_bytes(folded) + (32 + TAIL_BYTES) * SMALL.readout_size * len(missing)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import struct
 
 import pytest
@@ -124,11 +125,12 @@ def test_records_that_are_not_ours_are_refused(tmp_path, saved):
         refused(tmp_path, save(load(saved), metadata=metadata))
 
 
-def test_an_older_format_is_refused(tmp_path, saved):
+@pytest.mark.parametrize("version", ["2.0", "4.0"])
+def test_an_older_format_is_refused(tmp_path, saved, version):
     header = header_of(saved)
-    record = json.loads(header["uhl-ported"]) | {"format_version": "2.0"}
+    record = json.loads(header["uhl-ported"]) | {"format_version": version}
     (tmp_path / FILE_NAME).write_bytes(save(load(saved), {"uhl-ported": json.dumps(record)}))
-    with pytest.raises(FormatError, match=r"old format 2\.0"):
+    with pytest.raises(FormatError, match=f"old format {re.escape(version)}"):
         load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
 
 
@@ -157,6 +159,9 @@ def test_missing_parts_are_refused(tmp_path, saved):
         ("readout.bias", lambda value: value[:2]),
         ("readout.pool", lambda value: value[:2]),
         ("taps.2", lambda value: value[:2]),
+        ("taps.2", lambda value: value[:, :5]),
+        ("taps.2", lambda value: value.float()),
+        ("taps.2", lambda value: torch.full_like(value, 255)),
         ("threshold", lambda value: value[:0]),
         ("threshold", lambda value: value.repeat(99)),
         ("layers.0.router", lambda value: value.float()),

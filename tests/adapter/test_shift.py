@@ -46,13 +46,12 @@ def test_a_targets_features_keep_their_mean_under_updates(family, monkeypatch):
     ported = adapter.port(host, max_flops=LIMIT)
     assert ported.folded.readout.shift is not None  # the random shift in the file is none that these updates make
     bare = mean_features(PortedModel(host, without_updates(ported.folded), ported.task), bank)
-    size = adapter.manifest.config.readout_size
-    assert_close(bare, bank.values[:, :size].mean(0), atol=1e-3, rtol=1e-3)
+    wanted = bank.values[:, : adapter.manifest.config.readout_size].mean(0)
+    assert_close(bare, wanted, atol=0.02, rtol=0)  # the taps have eight bits
     unshifted = replace(ported.folded, readout=replace(ported.folded.readout, shift=None))
     moved = mean_features(PortedModel(host, unshifted, ported.task), bank) - bare
-    left = mean_features(ported, bank) - bare
     assert float(moved.norm()) > 0.1  # the control: these updates do shift the mean
-    assert_close(left, torch.zeros(size), atol=1e-3, rtol=0)
+    assert_close(mean_features(ported, bank), wanted, atol=1e-3, rtol=0)  # the shift makes good for the eight bits too
 
 
 def test_on_the_source_the_shift_stays():

@@ -49,7 +49,7 @@ def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> Fold
         threshold=empty(config.top_k),
         layers=layers,
         readout=FoldedReadout(
-            taps={depth: empty(readout, width) for depth in plan.tap_depths},
+            taps={depth: rows(readout, width) for depth in plan.tap_depths},
             bias=empty(readout),
             layer=layer({"readout": readout}, ("readout",)) if "readout" in plan.types else None,
             pool=empty(readout) if config.kind == "sequence" else None,

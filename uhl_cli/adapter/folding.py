@@ -7,7 +7,7 @@ and porting (without).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -53,7 +53,7 @@ class FoldedReadout:
     is added to the features while updates are on (see `shift`).
     """
 
-    taps: dict[int, Tensor]
+    taps: Mapping[int, Rows]
     bias: Tensor
     layer: FoldedLayer | None
     pool: Tensor | None
@@ -242,13 +242,14 @@ def _canonical_taps(
 
 
 def compact(folded: FoldedAdapter) -> FoldedAdapter:
-    """The same adapter for inference alone, its layers' tables in eight bits; the readout's taps stay as they are."""
+    """The same adapter for inference alone: its layers' tables and the readout's taps in eight bits."""
 
     def layer(value: FoldedLayer) -> FoldedLayer:
         edits: dict[str, Rows] = {name: pack_rows(edit) for name, edit in value.edits.items()}
         return replace(value, router=pack_rows(value.router), read=pack_rows(value.read), edits=edits)
 
-    readout = folded.readout
+    taps = {depth: pack_rows(tap) for depth, tap in folded.readout.taps.items()}
+    readout = replace(folded.readout, taps=taps)
     if readout.layer is not None:
         readout = replace(readout, layer=layer(readout.layer))
     layers = {index: layer(value) for index, value in folded.layers.items()}
@@ -272,7 +273,7 @@ def move(folded: FoldedAdapter, device: torch.device, dtype: torch.dtype) -> Fol
         )
 
     readout = FoldedReadout(
-        taps={depth: one(tap) for depth, tap in folded.readout.taps.items()},
+        taps={depth: table(tap) for depth, tap in folded.readout.taps.items()},
         bias=one(folded.readout.bias),
         layer=None if folded.readout.layer is None else layer(folded.readout.layer),
         pool=None if folded.readout.pool is None else one(folded.readout.pool),

@@ -183,7 +183,7 @@ class Injection:
     def _tap(self, index: int, state: Tensor) -> None:
         tap = self._folded.readout.taps.get(index)
         if tap is not None:
-            part = (state @ tap.T).float()
+            part = (state @ plain(tap, state.dtype).T).float()
             self._features = part if self._features is None else self._features + part
 
     def _respond(self, folded: FoldedLayer, gains: Tensor, state: Tensor) -> _Routed:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from uhl_cli.adapter.flops_pass import PassShape, forward_pass
 from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer
-from uhl_cli.adapter.rows import CompactRows
+from uhl_cli.adapter.rows import CompactRows, Rows
 from uhl_cli.host.hostmap import HostMap
 
 
@@ -28,7 +28,7 @@ def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
     for layer in (*folded.layers.values(), readout.layer):
         if layer is not None:
             yield from _of_layer(layer)
-    yield from readout.taps.values()
+    yield from map(_held, readout.taps.values())
     yield from (readout.bias, readout.out_weight, readout.out_bias)
     yield from (part for part in (readout.pool, readout.shift) if part is not None)
     for merged in folded.merged.values():
@@ -36,10 +36,13 @@ def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
 
 
 def _of_layer(layer: FoldedLayer) -> Iterator[Tensor]:
-    for table in (layer.router, layer.read, *layer.edits.values()):
-        yield table.packed if isinstance(table, CompactRows) else table
+    yield from map(_held, (layer.router, layer.read, *layer.edits.values()))
     yield from (layer.router_bias, layer.read_bias)
     yield from layer.gains.values()
+
+
+def _held(table: Rows) -> Tensor:
+    return table.packed if isinstance(table, CompactRows) else table
 
 
 @torch.inference_mode()

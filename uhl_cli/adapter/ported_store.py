@@ -28,10 +28,11 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import Frozen, HostRecord
 
 FILE_NAME = "ported.safetensors"
-# 1.0 had the gains multiplied into the edits, 2.0 an edit for every type, 3.0 tables in the host's own precision.
-FORMAT_VERSION = "4.0"
+# 1.0 had the gains multiplied into the edits, 2.0 an edit for every type, 3.0 tables and 4.0 taps in the host's
+# own precision.
+FORMAT_VERSION = "5.0"
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
-_TABLE = re.compile(r"(layers\.\d+|readout_layer)\.(router|read|edits\.\w+)")
+_TABLE = re.compile(r"(layers\.\d+|readout_layer)\.(router|read|edits\.\w+)|taps\.\d+")
 _HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
 
@@ -135,7 +136,7 @@ def _flatten(folded: FoldedAdapter) -> dict[str, Tensor]:
     flat = {"threshold": folded.threshold}
     for index, layer in folded.layers.items():
         flat |= _flatten_layer(f"layers.{index}", layer)
-    flat |= {f"taps.{depth}": tap for depth, tap in readout.taps.items()}
+    flat |= {f"taps.{depth}": pack_rows(tap).packed for depth, tap in readout.taps.items()}
     flat |= {f"readout.{name}": getattr(readout, name) for name in ("bias", "out_weight", "out_bias")}
     if readout.pool is not None:
         flat["readout.pool"] = readout.pool
@@ -172,7 +173,7 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
             shapes |= layer(f"layers.{index}", part, outputs)
     for depth in readout.taps:
         if depth in range(host_map.num_hidden_layers + 1):
-            shapes[f"taps.{depth}"] = (size, width)
+            shapes[f"taps.{depth}"] = (size, width + TAIL_BYTES)
     shapes |= {"readout.bias": (size,), "readout.out_weight": (labels, size), "readout.out_bias": (labels,)}
     if folded.kind == "sequence":
         shapes["readout.pool"] = (size,)
@@ -182,7 +183,7 @@ def _shapes(folded: FoldedAdapter, host_map: HostMap, labels: int) -> dict[str, 
         shapes |= layer("readout_layer", readout.layer, {"readout": ("readout", size)})
         shapes.setdefault("readout_layer.edits.readout", (readout.layer.read_bias.numel(), size + TAIL_BYTES))
     if not readout.taps:
-        shapes[f"taps.{host_map.num_hidden_layers}"] = (size, width)
+        shapes[f"taps.{host_map.num_hidden_layers}"] = (size, width + TAIL_BYTES)
     return shapes
 
 
@@ -206,7 +207,9 @@ def _unflatten(tensors: dict[str, Tensor], kind: str, path: Path) -> FoldedAdapt
         indices = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("layers.")})
         layers = {index: _unflatten_layer(f"layers.{index}", tensors) for index in indices}
         readout = FoldedReadout(
-            taps={int(name.split(".")[1]): value for name, value in tensors.items() if name.startswith("taps.")},
+            taps={
+                int(name.split(".")[1]): CompactRows(tap) for name, tap in tensors.items() if name.startswith("taps.")
+            },
             bias=tensors["readout.bias"],
             layer=_unflatten_layer("readout_layer", tensors) if "readout_layer.read" in tensors else None,
             pool=tensors.get("readout.pool"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from uhl_cli.adapter.folding import READERS, FoldedReadout, MergedWeights
 from uhl_cli.adapter.inject import Injection
 from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.adapter.rows import plain
 from uhl_cli.align.moments import Moments, fit_moments
 from uhl_cli.align.states import word_batches
 from uhl_cli.align.texts import AnchorTexts
@@ -92,6 +93,6 @@ def _merged(site: Site, before: MergedWeights | None, weight: Tensor, offset: Te
 def _merged_readout(readout: FoldedReadout, fitted: Moments, held: Moments, last: int) -> FoldedReadout:
     """The readout with its own update merged into the tap on the final state."""
     weight, offset, _ = fit_moments(fitted, held)
-    tap = readout.taps[last]
-    taps = readout.taps | {last: tap + weight.T.to(tap)}
+    tap = plain(readout.taps[last], readout.bias.dtype)
+    taps = {**readout.taps, last: tap + weight.T.to(tap)}
     return replace(readout, taps=taps, bias=readout.bias + offset.to(readout.bias))
