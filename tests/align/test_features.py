@@ -7,7 +7,7 @@ import torch
 from tiny_adapters import many_texts
 from tiny_hosts import SENTENCES, tiny_host
 
-from uhl_cli.align.features import MAX_REGRESSORS, _depths_within, align_features, quantise_features
+from uhl_cli.align.features import MAX_REGRESSORS, align_features, depths_within, quantise_features
 from uhl_cli.align.states import word_batches, word_states
 from uhl_cli.align.texts import MAX_FEATURE_TEXT_WORDS, AnchorTexts, choose_feature_texts, word_spans
 
@@ -117,7 +117,7 @@ def test_depths_of_wide_hosts(width, depths, expected):
         hidden_size = width
         num_hidden_layers = 12 if max(depths) == 12 else 6
 
-    assert _depths_within(tuple(depths), (0.0, 0.5, 1.0), Shape) == expected
+    assert depths_within(tuple(depths), (0.0, 0.5, 1.0), Shape) == expected
 
 
 def test_choice_of_texts_is_long_distinct_fresh_and_repeatable():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_adapters import SMALL, random_adapter, tiny_file, tiny_manifest, tiny_universal
+from tiny_adapters import SMALL, random_adapter, tiny_file, tiny_universal
 from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
 from toy_runs import TINY_LIMIT
 
@@ -19,6 +19,7 @@ from uhl_cli.adapter.flops import count_flops
 from uhl_cli.adapter.layout import bits_of
 from uhl_cli.adapter.store import Quantised, write_adapter
 from uhl_cli.adapter.task_store import TaskFile, TaskRecord, adapter_digest, task_parameter_shapes, write_task
+from uhl_cli.align import features
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data import Examples
 from uhl_cli.errors import BudgetError, FormatError, HostError, HostNotFoundError, UnknownFamilyError, UsageError
@@ -163,12 +164,11 @@ def test_atoms_follow_the_thresholds(threshold, expected):
     assert atoms.per_token == expected
 
 
-def saved(host: Host, path: Path, config: AdapterConfig = SMALL) -> UniversalAdapter:
+def saved(host: Host, path: Path, config: AdapterConfig = SMALL, *, featured: bool = False) -> UniversalAdapter:
     """The adapter of `tiny_universal`, written to a file."""
-    adapter = tiny_universal(host, config)
+    adapter = tiny_universal(host, config, featured=featured)
     canonical: CanonicalAdapter = random_adapter(config)
-    manifest = tiny_manifest(config, adapter.bank.anchors, fingerprint=host.fingerprint, name=host.name)
-    write_adapter(path, to_file(canonical, adapter.bank, manifest))
+    write_adapter(path, to_file(canonical, adapter.bank, adapter.manifest, adapter.features))
     return adapter
 
 
@@ -259,6 +259,24 @@ def test_configuration_alone_counts_as_the_model_does(family, tmp_path):
     wide = save_tiny_host(tmp_path / "wide", family, hidden_size=48)
     other = run_budget(options_for(file, target_config=target(wide), strategy="size", max_flops=TINY_LIMIT)).target
     assert other.flops.torch.host > hollow.flops.torch.host
+
+
+def test_configuration_alone_counts_the_depths_that_a_feature_bank_listens_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "MAX_REGRESSORS", 4 * 32)
+    host = tiny_host("bert", num_hidden_layers=6)
+    folder = save_tiny_host(tmp_path / "host", "bert", num_hidden_layers=6)
+    file, bare = tmp_path / "adapter.safetensors", tmp_path / "bare.safetensors"
+    adapter = saved(host, file, featured=True)
+    saved(host, bare)
+    assert len(adapter.port(host, max_flops=TINY_LIMIT).folded.readout.taps) == 4
+    real = measured(host, adapter)
+    hollow, joint = (
+        run_budget(options_for(path, target_config=target(folder), max_flops=TINY_LIMIT)).target
+        for path in (file, bare)
+    )
+    assert hollow.flops.torch == real.flops.torch
+    assert hollow.memory.adapter_weights == real.memory.adapter_weights
+    assert joint.flops.torch.adapter > hollow.flops.torch.adapter  # without a bank at any of the seven depths
 
 
 def test_bert_large_by_its_configuration(file, tmp_path):

@@ -14,11 +14,13 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import AdapterConfig
 
 
-def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> FoldedAdapter:
+def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig, *, shifted: bool = False) -> FoldedAdapter:
     """What `fold`, `compact` and `move` would give for this plan: the same shapes, on the meta device, without values.
 
     The readout listens to every depth of the plan.  An alignment may find that fewer serve better, so that the
     ported adapter costs at most as much.
+
+    :param shifted: Whether the readout is given a shift, as one that a feature bank has fitted is.
     """
     like = host_map.embeddings.weight
     width, atoms, readout = host_map.hidden_size, config.num_atoms, config.readout_size
@@ -55,6 +57,7 @@ def shape_only(host_map: HostMap, plan: PortPlan, config: AdapterConfig) -> Fold
             pool=empty(readout) if config.kind == "sequence" else None,
             out_weight=empty(config.num_labels, readout),
             out_bias=empty(config.num_labels),
+            shift=empty(readout) if shifted else None,
         ),
         kind=config.kind,
     )

@@ -23,6 +23,7 @@ from uhl_cli.align.moments import Moments, fit_moments
 from uhl_cli.align.states import Progress, WordBatch, record_states, word_batches
 from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.hostmap import HostMap
 
 # Step of a feature's code, in standard deviations.
 STEP = 1.4
@@ -115,7 +116,7 @@ def align_features(
     :param prior: Maps by way of canonical space, which the ridge shrinks towards where all their depths are used: they
         are better than none for a feature that the bank tells little of, and on the source they are right already.
     """
-    used = _depths_within(depths, knots, host)
+    used = depths_within(depths, knots, host.map)
     width, final = host.hidden_size, host.num_hidden_layers
     values = bank.values.to(host.device)
     fitted, held = Moments(), Moments()
@@ -161,12 +162,12 @@ def _pooled_states(host: Host, batch: WordBatch, depths: Sequence[int]) -> dict[
     return found
 
 
-def _depths_within(depths: Sequence[int], knots: Sequence[float], host: Host) -> list[int]:
+def depths_within(depths: Sequence[int], knots: Sequence[float], host_map: HostMap) -> list[int]:
     """As many of the depths as `MAX_REGRESSORS` allows: those of the knots first, then those farthest from the rest."""
-    needed = [depth for depth in depths if depth in {depth_index(knot, host.num_hidden_layers) for knot in knots}]
+    needed = [depth for depth in depths if depth in {depth_index(knot, host_map.num_hidden_layers) for knot in knots}]
     chosen = needed or list(depths[-1:])
     spare = [depth for depth in depths if depth not in chosen]
-    while spare and (len(chosen) + 1) * host.hidden_size <= MAX_REGRESSORS:
+    while spare and (len(chosen) + 1) * host_map.hidden_size <= MAX_REGRESSORS:
         farthest = max(spare, key=lambda depth: (min(abs(depth - other) for other in chosen), -depth))
         chosen.append(farthest)
         spare.remove(farthest)

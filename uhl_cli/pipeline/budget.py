@@ -93,7 +93,9 @@ def _target(
         from uhl_cli.pipeline.budget_config import config_budget
 
         config = content.manifest.config if task is None else task.record.config
-        return config_budget(options, options.target_config, config, reporter)
+        # A readout of another task is new to the bank.
+        featured = content.features is not None and (task is None or task.record.own_task)
+        return config_budget(options, options.target_config, config, reporter, featured=featured)
     return None
 
 

@@ -9,6 +9,7 @@ from uhl_cli.adapter.flops_pass import PassShape
 from uhl_cli.adapter.flops_shapes import shape_only
 from uhl_cli.adapter.plan import PortPlan, full_plan, make_plan
 from uhl_cli.align.bank import depth_index
+from uhl_cli.align.features import depths_within
 from uhl_cli.errors import BudgetError, HostError
 from uhl_cli.host.config_only import ConfigHost, load_config_host
 from uhl_cli.host.messages import first_line
@@ -20,25 +21,33 @@ from uhl_cli.schema import AdapterConfig
 
 
 def config_budget(
-    options: BudgetOptions, target: HostOptions, config: AdapterConfig, reporter: Reporter = silent
+    options: BudgetOptions,
+    target: HostOptions,
+    config: AdapterConfig,
+    reporter: Reporter = silent,
+    *,
+    featured: bool = False,
 ) -> TargetBudget:
     """Count what an adapter of this shape costs on the host that a configuration describes; no weight is read.
 
     Without weights nothing is aligned, so that no active atoms are measured, and the readout is counted at every
     depth that the plan lets it listen to (see `shape_only`).
 
+    :param featured: Whether a feature bank fits the readout, which listens to fewer depths of a wide host then.
     :raises HostError: When the configuration cannot be had, or the model cannot be run without values.
     """
     host = load_config_host(target.name, revision=target.revision, dtype=target.dtype, offline=target.offline)
     try:
-        return _measured(options, host, config, reporter)
+        return _measured(options, host, config, reporter, featured)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HostError(
             f"'{target.name}' cannot be counted without weights: {first_line(error)}", "Load it with --target."
         ) from error
 
 
-def _measured(options: BudgetOptions, host: ConfigHost, config: AdapterConfig, reporter: Reporter) -> TargetBudget:
+def _measured(
+    options: BudgetOptions, host: ConfigHost, config: AdapterConfig, reporter: Reporter, featured: bool
+) -> TargetBudget:
     tokens = plan_tokens(host.max_length)
     per_token = count_map_flops(host.map, None, PassShape(1, tokens)) / tokens
     refused = None
@@ -48,9 +57,12 @@ def _measured(options: BudgetOptions, host: ConfigHost, config: AdapterConfig, r
         )
     except BudgetError as error:
         plan, refused = full_plan(host.map), error.message.rstrip(".")
-    if (options.strategy or config.strategy) != "anchors":
+    by_anchors = (options.strategy or config.strategy) == "anchors"
+    if not by_anchors:
         plan = _at_knots(plan, host.map.num_hidden_layers, config)
-    folded = shape_only(host.map, plan, config)
+    elif featured:
+        plan = replace(plan, tap_depths=tuple(depths_within(plan.tap_depths, config.knots, host.map)))
+    folded = shape_only(host.map, plan, config, shifted=by_anchors and featured)
     shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
     return TargetBudget(
         name=host.name,
