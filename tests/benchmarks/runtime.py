@@ -7,6 +7,7 @@ ratio is that of two medians, and its spread the 10th to 90th percentile of the 
 the whole forward pass over made-up tokens: `ported` with its readout, the same with its tables in the host's own
 precision in place of eight bits (`ported, wide`), LoRA unmerged and merged (which is the host's own cost).  The longest
 case runs in float32 with the most threads alone.
+`--host random:768x12 --shared SHARED` takes a BERT of BERT-base's shape with random weights, see `growth.py`.
 Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `adapter.memory`).
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from growth import host_of
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -93,13 +96,14 @@ def compiled_case(name: str, dtype: str, adapter: UniversalAdapter, shape: PassS
 
 
 def widened(folded: FoldedAdapter, dtype: torch.dtype) -> FoldedAdapter:
-    """The same adapter, every table of its layers a plain tensor."""
+    """The same adapter, every table and tap a plain tensor."""
 
     def layer(value: FoldedLayer) -> FoldedLayer:
         edits: dict[str, Rows] = {name: plain(table, dtype) for name, table in value.edits.items()}
         return replace(value, router=plain(value.router, dtype), read=plain(value.read, dtype), edits=edits)
 
-    readout = folded.readout
+    taps = {depth: plain(tap, dtype) for depth, tap in folded.readout.taps.items()}
+    readout = replace(folded.readout, taps=taps)
     if readout.layer is not None:
         readout = replace(readout, layer=layer(readout.layer))
     return replace(folded, readout=readout, layers={index: layer(each) for index, each in folded.layers.items()})
@@ -158,6 +162,7 @@ def table(results: dict[str, Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", required=True)
+    parser.add_argument("--shared", type=Path, help="for `--host random:WIDTHxDEPTH` alone")
     parser.add_argument("--adapter", type=Path, default=Path("adapters/sst2-minilm-l6.safetensors"))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -168,6 +173,17 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        where = arguments.host
+        if where.startswith("random:"):
+            where, made = folder, host_of(arguments.host, arguments.shared)
+            made.model.save_pretrained(where)
+            made.tokenizer.save_pretrained(where)
+        measure(where, arguments)
+
+
+def measure(where: str, arguments: argparse.Namespace) -> None:
+    """Every case on the host that lies there."""
     adapter = UniversalAdapter.load(arguments.adapter)
     results: dict[str, Row] = {}
     memory: dict[str, Row] = {}
@@ -179,13 +195,12 @@ def main() -> None:
         write_text(arguments.output, json.dumps(content, indent=1) + "\n")
 
     for dtype in arguments.dtypes:
-        host = load_host(arguments.host, device="cpu", dtype=dtype)
+        host = load_host(where, device="cpu", dtype=dtype)
         folded = adapter.port(host).folded
         own = sum(value.nbytes for value in host.map.base.parameters())
         memory[dtype] = {"host": own, "adapter": adapter_bytes(folded), "percent": 100 * adapter_bytes(folded) / own}
         loras = {
-            name: with_lora(arguments.host, dtype, merged=merged)
-            for name, merged in (("LoRA", False), ("LoRA merged", True))
+            name: with_lora(where, dtype, merged=merged) for name, merged in (("LoRA", False), ("LoRA merged", True))
         }
         for threads in arguments.threads:
             torch.set_num_threads(threads)
@@ -206,7 +221,7 @@ def main() -> None:
             batch, length = map(int, case.split("x"))
             key = f"{arguments.threads[-1]}, {dtype}, {batch} x {length}"
             shape = PassShape(batch, length)
-            compiled[key] = compiled_case(arguments.host, dtype, adapter, shape, arguments.repetitions)
+            compiled[key] = compiled_case(where, dtype, adapter, shape, arguments.repetitions)
             keep()
     print("\n".join(table(results)))
     for key, row in compiled.items():
