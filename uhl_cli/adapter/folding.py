@@ -50,7 +50,8 @@ class FoldedReadout:
 
     `layer` routes the readout's own update from the final state; it is None when the update is left out, and
     its single edit "readout" is [M, readout_size].  `pool` is None for token tasks.  `shift` [readout_size], if any,
-    is added to the features while updates are on (see `shift`).
+    is added to the features while updates are on (see `shift`).  Like a layer's tables, taps are compact once they
+    are only read.
     """
 
     taps: Mapping[int, Rows]
