@@ -161,6 +161,10 @@ def test_search_takes_the_best_and_follows_an_edge():
     low = search_rate(section, lambda rate: -rate, 9)
     assert low.rate == pytest.approx(1e-5)
     assert len(low.scores) == 5
+    # Within one standard error of the highest, 0.0125 of 1,600 examples, rates tie.
+    for middle, expected in ((0.49, 1e-2), (0.48, 1e-3)):
+        near = search_rate(section, lambda rate, middle=middle: {1e-3: 0.5, 1e-2: middle}.get(rate, 0.1), 1600)
+        assert near.rate == expected
     # All rates tie: the middle one, and no edge to follow.
     level = search_rate(section, lambda rate: 0.5, 9)
     assert (level.rate, len(level.scores)) == (1e-2, 3)

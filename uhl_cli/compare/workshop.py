@@ -21,6 +21,9 @@ from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.pipeline.pretrain import run_pretrain
 from uhl_cli.reports import Reporter
 
+# A budget holds an adapter and the task file that tuning adds to it (2.6 kB for the adapter's own task).
+TASK_FILE_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class Carrying:
@@ -132,7 +135,7 @@ class Workshop:
             num_anchors=section.num_anchors,
             feature_words=section.feature_words,
             training=training,
-            max_bytes=run.budget.max_bytes,
+            max_bytes=max(1, run.budget.max_bytes - TASK_FILE_BYTES),
             max_flops=run.budget.max_flops,
             evaluation_batch_size=run.evaluation.batch_size,
             output=output,
