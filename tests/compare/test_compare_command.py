@@ -12,7 +12,11 @@ from command_runs import call
 from compare_runs import LOCAL, PUBLISHED, TASKS, at, write_data_sets, write_hosts
 from recompute import differences, read
 
+from uhl_cli.compare import workshop
+from uhl_cli.compare.config import load_configs
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.workshop import Workshop
+from uhl_cli.reports import silent
 
 TINY = {
     "hosts": ["small"],
@@ -138,6 +142,16 @@ def test_files_of_a_run_and_of_the_comparison(tiny):
     assert all(len(row) == len(header) for row in rows)
     latex = (results / "comparison" / "comparison.tex").read_text()
     assert latex.count(r"\\") == 5
+
+
+def test_an_adapter_leaves_room_for_its_task_file(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(workshop, "run_pretrain", lambda options, _reporter: asked.append(options))
+    run = next(run for run in load_configs(["builtin"]) if run.method == "uhl-tuned")
+    Workshop(tmp_path, {}, device="cpu", offline=True, reporter=silent)._adapter_file(run)
+    room = run.budget.max_bytes - asked[0].max_bytes
+    _, _, results, _ = tiny
+    assert 0 < (results / "uhl-tuned--small--sst2--s0" / "tuned.task.safetensors").stat().st_size <= room
 
 
 def test_finished_runs_are_kept_or_refused(tiny):
