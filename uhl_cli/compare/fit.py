@@ -116,7 +116,7 @@ def search_rate(search: SearchSection, attempt: Callable[[float], float], held_o
 
     Of rates that tie the one nearest to the middle is taken.  All tie that are within one standard error of the highest
     score, that of a share of the held-out examples: a search is shorter than the run that it serves, and a rate that
-    leads by chance at its end can be far too high for ten times the steps (on `builtin:decoder` it cost LoRA 0.12).
+    leads by chance at its end can be far too high for ten times the steps.
 
     :param attempt: Gives the score of a rate; one whose training diverges scores zero.
     :param held_out: Number of examples that a score is measured on.
