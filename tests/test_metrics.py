@@ -4,11 +4,20 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import f1_score
 
 from uhl_cli.errors import DataError, LabelError, UsageError
-from uhl_cli.metrics import correct, entity_counts, majority_class, paired_difference, score, wilson_interval
+from uhl_cli.metrics import (
+    correct,
+    entity_counts,
+    majority_class,
+    mean_difference,
+    paired_difference,
+    score,
+    wilson_interval,
+)
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
@@ -156,6 +165,32 @@ def test_pairing_narrows_the_interval():
     alone = score("accuracy", a, references, ("x", "y"))
     assert difference.low > 0
     assert difference.high - difference.low < (alone.high - alone.low) / 2
+
+
+def test_seeds_that_err_alike_are_no_new_evidence():
+    random = np.random.default_rng(0)
+    references, names = [1] * 400, ("x", "y")
+    a = [(random.random(400) < 0.85).astype(int).tolist() for _ in range(3)]
+    b = [(random.random(400) < 0.80).astype(int).tolist() for _ in range(3)]
+    one = mean_difference("accuracy", [(a[0], b[0])], references, names)
+    same = mean_difference("accuracy", [(a[0], b[0])] * 3, references, names)
+    assert (same.value, same.low, same.high) == pytest.approx((one.value, one.low, one.high))
+    several = mean_difference("accuracy", list(zip(a, b, strict=True)), references, names)
+    alone = [paired_difference("accuracy", *pair, references, names).value for pair in zip(a, b, strict=True)]
+    assert several.value == pytest.approx(np.mean(alone))
+    assert several.standard_error == pytest.approx(one.standard_error / 3**0.5, rel=0.15)  # these err independently
+    per_example = np.mean(np.array(a) - np.array(b), axis=0)
+    assert several.standard_error == pytest.approx(per_example.std(ddof=1) / 400**0.5, rel=0.1)
+    assert several.p_value == pytest.approx(2 * norm.sf(abs(several.value) / several.standard_error))
+
+
+def test_mean_difference_at_its_ends():
+    references, names = [[0, 1], [1]], ("O", "B-X")
+    right, wrong = references, [[1, 0], [0]]
+    assert mean_difference("entity_f1", [(right, right)], references, names).p_value == 1
+    assert mean_difference("accuracy", [(right, wrong)], references, names).p_value == 0
+    with pytest.raises(DataError):
+        mean_difference("accuracy", [], references, names)
 
 
 def test_large_inputs_are_cheap():

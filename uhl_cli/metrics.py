@@ -74,10 +74,20 @@ def score(task_metric: str, predictions: Predictions, references: Predictions, l
     :raises UsageError: If there is no such metric.
     """
     name, rows, statistic = _count(task_metric, predictions, references, label_names)
-    value, low, high = _bootstrap(rows, statistic)
+    value, low, high, _ = _bootstrap(rows, statistic)
     if task_metric == "accuracy" and isinstance(references[0], (int, np.integer)):
         low, high = wilson_interval(int(rows[:, 0].sum()), len(rows))
     return Score(metric=name, value=value, low=low, high=high, examples=len(rows))
+
+
+class MeanDifference(Difference):
+    """Mean of the differences of several pairs (of seeds), each interval over the examples that all of them share.
+
+    `p_value` is that of a two-sided z test of `value` over `standard_error`, the bootstrap's; 1 where both are zero.
+    """
+
+    standard_error: float = Field(ge=0)
+    p_value: float = Field(ge=0, le=1)
 
 
 def paired_difference(
@@ -91,15 +101,41 @@ def paired_difference(
 
     :raises UhlError: As `score` does.
     """
-    name, rows_a, statistic = _count(task_metric, predictions_a, references, label_names)
-    _, rows_b, _ = _count(task_metric, predictions_b, references, label_names)
-    width = rows_a.shape[1]
+    found = mean_difference(task_metric, [(predictions_a, predictions_b)], references, label_names)
+    return Difference(**found.model_dump(include=set(Difference.model_fields)))
+
+
+def mean_difference(
+    task_metric: str,
+    pairs: Sequence[tuple[Predictions, Predictions]],
+    references: Predictions,
+    label_names: Sequence[str],
+) -> MeanDifference:
+    """How much better the first of a pair is than the second, in the mean of all pairs.
+
+    All are resampled on the same examples, 1000 times: seeds that err on the same examples do not count as new
+    evidence.  What other seeds would have given is not in the interval.
+
+    :param pairs: Predictions of a and of b, one pair a seed.
+    :raises DataError: When there is no pair, and as `score` does.
+    """
+    if not pairs:
+        raise DataError("There are no runs to compare.", "Give one pair of predictions at least.")
+    counted = [_count(task_metric, each, references, label_names) for pair in pairs for each in pair]
+    name, first, statistic = counted[0]
+    width = first.shape[1]
 
     def difference(rows: Counts, weights: Counts) -> Values:
-        return statistic(rows[:, :width], weights) - statistic(rows[:, width:], weights)
+        values = [statistic(rows[:, at : at + width], weights) for at in range(0, rows.shape[1], width)]
+        mean: Values = np.mean([a - b for a, b in zip(values[::2], values[1::2], strict=True)], axis=0)
+        return mean
 
-    value, low, high = _bootstrap(np.concatenate([rows_a, rows_b], axis=1), difference)
-    return Difference(metric=name, value=value, low=low, high=high, examples=len(references))
+    value, low, high, error = _bootstrap(np.concatenate([rows for _, rows, _ in counted], axis=1), difference)
+    p_value = math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else float(value == 0)
+    count = len(references)
+    return MeanDifference(
+        metric=name, value=value, low=low, high=high, examples=count, standard_error=error, p_value=p_value
+    )
 
 
 def correct(predictions: Predictions, references: Predictions) -> NDArray[np.bool_]:
@@ -203,8 +239,8 @@ def _macro_f1(rows: Counts, weights: Counts) -> Values:
     return mean
 
 
-def _bootstrap(rows: Counts, statistic: Statistic) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic of the examples with these rows.
+def _bootstrap(rows: Counts, statistic: Statistic) -> tuple[float, float, float, float]:
+    """(value, low, high, standard error) of a statistic of the examples with these rows.
 
     Drawing n examples with replacement draws each distinct row a multinomial number of times.
     """
@@ -212,9 +248,10 @@ def _bootstrap(rows: Counts, statistic: Statistic) -> tuple[float, float, float]
     value = float(statistic(distinct, counts[None])[0])
     total = int(counts.sum())
     weights = np.random.default_rng(_SEED).multinomial(total, counts / total, size=RESAMPLES)
-    low, high = np.percentile(statistic(distinct, weights), [2.5, 97.5])
+    drawn = statistic(distinct, weights)
+    low, high = np.percentile(drawn, [2.5, 97.5])
     # The percentiles of a skewed statistic can miss its own value; such an interval would mislead.
-    return value, min(float(low), value), max(float(high), value)
+    return value, min(float(low), value), max(float(high), value), float(drawn.std(ddof=1))
 
 
 def _check(predictions: Predictions, references: Predictions, classes: int | None) -> bool:

@@ -12,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from seqeval.metrics import f1_score
 from sklearn.metrics import accuracy_score
 
@@ -114,7 +114,68 @@ def differences(results: Path) -> list[str]:
     for rank, (p_value, adjusted) in enumerate(ordered):
         running = max(running, min(1.0, p_value * (len(ordered) - rank)))
         check(f"Holm's p of {p_value}", adjusted, running)
-    return found
+    return found + verdict_differences(
+        runs, json.loads((results / "comparison" / "groups.json").read_text())["verdicts"]
+    )
+
+
+def verdict_differences(runs: dict[str, dict], verdicts: list[dict]) -> list[str]:
+    """What the verdicts over all seeds say otherwise: values, their errors by a formula, p values, Holm, the words."""
+    places = {(run["task"], run["host"], run["method"], run["seed"]): run for run in runs.values()}
+    found = []
+    covered = set()
+    for row in verdicts:
+        name = f"{row['proposed']} beside {row['other']}, {row['task']} on {row['host']}"
+        mine, theirs = (
+            [run for place, run in sorted(places.items()) if place[:3] == (row["task"], row["host"], row[part])]
+            for part in ("proposed", "other")
+        )
+        seeds = sorted({run["seed"] for run in mine} & {run["seed"] for run in theirs})
+        pairs = [
+            [next(run for run in part if run["seed"] == seed) for part in (mine, theirs)] for seed in seeds
+        ]  # (proposed, other)
+        covered |= {(first["run_id"], second["run_id"]) for first, second in pairs}
+        if seeds != row["seeds"]:
+            found.append(f"{name}: seeds {row['seeds']}, are {seeds}")
+        said = row["difference"]
+        own = sum(score_of(first) - score_of(second) for first, second in pairs) / len(pairs)
+        if abs(said["value"] - own) > 1e-9:
+            found.append(f"{name}: said {said['value']}, is {own}")
+        if pairs[0][0]["metric"] == "accuracy" and isinstance(pairs[0][0]["references"][0], int):
+            error = error_of_mean([gains(first, second) for first, second in pairs])
+            if abs(said["standard_error"] - error) > 0.1 * error:  # 1,000 resamples give it to some 2 %
+                found.append(f"{name}: standard error {said['standard_error']}, is {error}")
+        p_value = 2 * float(norm.sf(abs(said["value"]) / said["standard_error"])) if said["standard_error"] else None
+        if p_value is not None and abs(p_value - said["p_value"]) > 1e-9:
+            found.append(f"{name}: p {said['p_value']}, is {p_value}")
+    running = 0.0
+    for rank, row in enumerate(sorted(verdicts, key=lambda row: row["difference"]["p_value"])):
+        running = max(running, min(1.0, row["difference"]["p_value"] * (len(verdicts) - rank)))
+        outcome = "open" if running > 0.05 else "better" if row["difference"]["value"] > 0 else "worse"
+        if abs(row["holm_p"] - running) > 1e-9 or row["outcome"] != outcome:
+            found.append(f"{row['proposed']} beside {row['other']} on {row['host']}: Holm's p is {running}, {outcome}")
+    missing = {
+        (first["run_id"], second["run_id"])
+        for first in runs.values()
+        for second in runs.values()
+        if first["method"] in PROPOSED
+        and second["method"] not in PROPOSED
+        and (first["task"], first["host"], first["seed"]) == (second["task"], second["host"], second["seed"])
+    } - covered
+    return found + [f"no verdict on {first} beside {second}" for first, second in sorted(missing)]
+
+
+def gains(first: dict, second: dict) -> list[int]:
+    """1, 0 or -1 an example: what the first gets right and the second does not, and the other way round."""
+    triples = zip(first["predictions"], second["predictions"], first["references"], strict=True)
+    return [(a == true) - (b == true) for a, b, true in triples]
+
+
+def error_of_mean(seeds: list[list[int]]) -> float:
+    """Standard error over examples of the mean over examples and seeds."""
+    means = [sum(row) / len(seeds) for row in zip(*seeds, strict=True)]
+    centre = sum(means) / len(means)
+    return math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
 
 
 def main() -> None:

@@ -91,6 +91,13 @@ def test_the_recomputation_notices_a_changed_file(trial, tmp_path):
     content["gap"] += 0.5
     path.write_text(json.dumps(content))
     assert any(line.startswith("gap") for line in differences(results))
+    path = results / "comparison" / "groups.json"
+    content = json.loads(path.read_text())
+    row = next(row for row in content["verdicts"] if row["outcome"] == "open")
+    row["outcome"] = "better"
+    path.write_text(json.dumps(content))
+    said = f"{row['proposed']} beside {row['other']} on {row['host']}"
+    assert any(line.startswith(said) for line in differences(results))
 
 
 @pytest.mark.slow

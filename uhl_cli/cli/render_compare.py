@@ -9,6 +9,7 @@ from uhl_cli.cli.edge import stderr
 from uhl_cli.compare.aggregate import GroupSummary
 from uhl_cli.compare.experiment import CompareReport
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.pairs import counted
 
 
 def render_compare(report: CompareReport) -> None:
@@ -17,13 +18,18 @@ def render_compare(report: CompareReport) -> None:
     for task, host in dict.fromkeys((group.task, group.host) for group in report.groups):
         groups = [group for group in report.groups if (group.task, group.host) == (task, host)]
         console.print(_table(f"{task} on {host}: {groups[0].metric}", groups))
-    found = report.aggregated
-    for name, run in (("best proposed", found.best_proposed), ("best baseline", found.best_baseline)):
+    best = report.aggregated
+    for name, run in (("best proposed", best.best_proposed), ("best baseline", best.best_baseline)):
         if run is not None:
             line = f"{name} within the budget: {run.value:.3f} by {run.run_id}"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-    if found.gap is not None:
-        console.print(f"gap: {found.gap:+.1f} %", highlight=False)
+    if best.gap is not None:
+        console.print(f"gap: {best.gap:+.1f} %", highlight=False)
+    for name, method in METHODS.items():
+        found = counted(report.verdicts, name, "baseline")
+        if found.total():
+            line = f"{method.label} beside the baselines: better {found['better']}, worse {found['worse']}"
+            console.print(f"{line}, open {found['open']} times (paired, Holm's 5 %)", highlight=False, soft_wrap=True)
     made, skipped = len(report.made), len(report.skipped)
     line = f"{made} runs made, {skipped} kept, {len(report.failed)} failed; see {report.results_dir}/comparison"
     console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""The comparison: best runs, gaps, and paired tests, from the per-run files alone."""
+"""The comparison: best runs, the gap, and summaries over seeds, from the per-run files alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from uhl_cli.compare.methods import METHODS, Role
+from uhl_cli.compare.pairs import PairedTests, paired_tests
 from uhl_cli.compare.results import RunFolder, RunMetrics
-from uhl_cli.compare.significance import holm, mcnemar
-from uhl_cli.metrics import Difference, paired_difference
 from uhl_cli.schema import Frozen
 
 PRIMARY = "target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)"
@@ -33,16 +32,6 @@ class Aggregated(Frozen):
     best_proposed: BestRun | None
     best_baseline: BestRun | None
     gap: float | None
-
-
-class Pairing(Frozen):
-    """One proposed run beside one other of the same data set, host and seed."""
-
-    proposed: str
-    other: str
-    difference: Difference
-    mcnemar_p: float | None = Field(description="raw p value, exact, two-sided; None where accuracy is not the metric")
-    mcnemar_holm: float | None = Field(description="the same, corrected over all pairs of this comparison")
 
 
 class GroupSummary(Frozen):
@@ -74,7 +63,7 @@ class Comparison:
     runs: list[RunMetrics]
     aggregated: Aggregated
     groups: list[GroupSummary]
-    pairings: list[Pairing]
+    tests: PairedTests
 
 
 def aggregate(results: Path, run_ids: Iterable[str]) -> Comparison:
@@ -89,7 +78,7 @@ def aggregate(results: Path, run_ids: Iterable[str]) -> Comparison:
     if proposed is not None and baseline is not None:
         gap = percent_better(proposed.value, baseline.value, smaller=False)
     aggregated = Aggregated(metrics=_by_metric(runs), best_proposed=proposed, best_baseline=baseline, gap=gap)
-    return Comparison(runs, aggregated, summaries(runs), _pairings(results, runs))
+    return Comparison(runs, aggregated, summaries(runs), paired_tests(results, runs))
 
 
 def best(runs: list[RunMetrics], role: Role) -> BestRun | None:
@@ -158,37 +147,3 @@ def _summary(runs: list[RunMetrics]) -> GroupSummary:
         training_seconds=float(np.mean([run.training_seconds for run in runs])),
         within_budget=all(run.within_budget for run in runs),
     )
-
-
-def _pairings(results: Path, runs: list[RunMetrics]) -> list[Pairing]:
-    """Every proposed run beside every other method of its data set, host and seed."""
-    pairs = [
-        (proposed, other)
-        for proposed in runs
-        for other in runs
-        if METHODS[proposed.method].role == "proposed"
-        and other.method != proposed.method
-        and (METHODS[other.method].role != "proposed" or proposed.method == "uhl-tuned")
-        and (other.task, other.host, other.seed) == (proposed.task, proposed.host, proposed.seed)
-    ]
-    kept = {run.run_id: RunFolder(results, run.run_id).read_predictions() for pair in pairs for run in pair}
-    p_values: list[float | None] = []
-    differences = []
-    for proposed, other in pairs:
-        mine, theirs = kept[proposed.run_id], kept[other.run_id]
-        differences.append(
-            paired_difference(mine.metric, mine.predictions, theirs.predictions, mine.references, mine.labels)
-        )
-        accuracy = mine.metric == "accuracy"
-        p_values.append(mcnemar(mine.predictions, theirs.predictions, mine.references) if accuracy else None)
-    adjusted = iter(holm([value for value in p_values if value is not None]))
-    return [
-        Pairing(
-            proposed=proposed.run_id,
-            other=other.run_id,
-            difference=difference,
-            mcnemar_p=raw,
-            mcnemar_holm=None if raw is None else next(adjusted),
-        )
-        for (proposed, other), difference, raw in zip(pairs, differences, p_values, strict=True)
-    ]

@@ -11,13 +11,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, aggregate
+from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, aggregate
 from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.fit import Search
+from uhl_cli.compare.pairs import Pairing, Verdict
 from uhl_cli.compare.results import RunFolder, RunMetrics
 from uhl_cli.compare.runs import make_run
-from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, short_markdown
+from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.tracking import Tracker, refuse_missing, report_run
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.errors import OutputError, UhlError, UsageError
@@ -71,6 +72,7 @@ class CompareReport(Frozen):
     aggregated: Aggregated
     groups: tuple[GroupSummary, ...]
     pairings: tuple[Pairing, ...]
+    verdicts: tuple[Verdict, ...]
 
 
 def chosen_runs(options: CompareOptions) -> list[RunConfig]:
@@ -143,7 +145,8 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         failed=tuple(failed),
         aggregated=comparison.aggregated,
         groups=tuple(comparison.groups),
-        pairings=tuple(comparison.pairings),
+        pairings=comparison.tests.pairings,
+        verdicts=comparison.tests.verdicts,
     )
 
 
@@ -206,10 +209,15 @@ def _write(comparison: Comparison, options: CompareOptions) -> None:
         return
     write_text(folder / "aggregated_metrics.json", comparison.aggregated.model_dump_json(indent=2) + "\n")
     write_text(folder / "comparison.csv", as_csv(comparison.groups))
-    write_text(folder / "comparison.md", short_markdown(comparison.groups) + "\n" + as_markdown(comparison.groups))
+    parts = (
+        short_markdown(comparison.groups),
+        paired_markdown(comparison.tests.verdicts),
+        as_markdown(comparison.groups),
+    )
+    write_text(folder / "comparison.md", "\n".join(parts))
     write_text(folder / "comparison.tex", as_latex(comparison.groups))
-    groups = [group.model_dump(mode="json") for group in comparison.groups]
-    pairings = [pairing.model_dump(mode="json") for pairing in comparison.pairings]
-    write_text(folder / "groups.json", json.dumps({"groups": groups, "pairings": pairings}, indent=1) + "\n")
+    groups = {"groups": [group.model_dump(mode="json") for group in comparison.groups]}
+    content = groups | comparison.tests.model_dump(mode="json")
+    write_text(folder / "groups.json", json.dumps(content, indent=1) + "\n")
     if options.figures:
         draw_comparison(comparison, folder)
