@@ -27,6 +27,8 @@ def read(results: Path) -> dict[str, dict]:
         run = json.loads(path.read_text())
         run["config"] = json.loads((path.parent / "config.json").read_text())
         run |= json.loads((path.parent / "predictions.json").read_text())
+        for part in ("predictions", "references"):  # a sentence's tags are a string of digits to base 36
+            run[part] = [[int(tag, 36) for tag in row] if isinstance(row, str) else row for row in run[part]]
         runs[run["run_id"]] = run
     return runs
 

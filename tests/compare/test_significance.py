@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from uhl_cli.compare.aggregate import percent_better
 from uhl_cli.compare.figures import confusion, pareto
@@ -39,6 +42,27 @@ def test_a_gap_is_positive_where_the_proposed_is_better():
 def test_pareto_front_holds_what_nothing_betters():
     points = [(1.0, 0.5), (2.0, 0.4), (3.0, 0.7), (3.0, 0.6), (0.5, 0.1), (9.0, 0.7)]
     assert pareto(points) == [(0.5, 0.1), (1.0, 0.5), (3.0, 0.7)]
+
+
+def test_predictions_of_words_are_written_in_digits():
+    labels = tuple(f"tag{index}" for index in range(12))
+    words = Predicted(labels=labels, metric="entity_f1", predictions=[[0, 11], []], references=[[10, 0], []])
+    assert json.loads(words.model_dump_json())["predictions"] == ["0b", ""]
+    assert Predicted.model_validate_json(words.model_dump_json()) == words
+    lists = {"labels": labels, "metric": "entity_f1", "predictions": [[0, 11], []], "references": [[10, 0], []]}
+    assert Predicted.model_validate_json(json.dumps(lists)) == words
+    texts = Predicted(labels=("a", "b"), metric="accuracy", predictions=[0, 1], references=[1, 1])
+    assert json.loads(texts.model_dump_json())["predictions"] == [0, 1]
+    assert Predicted.model_validate_json(texts.model_dump_json()) == texts
+    with pytest.raises(ValidationError):
+        Predicted.model_validate_json(json.dumps(lists | {"predictions": ["0?", ""]}))
+
+
+def test_more_classes_than_digits_stay_lists():
+    labels = tuple(f"tag{index}" for index in range(40))
+    words = Predicted(labels=labels, metric="entity_f1", predictions=[[39]], references=[[38]])
+    assert json.loads(words.model_dump_json())["predictions"] == [[39]]
+    assert Predicted.model_validate_json(words.model_dump_json()) == words
 
 
 def test_confusion_counts_words_of_sentences():

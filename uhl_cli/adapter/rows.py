@@ -2,7 +2,7 @@
 
 A folded adapter is mostly tables of M rows, of which each token takes a few.  In eight bits they hold a quarter of the
 bytes, and fewer bytes pass through the memory for every sum.  The file's own parameters have eight bits or fewer, so
-that nothing they say is lost by it (figures are in the README).
+that nothing they say is lost by it (figures: tests/benchmarks/README.md).
 """
 
 from __future__ import annotations

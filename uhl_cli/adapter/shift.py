@@ -2,7 +2,8 @@
 
 On the source the updates move the features as training wanted.  On another host they arrive in part only: what differs
 from token to token still helps, but their mean is an error of its own, which pushes every text towards one class.  So a
-target's readout takes the mean back, and the updates act by their differences alone (measured in the README).
+target's readout takes the mean back, and the updates act by their differences alone (measured:
+tests/benchmarks/README.md).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Canonical space is the space of the source host's own word states, rotated to their principal directions
 (one rotation for all depths, so that coordinates of neighbouring depths can be interpolated) and divided by
 the standard deviation at each depth knot.  It is stored in steps of `STEP` standard deviations, entropy-coded, with
-one scale per coordinate and knot: 2.5 bits a coordinate (figures are in the README).
+one scale per coordinate and knot: 2.5 bits a coordinate (figures: tests/benchmarks/README.md).
 """
 
 from __future__ import annotations

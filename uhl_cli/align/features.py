@@ -3,8 +3,8 @@
 Canonical coordinates are dear (three knots of 256 a word), so a file holds them for some two thousand words.  The
 readout needs far less of a word: its few features, and the logits of the head-only control beside them.  At 1.7 bits
 each, tens of thousands of words fit, and a target's map from its own states at all depths to those features is fitted
-on them by ridge regression (figures are in the README).  The regression averages over words, so the coarse codes cost
-little.
+on them by ridge regression (figures: tests/benchmarks/README.md).  The regression averages over words, so the coarse
+codes cost little.
 
 No label and no gradient is used; states are never all held, only their moments are.
 """
@@ -28,7 +28,7 @@ from uhl_cli.host.hostmap import HostMap
 # Step of a feature's code, in standard deviations.
 STEP = 1.4
 # Most regressors, unless a single state at every knot already has more: the cost grows with their square.  With 4,096,
-# all depths of minilm-l6, a port to it took up to 1.7 times as long and scored no more (README).
+# all depths of minilm-l6, a port to it took up to 1.7 times as long and scored no more (tests/benchmarks/README.md).
 MAX_REGRESSORS = 1536
 # One block of so many texts in this many blocks is held out to choose the strength of the ridge.
 HELD_OUT, HELD_OUT_TEXTS = 4, 32

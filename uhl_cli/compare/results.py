@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_serializer, field_validator
 
 from uhl_cli.compare.config import RunConfig
 from uhl_cli.data.tasks import Metric
@@ -73,13 +74,36 @@ class RunMetrics(Frozen):
     train_examples: int = Field(0, ge=0)
 
 
+# A class of a word is written as one of these digits, so that a file of sentences takes a fifth of what lists take.
+_DIGITS = string.digits + string.ascii_lowercase
+
+
 class Predicted(Frozen):
-    """`predictions.json`: classes of every evaluation example, by a run and in truth; for token tasks lists of them."""
+    """`predictions.json`: classes of every evaluation example, by a run and in truth; for token tasks lists of them.
+
+    In the file a sentence of a token task is a string of digits to base 36, one a word (`"00120"`), if there are not
+    more classes than digits; lists are read as well.
+    """
 
     labels: tuple[str, ...]
     metric: Metric
     predictions: list[int] | list[list[int]]
     references: list[int] | list[list[int]]
+
+    @field_validator("predictions", "references", mode="before")
+    @classmethod
+    def _from_digits(cls, rows: object) -> object:
+        if not isinstance(rows, list):
+            return rows
+        return [[int(digit, 36) for digit in row] if isinstance(row, str) else row for row in rows]
+
+    @field_serializer("predictions", "references", when_used="json")
+    def _as_digits(self, rows: list[int] | list[list[int]]) -> list[int | str | list[int]]:
+        few = len(self.labels) <= len(_DIGITS)
+        return [
+            "".join(_DIGITS[each] for each in row) if few and isinstance(row, list) else row  # a text's class stays
+            for row in rows
+        ]
 
 
 class RunFolder:

@@ -88,7 +88,7 @@ def prepare(
     return Prepared(bank, hosts, host_flops)
 
 
-# More words than this bring a readout nothing (figures are in the README).
+# More words than this bring a readout nothing (figures: tests/benchmarks/README.md).
 FEATURE_WORDS = 22_000
 
 
