@@ -46,6 +46,12 @@ def test_is_what_its_recipe_says(name, hosts):
     assert not any(str(value).startswith("/") for value in record.values())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tokenizer_is_of_a_class_that_transformers_4_and_5_know(name):
+    settings = json.loads((builtin_path(name) / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_shapes_differ_and_so_do_bases(hosts):
     assert len({(host.num_hidden_layers, host.hidden_size, host.decoder) for host in hosts.values()}) == len(NAMES)
     assert len({host.fingerprint.digest for host in hosts.values()}) == len(NAMES)

@@ -76,6 +76,8 @@ def test_makes_hosts_that_load_and_the_same_ones_again(name, toy, monkeypatch):
     run(monkeypatch, *toy, "--hosts", name)
     host = load_host(f"builtin:{name}", device="cpu")
     assert (host.hidden_size, host.decoder) == (32, name == "decoder")
+    settings = json.loads((Path("out") / name / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     with torch.inference_mode():
         assert torch.isfinite(host.map.base(input_ids=torch.arange(5, 15).unsqueeze(0)).last_hidden_state).all()
     record = json.loads(Path("out", name, "training.json").read_text())

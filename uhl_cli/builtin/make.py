@@ -98,6 +98,10 @@ def write_host(folder: Path, student: Student, tokenizer: PreTrainedTokenizerFas
     student.body.config._attn_implementation = None  # users get their own library's best
     student.body.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    # transformers 5 writes a class that transformers 4 does not know; both know this one.
+    write_text(path, json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
     write_text(folder / "training.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     write_bytes(folder / "model.safetensors", pack(student.body.state_dict()))
 
