@@ -64,7 +64,8 @@ def load_config_host(
         max_length = _max_length(config, family)
         try:
             with torch.device("meta"):
-                model = AutoModel.from_config(config)
+                # Plain attention: transformers 4 looks at the mask's values before it calls the fused one.
+                model = AutoModel.from_config(config, attn_implementation="eager")
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
             raise HostError(
                 f"The configuration of '{name}' describes no model: {first_line(error)}", "Check its config.json."

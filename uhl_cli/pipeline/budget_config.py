@@ -41,7 +41,8 @@ def config_budget(
         return _measured(options, host, config, reporter, featured)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HostError(
-            f"'{target.name}' cannot be counted without weights: {first_line(error)}", "Load it with --target."
+            f"'{target.name}' cannot be counted without weights: {first_line(error)}",
+            "Load it with --target; Llama-like configurations need transformers 5.",
         ) from error
 
 
