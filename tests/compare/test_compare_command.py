@@ -14,6 +14,8 @@ from recompute import differences, read
 
 from uhl_cli.compare import workshop
 from uhl_cli.compare.config import load_configs
+from uhl_cli.compare.experiment import _Searches
+from uhl_cli.compare.fit import Search
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.reports import silent
@@ -181,6 +183,40 @@ def test_finished_runs_are_kept_or_refused(tiny):
     other = call(*arguments, "--results-dir", results, "--resume")
     assert other.code == 1
     assert "another configuration" in other.error
+
+
+def test_comparing_alone_makes_no_run(tiny, tmp_path):
+    _, arguments, results, _ = tiny
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    shutil.rmtree(copy / "lora--small--sst2--s0")
+    called = call(*arguments, "--results-dir", copy, "--compare-only", "--json", "--no-figures")
+    assert called.code == 0
+    report = json.loads(called.out)
+    assert (report["made"], report["missing"]) == ([], ["lora--small--sst2--s0"])
+    assert len(report["skipped"]) == 3
+    assert {row["other"] for row in report["verdicts"]} == {"untouched", "uhl-zero-shot"}
+    assert not (copy / "lora--small--sst2--s0").exists()
+    assert differences(copy) == []
+    table = (copy / "comparison" / "comparison.md").read_text()
+    assert "uhl, after tuning minus uhl, zero-shot" in table
+    assert "1 missing" in call(*arguments, "--results-dir", copy, "--compare-only", "--no-figures").out
+
+
+@pytest.mark.parametrize(("extra", "said"), [([], "no run of these is finished"), (["--overwrite"], "makes no run")])
+def test_nothing_to_compare_is_an_error(tiny, tmp_path, extra, said):
+    _, arguments, _, _ = tiny
+    called = call(*arguments, "--results-dir", tmp_path / "none", "--compare-only", *extra)
+    assert called.code == 2
+    assert said in called.error
+    assert not (tmp_path / "none").exists()
+
+
+def test_searches_of_another_process_are_kept(tmp_path):
+    first, second = (_Searches(tmp_path / "searches.json") for _ in range(2))
+    first["a"] = Search(0.1, {0.1: 0.5}, 10, 2)
+    second["b"] = Search(0.2, {0.2: 0.6}, 10, 2)
+    assert dict(_Searches(tmp_path / "searches.json")) == {**first, **second}
 
 
 def test_overwriting_makes_all_anew(tiny, tmp_path):

@@ -60,6 +60,9 @@ def compare(
         bool, typer.Option("--list", help="Print the runs' names and make none.", rich_help_panel=RUNS_PANEL)
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished runs and make the others.")] = False,
+    compare_only: Annotated[
+        bool, typer.Option("--compare-only", help="Make no run: compare those that are finished.")
+    ] = False,
     figures: Annotated[
         bool, typer.Option(help="Draw figures (needs matplotlib).", rich_help_panel=shared.OUTPUT_PANEL)
     ] = True,
@@ -100,6 +103,7 @@ def compare(
             device=device,
             offline=offline,
             resume=resume,
+            compare_only=compare_only,
             overwrite=overwrite,
             figures=figures,
             report_to=report_to.value,

@@ -31,7 +31,8 @@ def render_compare(report: CompareReport) -> None:
             line = f"{method.label} beside the baselines: better {found['better']}, worse {found['worse']}"
             console.print(f"{line}, open {found['open']} times (paired, Holm's 5 %)", highlight=False, soft_wrap=True)
     made, skipped = len(report.made), len(report.skipped)
-    line = f"{made} runs made, {skipped} kept, {len(report.failed)} failed; see {report.results_dir}/comparison"
+    left = f"{len(report.missing)} missing, " if report.missing else ""
+    line = f"{made} runs made, {skipped} kept, {left}{len(report.failed)} failed; see {report.results_dir}/comparison"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     for failed in report.failed:
         stderr().print(f"failed: {failed.run_id}: {failed.error}", markup=False, highlight=False)

@@ -36,6 +36,8 @@ class CompareOptions(Frozen):
     :param configs: Files, or names of shipped sets.
     :param places: Where hosts and data sets of these names lie.
     :param methods: Only runs of these methods; the same for hosts, tasks and seeds.  Empty is all.
+    :param resume: Keep finished runs and make the others.
+    :param compare_only: Make no run; compare those that are finished.
     """
 
     configs: tuple[str, ...] = Field(min_length=1)
@@ -50,6 +52,7 @@ class CompareOptions(Frozen):
     offline: bool = False
     resume: bool = False
     overwrite: bool = False
+    compare_only: bool = False
     figures: bool = True
     report_to: Tracker = "none"
 
@@ -68,6 +71,7 @@ class CompareReport(Frozen):
     mode: Mode
     made: tuple[str, ...]
     skipped: tuple[str, ...] = Field(description="runs that were finished before (--resume)")
+    missing: tuple[str, ...] = Field(description="runs that are not finished and were not made (--compare-only)")
     failed: tuple[FailedRun, ...]
     aggregated: Aggregated
     groups: tuple[GroupSummary, ...]
@@ -105,24 +109,29 @@ def chosen_runs(options: CompareOptions) -> list[RunConfig]:
 def run_compare(options: CompareOptions, reporter: Reporter = silent) -> CompareReport:
     """Make every run, then the comparison of all that are finished.
 
-    A run that fails is reported and leaves the others alone; Ctrl-C loses the run at hand only.
+    A run that fails is reported and leaves the others alone; Ctrl-C loses the run at hand only.  Several processes may
+    make different runs in one folder, each with `resume`; a last call with `compare_only` compares them all.
 
-    :raises UhlError: Before any run: wrong configurations, results that are there already.
+    :raises UhlError: Before any run: wrong configurations, results that are there already, nothing to compare.
     """
+    if options.compare_only and options.overwrite:
+        raise UsageError("--compare-only makes no run that could overwrite another.", "Leave out one of the two.")
     runs = chosen_runs(options)
     refuse_missing(options.report_to)
     refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
     finished = _finished(runs, options)
+    unfinished = [run for run in runs if run.run_id not in finished]
+    if options.compare_only and not finished:
+        raise UsageError(f"no run of these is finished in {options.results_dir}.", "Leave out --compare-only.")
+    wanted = [] if options.compare_only else unfinished
     workshop = Workshop(
         options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
     )
     searches = _Searches(options.results_dir / "searches.json")
     made: list[str] = []
     failed: list[FailedRun] = []
-    for index, run in enumerate(runs):
-        reporter("runs", index, len(runs), run.run_id)
-        if run.run_id in finished:
-            continue
+    for index, run in enumerate(wanted):
+        reporter("runs", index, len(wanted), run.run_id)
         try:
             if options.overwrite:
                 shutil.rmtree(RunFolder(options.results_dir, run.run_id).path, ignore_errors=True)
@@ -134,7 +143,8 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
             failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
             details = "".join(traceback.format_exception(error))
             write_text(RunFolder(options.results_dir, run.run_id).error, details)
-    reporter("runs", len(runs), len(runs), "")
+    if wanted:
+        reporter("runs", len(wanted), len(wanted), "")
     comparison = aggregate(options.results_dir, [run.run_id for run in runs])
     _write(comparison, options)
     return CompareReport(
@@ -142,6 +152,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         mode=options.mode,
         made=tuple(made),
         skipped=tuple(run.run_id for run in runs if run.run_id in finished),
+        missing=tuple(run.run_id for run in unfinished) if options.compare_only else (),
         failed=tuple(failed),
         aggregated=comparison.aggregated,
         groups=tuple(comparison.groups),
@@ -165,7 +176,7 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
         folder = RunFolder(options.results_dir, run.run_id)
         if not folder.metrics.exists() or options.overwrite:
             continue
-        if not options.resume:
+        if not (options.resume or options.compare_only):
             hint = "Go on with --resume, or add --overwrite, or choose another --results-dir."
             raise OutputError(f"{folder.metrics} is there already.", hint)
         metrics = folder.read()
@@ -177,20 +188,29 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
 
 
 class _Searches(dict[str, Search]):
-    """Searches by key, kept in a file so that a resumed experiment has them."""
+    """Searches by key, kept in a file so that a resumed experiment has them.
+
+    What another process has written there since is kept.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
+        super().__init__(_read_searches(path))
         self._path = path
-        if path.exists():
-            for key, row in json.loads(path.read_text(encoding="utf-8")).items():
-                scores = {float(rate): value for rate, value in row["scores"].items()}
-                super().__setitem__(key, Search(row["rate"], scores, row["held_out"], row["steps"]))
 
     def __setitem__(self, key: str, value: Search) -> None:
         super().__setitem__(key, value)
-        rows = {name: vars(search) for name, search in self.items()}
+        rows = {name: vars(search) for name, search in (_read_searches(self._path) | self).items()}
         write_text(self._path, json.dumps(rows, indent=1) + "\n")
+
+
+def _read_searches(path: Path) -> dict[str, Search]:
+    if not path.exists():
+        return {}
+    found = {}
+    for key, row in json.loads(path.read_text(encoding="utf-8")).items():
+        scores = {float(rate): value for rate, value in row["scores"].items()}
+        found[key] = Search(row["rate"], scores, row["held_out"], row["steps"])
+    return found
 
 
 def _draw_run(metrics: RunMetrics, options: CompareOptions) -> None:
