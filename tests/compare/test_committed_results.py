@@ -1,14 +1,16 @@
-"""The committed comparison says what its runs say."""
+"""The committed comparisons say what their runs say."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from recompute import differences, read
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "compare_builtin"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
-def test_committed_comparison_is_recomputed():
-    assert len(read(RESULTS)) == 27
-    assert differences(RESULTS) == []
+@pytest.mark.parametrize(("name", "runs"), [("compare_builtin", 27), ("compare_local", 58)])
+def test_committed_comparison_is_recomputed(name, runs):
+    assert len(read(RESULTS / name)) == runs
+    assert differences(RESULTS / name) == []

@@ -158,6 +158,9 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _draw_bytes(comparison: Comparison, panels: Panels, path: Path) -> None:
+    stored = [group.adapter_bytes / 1e6 for group in comparison.groups if group.adapter_bytes > 0]
+    # All panels share the axis; a decade at least on either side of 1 MB keeps its labels apart.
+    limits = (min([0.1, *stored]) * 0.7, max([10.0, *stored]) * 1.4)
     with _figure(path, _size(panels)) as figure:
         drawn = _grid(figure, panels)
         for axes, panel in zip(drawn, panels, strict=True):
@@ -171,11 +174,19 @@ def _draw_bytes(comparison: Comparison, panels: Panels, path: Path) -> None:
                     label=METHODS[group.method].label,
                     zorder=3,
                 )
-            front = pareto([(group.adapter_bytes / 1e6, group.mean) for group in groups])
-            axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, label="Pareto front")
+            points = [(group.adapter_bytes / 1e6, group.mean) for group in groups if _competes(group)]
+            if points:
+                front = pareto(points)
+                axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, label="Pareto front")
             axes.axvline(1.0, color="red", linestyle=":", linewidth=0.8, label="1 MB")
-            axes.set(xscale="log", xlabel="stored bytes (MB)", ylabel=groups[0].metric, title=f"{panel[0]}: {panel[1]}")
+            axes.set(xscale="log", xlim=limits, xlabel="stored bytes (MB)", title=f"{panel[0]}: {panel[1]}")
+            axes.set_ylabel(_of(comparison, panel)[0].metric)
+            axes.xaxis.set_major_formatter("{x:g}")
         _legend(figure, drawn)
+
+
+def _competes(group: GroupSummary) -> bool:
+    return METHODS[group.method].role != "control"
 
 
 def _draw_curves(comparison: Comparison, panels: Panels, path: Path) -> None:
