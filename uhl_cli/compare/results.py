@@ -74,7 +74,7 @@ class RunMetrics(Frozen):
     train_examples: int = Field(0, ge=0)
 
 
-# A class of a word is written as one of these digits, so that a file of sentences takes a fifth of what lists take.
+# A class of a word is written as one of these digits: sentences then take little more than half of what lists take.
 _DIGITS = string.digits + string.ascii_lowercase
 
 
