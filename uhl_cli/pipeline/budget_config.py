@@ -42,7 +42,7 @@ def config_budget(
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HostError(
             f"'{target.name}' cannot be counted without weights: {first_line(error)}",
-            "Load it with --target; Llama-like configurations need transformers 5.",
+            "Load it with --target; DistilBERT and Llama-like configurations need transformers 5.",
         ) from error
 
 
