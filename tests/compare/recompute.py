@@ -139,6 +139,8 @@ def verdict_differences(runs: dict[str, dict], verdicts: list[dict]) -> list[str
         covered |= {(first["run_id"], second["run_id"]) for first, second in pairs}
         if seeds != row["seeds"]:
             found.append(f"{name}: seeds {row['seeds']}, are {seeds}")
+        if not seeds:
+            continue
         said = row["difference"]
         own = sum(score_of(first) - score_of(second) for first, second in pairs) / len(pairs)
         if abs(said["value"] - own) > 1e-9:
@@ -147,8 +149,11 @@ def verdict_differences(runs: dict[str, dict], verdicts: list[dict]) -> list[str
             error = error_of_mean([gains(first, second) for first, second in pairs])
             if abs(said["standard_error"] - error) > 0.1 * error:  # 1,000 resamples give it to some 2 %
                 found.append(f"{name}: standard error {said['standard_error']}, is {error}")
-        p_value = 2 * float(norm.sf(abs(said["value"]) / said["standard_error"])) if said["standard_error"] else None
-        if p_value is not None and abs(p_value - said["p_value"]) > 1e-9:
+        if said["standard_error"]:
+            p_value = 2 * float(norm.sf(abs(said["value"]) / said["standard_error"]))
+        else:
+            p_value = 1.0 if said["value"] == 0 else 0.0
+        if abs(p_value - said["p_value"]) > 1e-9:
             found.append(f"{name}: p {said['p_value']}, is {p_value}")
     running = 0.0
     for rank, row in enumerate(sorted(verdicts, key=lambda row: row["difference"]["p_value"])):
