@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -14,9 +15,9 @@ from recompute import differences, read
 
 from uhl_cli.compare import workshop
 from uhl_cli.compare.config import load_configs
-from uhl_cli.compare.experiment import _Searches
 from uhl_cli.compare.fit import Search
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.searches import KeptSearches
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.reports import silent
 
@@ -112,6 +113,8 @@ def test_every_metric_is_there(trial):
         assert (run["training_seconds"] > 0) == trained
         assert (run["search"] is not None) == trained
         assert (run["zero_shot"] is not None) == (run["method"] == "uhl-tuned")
+        assert run["device"] == "cpu"
+        assert (run["timed_on"] is None) == (run["costs"]["wall_clock_percent"] is None)
 
 
 def test_files_of_a_run_and_of_the_comparison(tiny):
@@ -203,20 +206,68 @@ def test_comparing_alone_makes_no_run(tiny, tmp_path):
     assert "1 missing" in call(*arguments, "--results-dir", copy, "--compare-only", "--no-figures").out
 
 
+def test_timing_alone_changes_the_wall_clock_and_nothing_else(tiny, tmp_path):
+    _, arguments, results, _ = tiny
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    before = read(copy)
+    for name, run in before.items():
+        path = copy / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        if run["costs"]["wall_clock_percent"] is not None:
+            metrics["costs"]["wall_clock_percent"] = 1e9
+        path.write_text(json.dumps(metrics | {"timed_on": "another machine"}))
+    called = call(*arguments, "--results-dir", copy, "--time-only", "--json", "--no-figures")
+    assert called.code == 0, called.err
+    report = json.loads(called.out)
+    assert report["made"] == []
+    assert {name.split("--")[0] for name in report["timed"]} == {"uhl-zero-shot", "uhl-tuned", "lora"}
+    for name, run in read(copy).items():
+        assert run["timed_on"] == ("cpu" if name in report["timed"] else "another machine")
+        if name in report["timed"]:
+            assert run["costs"]["wall_clock_percent"] < 1e6
+        for part in (run, before[name]):
+            part["timed_on"] = part["costs"]["wall_clock_percent"] = None
+        assert run == before[name]
+    assert "3 timed again" in call(*arguments, "--results-dir", copy, "--time-only", "--no-figures").out
+
+
+def test_timing_a_run_without_its_adapter_fails_by_name(tiny, tmp_path):
+    _, arguments, results, _ = tiny
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    shutil.rmtree(copy / "adapters")
+    called = call(*arguments, "--results-dir", copy, "--time-only", "--no-figures", "--method", "uhl-tuned")
+    assert called.code == 1
+    assert "1 of 1 runs failed, first uhl-tuned--small--sst2--s0" in called.err
+    assert "is not there any more" in called.err
+    assert not (copy / "adapters").exists()  # and nothing was pretrained in its place
+
+
+@pytest.mark.parametrize("flag", ["--compare-only", "--time-only"])
 @pytest.mark.parametrize(("extra", "said"), [([], "no run of these is finished"), (["--overwrite"], "makes no run")])
-def test_nothing_to_compare_is_an_error(tiny, tmp_path, extra, said):
+def test_nothing_to_compare_is_an_error(tiny, tmp_path, flag, extra, said):
     _, arguments, _, _ = tiny
-    called = call(*arguments, "--results-dir", tmp_path / "none", "--compare-only", *extra)
+    called = call(*arguments, "--results-dir", tmp_path / "none", flag, *extra)
     assert called.code == 2
     assert said in called.error
     assert not (tmp_path / "none").exists()
 
 
 def test_searches_of_another_process_are_kept(tmp_path):
-    first, second = (_Searches(tmp_path / "searches.json") for _ in range(2))
+    first, second = (KeptSearches(tmp_path / "searches.json") for _ in range(2))
     first["a"] = Search(0.1, {0.1: 0.5}, 10, 2)
     second["b"] = Search(0.2, {0.2: 0.6}, 10, 2)
-    assert dict(_Searches(tmp_path / "searches.json")) == {**first, **second}
+    assert dict(KeptSearches(tmp_path / "searches.json")) == {**first, **second}
+
+
+def test_searches_written_at_once_are_all_kept(tmp_path):
+    def write(index):
+        KeptSearches(tmp_path / "searches.json")[str(index)] = Search(0.1, {0.1: 0.5}, 10, 2)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, range(64)))
+    assert len(KeptSearches(tmp_path / "searches.json")) == 64
 
 
 def test_overwriting_makes_all_anew(tiny, tmp_path):

@@ -63,6 +63,10 @@ def compare(
     compare_only: Annotated[
         bool, typer.Option("--compare-only", help="Make no run: compare those that are finished.")
     ] = False,
+    time_only: Annotated[
+        bool,
+        typer.Option("--time-only", help="Make no run: measure the wall-clock of those that are finished again."),
+    ] = False,
     figures: Annotated[
         bool, typer.Option(help="Draw figures (needs matplotlib).", rich_help_panel=shared.OUTPUT_PANEL)
     ] = True,
@@ -104,6 +108,7 @@ def compare(
             offline=offline,
             resume=resume,
             compare_only=compare_only,
+            time_only=time_only,
             overwrite=overwrite,
             figures=figures,
             report_to=report_to.value,
@@ -124,6 +129,6 @@ def compare(
             render_compare(report)
         if report.failed:
             first = report.failed[0]
-            tried = len(report.failed) + len(report.made)
+            tried = len(report.failed) + len(report.made) + len(report.timed)
             problem = f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}"
             raise RunError(problem, "See error.txt in its folder, then --resume.")

@@ -32,7 +32,9 @@ def render_compare(report: CompareReport) -> None:
             console.print(f"{line}, open {found['open']} times (paired, Holm's 5 %)", highlight=False, soft_wrap=True)
     made, skipped = len(report.made), len(report.skipped)
     left = f"{len(report.missing)} missing, " if report.missing else ""
-    line = f"{made} runs made, {skipped} kept, {left}{len(report.failed)} failed; see {report.results_dir}/comparison"
+    timed = f"{len(report.timed)} timed again, " if report.timed else ""
+    counts = f"{made} runs made, {skipped} kept, {timed}{left}{len(report.failed)} failed"
+    line = f"{counts}; see {report.results_dir}/comparison"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     for failed in report.failed:
         stderr().print(f"failed: {failed.run_id}: {failed.error}", markup=False, highlight=False)

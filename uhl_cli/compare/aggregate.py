@@ -52,8 +52,9 @@ class GroupSummary(Frozen):
     memory_mb: float
     wall_clock_percent: float | None
     atoms_per_token: float | None
-    training_seconds: float
+    training_seconds: float | None = Field(description="None where the seeds were made on different devices")
     within_budget: bool
+    devices: tuple[str, ...] = Field(description="what the runs were made on")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _summary(runs: list[RunMetrics]) -> GroupSummary:
     runs = sorted(runs, key=lambda run: run.seed)
     first, values = runs[0], np.array([run.score.value for run in runs])
     error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    devices = tuple(dict.fromkeys(run.device for run in runs if run.device is not None))
     before = [run.zero_shot.value for run in runs if run.zero_shot is not None]
     return GroupSummary(
         task=first.task,
@@ -144,6 +146,7 @@ def _summary(runs: list[RunMetrics]) -> GroupSummary:
         memory_mb=first.costs.memory_mb,
         wall_clock_percent=first.costs.wall_clock_percent,
         atoms_per_token=first.costs.atoms_per_token,
-        training_seconds=float(np.mean([run.training_seconds for run in runs])),
+        training_seconds=float(np.mean([run.training_seconds for run in runs])) if len(devices) < 2 else None,
         within_budget=all(run.within_budget for run in runs),
+        devices=devices,
     )

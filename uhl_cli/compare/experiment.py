@@ -14,11 +14,12 @@ from pydantic import Field
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, aggregate
 from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
-from uhl_cli.compare.fit import Search
 from uhl_cli.compare.pairs import Pairing, Verdict
 from uhl_cli.compare.results import RunFolder, RunMetrics
 from uhl_cli.compare.runs import make_run
+from uhl_cli.compare.searches import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
+from uhl_cli.compare.timing import has_clock, time_again
 from uhl_cli.compare.tracking import Tracker, refuse_missing, report_run
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.errors import OutputError, UhlError, UsageError
@@ -38,6 +39,7 @@ class CompareOptions(Frozen):
     :param methods: Only runs of these methods; the same for hosts, tasks and seeds.  Empty is all.
     :param resume: Keep finished runs and make the others.
     :param compare_only: Make no run; compare those that are finished.
+    :param time_only: The same, after the wall-clock of those was measured again.
     """
 
     configs: tuple[str, ...] = Field(min_length=1)
@@ -53,6 +55,7 @@ class CompareOptions(Frozen):
     resume: bool = False
     overwrite: bool = False
     compare_only: bool = False
+    time_only: bool = False
     figures: bool = True
     report_to: Tracker = "none"
 
@@ -72,6 +75,7 @@ class CompareReport(Frozen):
     made: tuple[str, ...]
     skipped: tuple[str, ...] = Field(description="runs that were finished before (--resume)")
     missing: tuple[str, ...] = Field(description="runs that are not finished and were not made (--compare-only)")
+    timed: tuple[str, ...] = Field((), description="runs whose wall-clock was measured again (--time-only)")
     failed: tuple[FailedRun, ...]
     aggregated: Aggregated
     groups: tuple[GroupSummary, ...]
@@ -114,51 +118,72 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
 
     :raises UhlError: Before any run: wrong configurations, results that are there already, nothing to compare.
     """
-    if options.compare_only and options.overwrite:
-        raise UsageError("--compare-only makes no run that could overwrite another.", "Leave out one of the two.")
+    makes_none = options.compare_only or options.time_only
+    if makes_none and options.overwrite:
+        flag = "--time-only" if options.time_only else "--compare-only"
+        raise UsageError(f"{flag} makes no run that could overwrite another.", "Leave out one of the two.")
     runs = chosen_runs(options)
     refuse_missing(options.report_to)
     refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
-    if options.compare_only and not finished:
-        raise UsageError(f"no run of these is finished in {options.results_dir}.", "Leave out --compare-only.")
-    wanted = [] if options.compare_only else unfinished
+    if makes_none and not finished:
+        raise UsageError(f"no run of these is finished in {options.results_dir}.", "Make some with --resume.")
+    if options.time_only:
+        wanted = [run for run in runs if run.run_id in finished and has_clock(run, options.results_dir)]
+    else:
+        wanted = [] if options.compare_only else unfinished
     workshop = Workshop(
         options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
     )
-    searches = _Searches(options.results_dir / "searches.json")
-    made: list[str] = []
-    failed: list[FailedRun] = []
-    for index, run in enumerate(wanted):
-        reporter("runs", index, len(wanted), run.run_id)
-        try:
-            if options.overwrite:
-                shutil.rmtree(RunFolder(options.results_dir, run.run_id).path, ignore_errors=True)
-            metrics = make_run(run, workshop, options.mode, searches)
-            _draw_run(metrics, options)
-            report_run(options.report_to, metrics, options.results_dir)
-            made.append(run.run_id)
-        except Exception as error:  # noqa: BLE001 - one failed run must not lose the others, whatever it failed of
-            failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
-            details = "".join(traceback.format_exception(error))
-            write_text(RunFolder(options.results_dir, run.run_id).error, details)
-    if wanted:
-        reporter("runs", len(wanted), len(wanted), "")
+    searches = KeptSearches(options.results_dir / "searches.json")
+
+    def make(run: RunConfig) -> None:
+        if options.overwrite:
+            shutil.rmtree(RunFolder(options.results_dir, run.run_id).path, ignore_errors=True)
+        metrics = make_run(run, workshop, options.mode, searches)
+        _draw_run(metrics, options)
+        report_run(options.report_to, metrics, options.results_dir)
+
+    def time(run: RunConfig) -> None:
+        time_again(run, workshop)
+
+    done, failed = _attempted(wanted, time if options.time_only else make, options, reporter)
     comparison = aggregate(options.results_dir, [run.run_id for run in runs])
     _write(comparison, options)
     return CompareReport(
         results_dir=str(options.results_dir),
         mode=options.mode,
-        made=tuple(made),
+        made=() if makes_none else tuple(done),
         skipped=tuple(run.run_id for run in runs if run.run_id in finished),
-        missing=tuple(run.run_id for run in unfinished) if options.compare_only else (),
+        missing=tuple(run.run_id for run in unfinished) if makes_none else (),
+        timed=tuple(done) if options.time_only else (),
         failed=tuple(failed),
         aggregated=comparison.aggregated,
         groups=tuple(comparison.groups),
         pairings=comparison.tests.pairings,
         verdicts=comparison.tests.verdicts,
     )
+
+
+def _attempted(
+    runs: list[RunConfig], attempt: Callable[[RunConfig], None], options: CompareOptions, reporter: Reporter
+) -> tuple[list[str], list[FailedRun]]:
+    """Names of the runs that `attempt` was done with, and those that failed, each with its traceback in its folder."""
+    done: list[str] = []
+    failed: list[FailedRun] = []
+    for index, run in enumerate(runs):
+        reporter("runs", index, len(runs), run.run_id)
+        try:
+            attempt(run)
+            done.append(run.run_id)
+        except Exception as error:  # noqa: BLE001 - one failed run must not lose the others, whatever it failed of
+            failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
+            details = "".join(traceback.format_exception(error))
+            write_text(RunFolder(options.results_dir, run.run_id).error, details)
+    if runs:
+        reporter("runs", len(runs), len(runs), "")
+    return done, failed
 
 
 def _said(error: Exception) -> str:
@@ -176,7 +201,7 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
         folder = RunFolder(options.results_dir, run.run_id)
         if not folder.metrics.exists() or options.overwrite:
             continue
-        if not (options.resume or options.compare_only):
+        if not (options.resume or options.compare_only or options.time_only):
             hint = "Go on with --resume, or add --overwrite, or choose another --results-dir."
             raise OutputError(f"{folder.metrics} is there already.", hint)
         metrics = folder.read()
@@ -184,32 +209,6 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
             hint = "Choose another --results-dir, or add --overwrite."
             raise OutputError(f"{folder.metrics} was made with another configuration of {run.run_id}.", hint)
         found.add(run.run_id)
-    return found
-
-
-class _Searches(dict[str, Search]):
-    """Searches by key, kept in a file so that a resumed experiment has them.
-
-    What another process has written there since is kept.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(_read_searches(path))
-        self._path = path
-
-    def __setitem__(self, key: str, value: Search) -> None:
-        super().__setitem__(key, value)
-        rows = {name: vars(search) for name, search in (_read_searches(self._path) | self).items()}
-        write_text(self._path, json.dumps(rows, indent=1) + "\n")
-
-
-def _read_searches(path: Path) -> dict[str, Search]:
-    if not path.exists():
-        return {}
-    found = {}
-    for key, row in json.loads(path.read_text(encoding="utf-8")).items():
-        scores = {float(rate): value for rate, value in row["scores"].items()}
-        found[key] = Search(row["rate"], scores, row["held_out"], row["steps"])
     return found
 
 

@@ -52,6 +52,7 @@ class RunMetrics(Frozen):
     :param score: The run's dev score; of a tuned run the score after tuning.
     :param zero_shot: Of a tuned run, the score before.
     :param gain: Of a tuned run, after minus before, paired.
+    :param device: What it was trained and scored on: `cpu`, or a GPU's name.  `timed_on`: what the wall-clock is of.
     """
 
     run_id: str
@@ -72,6 +73,8 @@ class RunMetrics(Frozen):
     search: SearchRecord | None = None
     curve: tuple[CurvePoint, ...] = ()
     train_examples: int = Field(0, ge=0)
+    device: str | None = None
+    timed_on: str | None = None
 
 
 # A class of a word is written as one of these digits: sentences then take little more than half of what lists take.
@@ -121,6 +124,10 @@ class RunFolder:
         self.error.unlink(missing_ok=True)
         write_text(self.config, run.model_dump_json(indent=2) + "\n")
         write_text(self.predictions, predicted.model_dump_json() + "\n")
+        self.write_metrics(metrics)
+
+    def write_metrics(self, metrics: RunMetrics) -> None:
+        """Write the metrics alone, in place of those that are there."""
         write_text(self.metrics, metrics.model_dump_json(indent=2) + "\n")
 
     def read(self) -> RunMetrics:

@@ -54,7 +54,7 @@ def make_run(run: RunConfig, workshop: Workshop, mode: str, searches: dict[str, 
         outcome = _tuned(run, workshop, data, searches)
     else:
         outcome = _ported(run, workshop, data)
-    metrics = _metrics(run, data, outcome, mode)
+    metrics = _metrics(run, data, outcome, mode, workshop.device_name)
     folder = RunFolder(workshop.results, run.run_id)
     predicted = Predicted(
         labels=data.task.labels,
@@ -76,7 +76,7 @@ def _train(data: TaskData) -> Examples:
     return data.train
 
 
-def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str) -> RunMetrics:
+def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device: str) -> RunMetrics:
     task, references = data.task, references_of(_evaluation(data))
 
     def scored(predictions: Classes) -> Score:
@@ -108,6 +108,8 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str) -> Run
         search=None if search is None else _record(search),
         curve=tuple(CurvePoint(**asdict(point)) for point in outcome.curve),
         train_examples=len(_train(data)) if METHODS[run.method].trained else 0,
+        device=device,
+        timed_on=None if costs.wall_clock_percent is None else device,
     )
 
 
@@ -128,19 +130,22 @@ def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
         parameters = carrying.adapter.stored["head_weight"].numel() + carrying.adapter.stored["head_bias"].numel()
         costs = Costs(adapter_bytes=size, memory_mb=4e-6 * parameters, flops_percent=0.0)
         return Outcome(predictor.head_only(host, carrying.alignment), costs, carrying=carrying)
-    if run.method == "size-only":
-        by_size = align(host, adapter.bank, "size", plan=carrying.plan)
-        ported = adapter.inject(host, by_size, carrying.plan, carrying.host_flops)
-        found = predictor.carried(ported, "size")
-    else:
-        ported = adapter.inject(host, carrying.alignment, carrying.plan, carrying.host_flops)
-        if run.method == "random-update":
-            predictions = predictor.random_update(ported, run.seed)
-            costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=None)
-            return Outcome(predictions, costs, carrying=carrying)
-        found = predictor.carried(ported, "ported")
+    ported = carried(run, carrying)
+    if run.method == "random-update":
+        predictions = predictor.random_update(ported, run.seed)
+        costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=None)
+        return Outcome(predictions, costs, carrying=carrying)
+    found = predictor.carried(ported, run.method)
     costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=found.atoms_per_token)
     return Outcome(found.classes, costs, carrying=carrying)
+
+
+def carried(run: RunConfig, carrying: Carrying) -> PortedModel:
+    """The adapter on its host; of `size-only` by the control's alignment."""
+    host, plan, alignment = carrying.host, carrying.plan, carrying.alignment
+    if run.method == "size-only":
+        alignment = align(host, carrying.adapter.bank, "size", plan=plan)
+    return carrying.adapter.inject(host, alignment, plan, carrying.host_flops)
 
 
 def _own_task(run: RunConfig, carrying: Carrying, data: TaskData) -> Carrying:

@@ -28,6 +28,7 @@ HEADER = (
     "atoms/token",
     "training s",
     "within budget",
+    "made on",
 )
 
 
@@ -50,8 +51,9 @@ def rows_of(groups: list[GroupSummary]) -> list[list[str]]:
             f"{group.memory_mb:.2f}",
             _number(group.wall_clock_percent, 0),
             _number(group.atoms_per_token, 2),
-            f"{group.training_seconds:.0f}",
+            _number(group.training_seconds, 0),
             "yes" if group.within_budget else "no",
+            " and ".join(group.devices) or "–",
         ]
         for group in groups
     ]

@@ -9,13 +9,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from uhl_cli.adapter.plan import PortPlan
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.compare.config import DatasetSection, RunConfig
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import DataError, UsageError
-from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.checkpoint import Host, device_of
 from uhl_cli.pipeline.common import load
 from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.pipeline.pretrain import run_pretrain
@@ -56,6 +58,12 @@ class Workshop:
         self._host: tuple[HostOptions, Host] | None = None
         self._adapters: dict[Path, UniversalAdapter] = {}
         self._carrying: tuple[tuple[str, HostOptions], Carrying] | None = None
+
+    @property
+    def device_name(self) -> str:
+        """What runs are made on: a GPU's name, or the kind of device."""
+        device = device_of(self.device)
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     def host_options(self, host: HostOptions) -> HostOptions:
         """The options with the place, the device and the offline switch of this experiment."""
@@ -115,8 +123,11 @@ class Workshop:
             self._adapters[path] = UniversalAdapter.load(path)
         return self._adapters[path]
 
-    def _adapter_file(self, run: RunConfig) -> Path:
-        """The file, pretrained first where it is not there; an interrupted training goes on."""
+    def adapter_path(self, run: RunConfig) -> Path:
+        """Where the run's adapter lies, or will once it is pretrained.
+
+        :raises UsageError: When the run has no adapter section.
+        """
         section = run.adapter
         if section is None:
             raise UsageError(f"run {run.run_id} has no adapter.", "Give it an adapter section.")
@@ -124,9 +135,15 @@ class Workshop:
             return section.file
         assert section.source is not None
         name = f"{_slug(section.source.name)}--{run.dataset.task}--s{run.seed}--{_key(run)}.safetensors"
-        output = self.results / "adapters" / name
-        if output.exists():
+        return self.results / "adapters" / name
+
+    def _adapter_file(self, run: RunConfig) -> Path:
+        """The file, pretrained first where it is not there; an interrupted training goes on."""
+        output, section = self.adapter_path(run), run.adapter
+        assert section is not None
+        if section.file is not None or output.exists():
             return output
+        assert section.source is not None
         training = section.pretraining.model_copy(update={"seed": run.seed})
         options = PretrainOptions(
             host=self.host_options(section.source),

@@ -95,7 +95,7 @@ def load_host(
     """
     if dtype not in DTYPES:
         raise UsageError(f"Unknown dtype '{dtype}'.", f"Pass one of: {', '.join(DTYPES)}.")
-    target = _device(device)
+    target = device_of(device)
     located = locate(name, revision=revision, offline=offline, cache_dir=cache_dir, with_code=trust_remote_code)
     with quiet():
         config = load_config(name, located.folder, trust_remote_code)
@@ -164,7 +164,11 @@ def _max_length(base: nn.Module, tokenizer: PreTrainedTokenizerBase, family: Fam
     return min(limits)
 
 
-def _device(device: str) -> torch.device:
+def device_of(device: str) -> torch.device:
+    """The device of a `--device` option; `auto` is the first of cuda, mps and cpu that is there.
+
+    :raises UsageError: When it cannot be used here.
+    """
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
