@@ -25,6 +25,18 @@ for module in pkgutil.walk_packages(uhl_cli.__path__, "uhl_cli."):
         importlib.import_module(module.name)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide a GPU from all tests but those that ask for one, so that the others do the same everywhere."""
+    if "cuda" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def _gpu_for_those_that_need_one(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and `-m cuda`")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and checkpoints named by UHL_SHARED; the test is skipped by name without it."""

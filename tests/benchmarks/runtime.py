@@ -8,6 +8,7 @@ the whole forward pass over made-up tokens: `ported` with its readout, the same 
 precision in place of eight bits (`ported, wide`), LoRA unmerged and merged (which is the host's own cost).  The longest
 case runs in float32 with the most threads alone.
 `--host random:768x12 --shared SHARED` takes a BERT of BERT-base's shape with random weights, see `growth.py`.
+`--device cuda` measures on a GPU, where a turn ends when the device has done its work; `--threads 1` then.
 Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `adapter.memory`).
 """
 
@@ -44,16 +45,16 @@ LONGEST = 32 * 512
 Row = dict[str, Any]
 
 
-def with_lora(name: str, dtype: str, *, merged: bool) -> nn.Module:
+def with_lora(name: str, device: str, dtype: str, *, merged: bool) -> nn.Module:
     """The host with rank-8 LoRA on every module that the adapter edits; its factors are not zero."""
-    host = load_host(name, device="cpu", dtype=dtype)
+    host = load_host(name, device=device, dtype=dtype)
     modules = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
     config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=modules, init_lora_weights=False)
     model = get_peft_model(host.map.base, config).eval()
     if merged:
         return model.merge_and_unload().eval()
     assert not model.training
-    return model.to(host.map.embeddings.weight.dtype)
+    return model.to(host.device, host.map.embeddings.weight.dtype)
 
 
 def turns(systems: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
@@ -63,6 +64,8 @@ def turns(systems: dict[str, Callable[[], object]], repetitions: int) -> dict[st
         for name, run in systems.items():
             started = time.perf_counter()
             run()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if turn > 1:
                 times[name].append(time.perf_counter() - started)
     return times
@@ -81,10 +84,12 @@ def compared(times: dict[str, list[float]]) -> Row:
     return row
 
 
-def compiled_case(name: str, dtype: str, adapter: UniversalAdapter, shape: PassShape, repetitions: int) -> Row:
+def compiled_case(
+    name: str, device: str, dtype: str, adapter: UniversalAdapter, shape: PassShape, repetitions: int
+) -> Row:
     """The host and the ported model, both by torch.compile, attached once."""
     torch.compiler.reset()
-    bare, carrying = (load_host(name, device="cpu", dtype=dtype) for _ in range(2))
+    bare, carrying = (load_host(name, device=device, dtype=dtype) for _ in range(2))
     folded = adapter.port(carrying).folded
     with (
         torch.inference_mode(),
@@ -113,7 +118,8 @@ def forward_case(
     host: Host, folded: FoldedAdapter, loras: dict[str, nn.Module], shape: PassShape, repetitions: int
 ) -> Row:
     """One case, all systems."""
-    ids = torch.arange(shape.batch_size * shape.tokens).view(shape.batch_size, shape.tokens) % 20_000
+    ids = torch.arange(shape.batch_size * shape.tokens, device=host.device) % 20_000
+    ids = ids.view(shape.batch_size, shape.tokens)
     mask = torch.ones_like(ids)
     with torch.inference_mode():
         systems: dict[str, Callable[[], object]] = {}
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--shared", type=Path, help="for `--host random:WIDTHxDEPTH` alone")
     parser.add_argument("--adapter", type=Path, default=Path("adapters/sst2-minilm-l6.safetensors"))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--cases", nargs="+", default=CASES, help="batch x length, uncompiled")
@@ -190,17 +197,20 @@ def measure(where: str, arguments: argparse.Namespace) -> None:
     compiled: dict[str, Row] = {}
 
     def keep() -> None:
-        content = {"host": arguments.host.rstrip("/").split("/")[-1], "torch": torch.__version__, "memory": memory}
+        device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+        content = {"host": arguments.host.rstrip("/").split("/")[-1], "torch": torch.__version__, "device": device}
+        content |= {"memory": memory}
         content |= {"results": results, "compiled": compiled}
         write_text(arguments.output, json.dumps(content, indent=1) + "\n")
 
     for dtype in arguments.dtypes:
-        host = load_host(where, device="cpu", dtype=dtype)
+        host = load_host(where, device=arguments.device, dtype=dtype)
         folded = adapter.port(host).folded
         own = sum(value.nbytes for value in host.map.base.parameters())
         memory[dtype] = {"host": own, "adapter": adapter_bytes(folded), "percent": 100 * adapter_bytes(folded) / own}
         loras = {
-            name: with_lora(where, dtype, merged=merged) for name, merged in (("LoRA", False), ("LoRA merged", True))
+            name: with_lora(where, arguments.device, dtype, merged=merged)
+            for name, merged in (("LoRA", False), ("LoRA merged", True))
         }
         for threads in arguments.threads:
             torch.set_num_threads(threads)
@@ -221,7 +231,7 @@ def measure(where: str, arguments: argparse.Namespace) -> None:
             batch, length = map(int, case.split("x"))
             key = f"{arguments.threads[-1]}, {dtype}, {batch} x {length}"
             shape = PassShape(batch, length)
-            compiled[key] = compiled_case(where, dtype, adapter, shape, arguments.repetitions)
+            compiled[key] = compiled_case(where, arguments.device, dtype, adapter, shape, arguments.repetitions)
             keep()
     print("\n".join(table(results)))
     for key, row in compiled.items():
