@@ -45,8 +45,11 @@ def row_responses(states: Tensor, table: Tensor, indices: Tensor, bags: Bags) ->
     # The operator has no derivative of its own.
     if _RESPONSES is None or torch.is_grad_enabled() or states.dtype != table.dtype:
         return (table[indices] * states.unsqueeze(1)).sum(-1)
-    flat: Tensor = _RESPONSES(states, table, indices.view(-1), bags.starts, bags.owner, _SUM)
-    return flat.view(indices.shape)
+    given = (states, table)
+    if states.is_cuda and states.dtype == torch.bfloat16:  # torch has none of it there: pytorch #185808
+        given = (states.float(), table.float())
+    flat: Tensor = _RESPONSES(*given, indices.view(-1), bags.starts, bags.owner, _SUM)
+    return flat.view(indices.shape).to(states.dtype)
 
 
 def row_sums(table: Rows, indices: Tensor, weights: Tensor, bags: Bags) -> Tensor:
