@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 from uhl_cli.errors import DataError, LabelError, UsageError
 from uhl_cli.metrics import (
     correct,
+    count,
     entity_counts,
     majority_class,
     mean_difference,
@@ -172,10 +173,10 @@ def test_seeds_that_err_alike_are_no_new_evidence():
     references, names = [1] * 400, ("x", "y")
     a = [(random.random(400) < 0.85).astype(int).tolist() for _ in range(3)]
     b = [(random.random(400) < 0.80).astype(int).tolist() for _ in range(3)]
-    one = mean_difference("accuracy", [(a[0], b[0])], references, names)
-    same = mean_difference("accuracy", [(a[0], b[0])] * 3, references, names)
+    pairs = [tuple(count("accuracy", rows, references, names) for rows in pair) for pair in zip(a, b, strict=True)]
+    one, same = mean_difference(pairs[:1]), mean_difference(pairs[:1] * 3)
     assert (same.value, same.low, same.high) == pytest.approx((one.value, one.low, one.high))
-    several = mean_difference("accuracy", list(zip(a, b, strict=True)), references, names)
+    several = mean_difference(pairs)
     alone = [paired_difference("accuracy", *pair, references, names).value for pair in zip(a, b, strict=True)]
     assert several.value == pytest.approx(np.mean(alone))
     assert several.standard_error == pytest.approx(one.standard_error / 3**0.5, rel=0.15)  # these err independently
@@ -187,10 +188,12 @@ def test_seeds_that_err_alike_are_no_new_evidence():
 def test_mean_difference_at_its_ends():
     references, names = [[0, 1], [1]], ("O", "B-X")
     right, wrong = references, [[1, 0], [0]]
-    assert mean_difference("entity_f1", [(right, right)], references, names).p_value == 1
-    assert mean_difference("accuracy", [(right, wrong)], references, names).p_value == 0
+    same = count("entity_f1", right, references, names)
+    assert mean_difference([(same, same)]).p_value == 1
+    pair = tuple(count("accuracy", rows, references, names) for rows in (right, wrong))
+    assert mean_difference([pair]).p_value == 0
     with pytest.raises(DataError):
-        mean_difference("accuracy", [], references, names)
+        mean_difference([])
 
 
 def test_large_inputs_are_cheap():

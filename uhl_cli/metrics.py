@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -73,11 +73,19 @@ def score(task_metric: str, predictions: Predictions, references: Predictions, l
     :raises LabelError: If `entity_f1` is asked of labels that are not O, B-, I-, E-, S-.
     :raises UsageError: If there is no such metric.
     """
-    name, rows, statistic = _count(task_metric, predictions, references, label_names)
+    name, rows, statistic = count(task_metric, predictions, references, label_names)
     value, low, high, _ = _bootstrap(rows, statistic)
     if task_metric == "accuracy" and isinstance(references[0], (int, np.integer)):
         low, high = wilson_interval(int(rows[:, 0].sum()), len(rows))
     return Score(metric=name, value=value, low=low, high=high, examples=len(rows))
+
+
+class Counted(NamedTuple):
+    """A metric's name, a row of small integers for each example, and the metric of weighted distinct rows."""
+
+    name: str
+    rows: Counts
+    statistic: Statistic
 
 
 class MeanDifference(Difference):
@@ -101,27 +109,22 @@ def paired_difference(
 
     :raises UhlError: As `score` does.
     """
-    found = mean_difference(task_metric, [(predictions_a, predictions_b)], references, label_names)
-    return Difference(**found.model_dump(include=set(Difference.model_fields)))
+    a, b = (count(task_metric, each, references, label_names) for each in (predictions_a, predictions_b))
+    return Difference(**mean_difference([(a, b)]).model_dump(include=set(Difference.model_fields)))
 
 
-def mean_difference(
-    task_metric: str,
-    pairs: Sequence[tuple[Predictions, Predictions]],
-    references: Predictions,
-    label_names: Sequence[str],
-) -> MeanDifference:
+def mean_difference(pairs: Sequence[tuple[Counted, Counted]]) -> MeanDifference:
     """How much better the first of a pair is than the second, in the mean of all pairs.
 
     All are resampled on the same examples, 1000 times: seeds that err on the same examples do not count as new
     evidence.  What other seeds would have given is not in the interval.
 
-    :param pairs: Predictions of a and of b, one pair a seed.
-    :raises DataError: When there is no pair, and as `score` does.
+    :param pairs: What `count` makes of the predictions of a and of b on the same examples, one pair a seed.
+    :raises DataError: When there is no pair.
     """
     if not pairs:
         raise DataError("There are no runs to compare.", "Give one pair of predictions at least.")
-    counted = [_count(task_metric, each, references, label_names) for pair in pairs for each in pair]
+    counted = [each for pair in pairs for each in pair]
     name, first, statistic = counted[0]
     width = first.shape[1]
 
@@ -132,9 +135,8 @@ def mean_difference(
 
     value, low, high, error = _bootstrap(np.concatenate([rows for _, rows, _ in counted], axis=1), difference)
     p_value = math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else float(value == 0)
-    count = len(references)
     return MeanDifference(
-        metric=name, value=value, low=low, high=high, examples=count, standard_error=error, p_value=p_value
+        metric=name, value=value, low=low, high=high, examples=len(first), standard_error=error, p_value=p_value
     )
 
 
@@ -187,17 +189,18 @@ def entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Seq
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
-def _count(
-    metric: str, predictions: Predictions, references: Predictions, label_names: Sequence[str]
-) -> tuple[str, Counts, Statistic]:
-    """(what it is called, a row of small integers for each example, the metric of weighted distinct rows)."""
+def count(metric: str, predictions: Predictions, references: Predictions, label_names: Sequence[str]) -> Counted:
+    """All that a metric needs to know of some predictions.
+
+    :raises UhlError: As `score` does.
+    """
     nested = _check(predictions, references, len(label_names))
     if metric == "accuracy":
         hits = [_hits(predicted, true) for predicted, true in zip(predictions, references, strict=True)]
         rows = np.array(hits, dtype=np.int64)
         if not rows[:, 1].any():
             raise DataError("There are no words to score.", "Give sentences with words.")
-        return "accuracy", rows, _accuracy
+        return Counted("accuracy", rows, _accuracy)
     if metric == "entity_f1" and nested:
         odd = [name for name in label_names if name != "O" and name[:2] not in ("B-", "I-", "E-", "S-")]
         if odd:
@@ -206,13 +209,13 @@ def _count(
         named = [
             [[label_names[tag] for tag in _ids(sentence)] for sentence in part] for part in (predictions, references)
         ]
-        return "entity_f1", entity_counts(named[0], named[1]), _entity_f1
+        return Counted("entity_f1", entity_counts(named[0], named[1]), _entity_f1)
     if metric == "f1" and not nested:
         pairs = np.stack([np.asarray(predictions), np.asarray(references)], axis=1).astype(np.int64)
         if len(label_names) == 2:
             binary = np.stack([pairs[:, 0] * pairs[:, 1], pairs[:, 0], pairs[:, 1]], axis=1)
-            return f"f1 of {label_names[1]}", binary, _entity_f1  # one class counts as one kind of entity
-        return "macro f1", pairs, _macro_f1
+            return Counted(f"f1 of {label_names[1]}", binary, _entity_f1)  # one class counts as one kind of entity
+        return Counted("macro f1", pairs, _macro_f1)
     problem = f"A {'token' if nested else 'sequence'} task is not scored by {metric!r}."
     raise UsageError(problem, "Use accuracy, f1 (texts) or entity_f1 (words).")
 

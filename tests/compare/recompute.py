@@ -34,7 +34,13 @@ def read(results: Path) -> dict[str, dict]:
 
 
 def score_of(run: dict) -> float:
-    """The run's score from its predictions, by scikit-learn and seqeval."""
+    """The run's score from its predictions, by scikit-learn and seqeval; computed once."""
+    if "own_score" not in run:
+        run["own_score"] = _score(run)
+    return run["own_score"]
+
+
+def _score(run: dict) -> float:
     if run["metric"] == "entity_f1":
         names = [[[run["labels"][tag] for tag in row] for row in run[part]] for part in ("references", "predictions")]
         return float(f1_score(names[0], names[1], zero_division=0))

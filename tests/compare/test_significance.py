@@ -15,14 +15,13 @@ from uhl_cli.compare.significance import holm, mcnemar
 
 
 def test_mcnemar_counts_what_only_one_gets_right():
-    true = [1] * 20
-    first = [1] * 15 + [0] * 5
-    second = [1] * 5 + [0] * 10 + [1] * 5
+    first = np.array([True] * 15 + [False] * 5)
+    second = np.array([True] * 5 + [False] * 10 + [True] * 5)
     # 10 only first, 5 only second: two-sided exact binomial.
-    assert mcnemar(first, second, true) == pytest.approx(0.3017578125)
-    assert mcnemar(second, first, true) == pytest.approx(0.3017578125)
-    assert mcnemar(first, first, true) == 1.0
-    assert mcnemar([1] * 20, [0] * 20, true) == pytest.approx(2 * 0.5**20)
+    assert mcnemar(first, second) == pytest.approx(0.3017578125)
+    assert mcnemar(second, first) == pytest.approx(0.3017578125)
+    assert mcnemar(first, first) == 1.0
+    assert mcnemar(np.ones(20, bool), np.zeros(20, bool)) == pytest.approx(2 * 0.5**20)
 
 
 def test_holm_by_hand():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from uhl_cli.compare.methods import METHODS, Role
 from uhl_cli.compare.results import Predicted, RunFolder, RunMetrics
 from uhl_cli.compare.significance import holm, mcnemar
-from uhl_cli.metrics import Difference, MeanDifference, mean_difference, paired_difference
+from uhl_cli.metrics import Counted, Difference, MeanDifference, correct, count, mean_difference
 from uhl_cli.schema import Frozen
 
 LEVEL = 0.05
@@ -53,12 +56,26 @@ Group = tuple[str, str]
 RunsOfGroup = Mapping[tuple[str, int], RunMetrics]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A run's predictions, counted once for all the pairs that it is in."""
+
+    predicted: Predicted
+    counted: Counted
+    right: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, predicted: Predicted) -> _Kept:
+        rows, references = predicted.predictions, predicted.references
+        return cls(predicted, count(predicted.metric, rows, references, predicted.labels), correct(rows, references))
+
+
 def paired_tests(results: Path, runs: list[RunMetrics]) -> PairedTests:
     """Every proposed run and method beside every other of its data set and host.
 
     :raises FormatError: When predictions are missing or damaged.
     """
-    kept = {run.run_id: RunFolder(results, run.run_id).read_predictions() for run in runs}
+    kept = {run.run_id: _Kept.of(RunFolder(results, run.run_id).read_predictions()) for run in runs}
     groups: dict[Group, dict[tuple[str, int], RunMetrics]] = {}
     for run in runs:
         groups.setdefault((run.task, run.host), {})[run.method, run.seed] = run
@@ -87,7 +104,7 @@ def _methods(group: RunsOfGroup) -> list[str]:
     return list(dict.fromkeys(method for method, _ in group))
 
 
-def _pairings(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, Predicted]) -> tuple[Pairing, ...]:
+def _pairings(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, _Kept]) -> tuple[Pairing, ...]:
     pairs = [
         (group[proposed, seed].run_id, group[other, seed].run_id)
         for group in groups.values()
@@ -98,11 +115,10 @@ def _pairings(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, Predicted]
     differences, p_values = [], []
     for proposed, other in pairs:
         mine, theirs = kept[proposed], kept[other]
-        differences.append(
-            paired_difference(mine.metric, mine.predictions, theirs.predictions, mine.references, mine.labels)
-        )
-        accuracy = mine.metric == "accuracy"
-        p_values.append(mcnemar(mine.predictions, theirs.predictions, mine.references) if accuracy else None)
+        found = mean_difference([(mine.counted, theirs.counted)])
+        differences.append(Difference(**found.model_dump(include=set(Difference.model_fields))))
+        accuracy = mine.predicted.metric == "accuracy"
+        p_values.append(mcnemar(mine.right, theirs.right) if accuracy else None)
     adjusted = iter(holm([value for value in p_values if value is not None]))
     return tuple(
         Pairing(
@@ -116,7 +132,7 @@ def _pairings(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, Predicted]
     )
 
 
-def _verdicts(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, Predicted]) -> tuple[Verdict, ...]:
+def _verdicts(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, _Kept]) -> tuple[Verdict, ...]:
     found: list[tuple[Group, str, str, tuple[int, ...], MeanDifference]] = []
     for place, group in groups.items():
         for proposed, other in _beside(_methods(group)):
@@ -124,9 +140,7 @@ def _verdicts(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, Predicted]
             if not seeds:
                 continue
             pairs = [(kept[group[proposed, seed].run_id], kept[group[other, seed].run_id]) for seed in seeds]
-            first = pairs[0][0]
-            predictions = [(mine.predictions, theirs.predictions) for mine, theirs in pairs]
-            difference = mean_difference(first.metric, predictions, first.references, first.labels)
+            difference = mean_difference([(mine.counted, theirs.counted) for mine, theirs in pairs])
             found.append((place, proposed, other, seeds, difference))
     adjusted = holm([difference.p_value for *_, difference in found])
     return tuple(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from uhl_cli.metrics import correct
-from uhl_cli.pipeline.common import Classes
 
-
-def mcnemar(first: Classes, second: Classes, references: Classes) -> float:
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Exact two-sided p value of McNemar's test: do two runs err on equally many examples of their own?
 
-    For token tasks an example is a sentence, right where each of its tags is.
+    :param first: Whether the first run is right, an example each, as `metrics.correct` says it.
     """
-    right_first, right_second = correct(first, references), correct(second, references)
-    only_first = int(np.sum(right_first & ~right_second))
-    only_second = int(np.sum(~right_first & right_second))
+    only_first = int(np.sum(first & ~second))
+    only_second = int(np.sum(~first & second))
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
