@@ -27,7 +27,7 @@ for module in pkgutil.walk_packages(uhl_cli.__path__, "uhl_cli."):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide a GPU from all tests but those that ask for one, so that the others do the same everywhere."""
-    if "cuda" not in config.option.markexpr:
+    if "cuda" not in config.option.markexpr.replace("not cuda", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

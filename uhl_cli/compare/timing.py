@@ -1,4 +1,4 @@
-"""The wall-clock of finished runs, measured again with nothing else running.
+"""The wall-clock of finished runs, measured again one after the other; that nothing else runs is up to the caller.
 
 Runs that several processes make side by side slow each other, and their wall-clock with it; scores stay what they are.
 Nothing is trained: how long a pass takes depends on a model's shape and not on its values.
@@ -24,8 +24,9 @@ def has_clock(run: RunConfig, results: Path) -> bool:
 
 
 def time_again(run: RunConfig, workshop: Workshop) -> RunMetrics:
-    """The metrics of a finished run with a new wall-clock, written to its folder.
+    """The metrics of a finished run with a new wall-clock in percent of the bare host's, written to its folder.
 
+    :raises FormatError: When its metrics are damaged.
     :raises UsageError: When the run's adapter is not there.
     """
     folder = RunFolder(workshop.results, run.run_id)
