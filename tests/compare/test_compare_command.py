@@ -236,12 +236,17 @@ def test_timing_a_run_without_its_adapter_fails_by_name(tiny, tmp_path):
     _, arguments, results, _ = tiny
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
-    shutil.rmtree(copy / "adapters")
-    called = call(*arguments, "--results-dir", copy, "--time-only", "--no-figures", "--method", "uhl-tuned")
+    (copy / "adapters").rename(tmp_path / "elsewhere")
+    again = (*arguments, "--results-dir", copy, "--time-only", "--no-figures", "--method", "uhl-tuned")
+    called = call(*again)
     assert called.code == 1
     assert "1 of 1 runs failed, first uhl-tuned--small--sst2--s0" in called.err
     assert "is not there any more" in called.err
     assert not (copy / "adapters").exists()  # and nothing was pretrained in its place
+    assert "Traceback" in (copy / "uhl-tuned--small--sst2--s0" / "error.txt").read_text()
+    (tmp_path / "elsewhere").rename(copy / "adapters")
+    assert call(*again).code == 0
+    assert not (copy / "uhl-tuned--small--sst2--s0" / "error.txt").exists()
 
 
 @pytest.mark.parametrize("flag", ["--compare-only", "--time-only"])

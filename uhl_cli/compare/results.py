@@ -121,14 +121,14 @@ class RunFolder:
 
     def write(self, run: RunConfig, metrics: RunMetrics, predicted: Predicted) -> None:
         """Write everything; the metrics come last, so that a run that has them is finished."""
-        self.error.unlink(missing_ok=True)
         write_text(self.config, run.model_dump_json(indent=2) + "\n")
         write_text(self.predictions, predicted.model_dump_json() + "\n")
         self.write_metrics(metrics)
 
     def write_metrics(self, metrics: RunMetrics) -> None:
-        """Write the metrics alone, in place of those that are there."""
+        """Write the metrics alone, in place of those that are there; what an attempt before this failed of goes."""
         write_text(self.metrics, metrics.model_dump_json(indent=2) + "\n")
+        self.error.unlink(missing_ok=True)
 
     def read(self) -> RunMetrics:
         """The metrics of a finished run.
