@@ -59,18 +59,19 @@ def test_shapes_differ_and_so_do_bases(hosts):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_knows_more_than_the_same_model_with_random_weights(name, hosts):
-    """A linear head on mean states, trained on the builtin task's training part and scored on its dev part."""
+    """A linear head on mean states, trained on a third of the builtin task's training part, scored on its dev part."""
     host = hosts[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         random_model = type(host.model)(host.model.config)
     random = wrap_host(random_model, host.tokenizer)
     data = load_task("reviews")
+    some = data.train.select(range(0, len(data.train), 3))
     scores = []
     for each in (host, random):
-        train, dev = (mean_final_states(each, part)[0].numpy() for part in (data.train, data.evaluation))
+        train, dev = (mean_final_states(each, part)[0].numpy() for part in (some, data.evaluation))
         centre, spread = train.mean(0), train.std(0) + 1e-6
-        head = LogisticRegression(C=0.02, max_iter=2000).fit((train - centre) / spread, data.train.labels)
+        head = LogisticRegression(C=0.02, max_iter=2000).fit((train - centre) / spread, some.labels)
         scores.append(float(np.mean(head.predict((dev - centre) / spread) == np.array(data.evaluation.labels))))
     assert scores[0] > scores[1] + 0.03, scores
 

@@ -10,7 +10,9 @@ from command_runs import call, start
 
 from uhl_cli.adapter.store import read_adapter
 from uhl_cli.cli.render_demo import versus
+from uhl_cli.errors import OutputError
 from uhl_cli.metrics import Difference
+from uhl_cli.reports import DemoReport
 
 # A hundredth of the work: the numbers mean nothing, the way is the same.
 SHORT = ["--source", "builtin:tiny", "--target", "builtin:small", "--epochs", "0.1", "--tune-steps", "2"]
@@ -30,28 +32,21 @@ def test_a_difference_is_one_only_outside_its_interval(values, words):
     assert versus(difference) == words
 
 
-@pytest.mark.slow
-def test_from_an_empty_home_to_a_closing_table(here):
-    called = start("demo", *SHORT, cwd=here, env={"HOME": str(here / "home"), "COLUMNS": "160"})
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A demo from an empty home in a process of its own: (its folder, what the command left behind)."""
+    folder = tmp_path_factory.mktemp("demo")
+    called = start("demo", *SHORT, "--output", "kept", "--json", cwd=folder, env={"HOME": str(folder / "home")})
     assert called.code == 0, called.err
-    for words in (
-        "1. trained an adapter on builtin:tiny (2 layers x 128)",
-        "2. carried the file to builtin:small (4 layers x 192): no label, no gradient",
-        "3. tuned 512 bytes of it there, 2 steps with labels",
-        "linear head",
-        "--align size",
-        "seconds in all",
-    ):
-        assert words in called.out
+    return folder, called
+
+
+@pytest.mark.slow
+def test_json_agrees_with_the_files_that_are_kept(kept, monkeypatch):
+    folder, called = kept
+    monkeypatch.chdir(folder)
     assert "Traceback" not in called.err
     assert "tuning: 2/2" in called.err
-    assert [path.name for path in here.iterdir() if path.name != "home"] == [], "without --output nothing is kept"
-
-
-@pytest.mark.slow
-def test_json_agrees_with_the_files_that_are_kept(here):
-    called = call("demo", *SHORT, "--output", "kept", "--json")
-    assert called.code == 0, called.err
     report = json.loads(called.out)
     path = Path("kept/demo.safetensors")
     assert report["port"]["bytes"] == path.stat().st_size <= 1_000_000
@@ -66,8 +61,44 @@ def test_json_agrees_with_the_files_that_are_kept(here):
 
 
 @pytest.mark.slow
+def test_the_closing_table_says_what_happened(kept, here, monkeypatch):
+    report = DemoReport.model_validate_json(kept[1].out)
+    monkeypatch.setattr("uhl_cli.pipeline.demo.run_demo", lambda *_: report)
+    called = call("demo", *SHORT, env={"COLUMNS": "160"})
+    assert called.code == 0, called.err
+    for words in (
+        "1. trained an adapter on builtin:tiny (2 layers x 128)",
+        "2. carried the file to builtin:small (4 layers x 192): no label, no gradient",
+        "3. tuned 512 bytes of it there, 2 steps with labels",
+        "linear head",
+        "--align size",
+        "seconds in all",
+    ):
+        assert words in called.out
+    for score in (report.pretrain.score, *report.port.scores.values(), report.tune.scores["tuned"]):
+        assert f"{score.value:.3f}" in called.out
+
+
+def test_without_output_nothing_is_kept(here, monkeypatch):
+    written = []
+
+    def stopped(options, reporter):
+        options.output.write_bytes(b"an adapter")
+        written.append(options.output)
+        raise OutputError("stopped here.", "Go on.")
+
+    monkeypatch.setattr("uhl_cli.pipeline.demo.run_pretrain", stopped)
+    called = call("demo", *SHORT, "--quiet")
+    assert (called.code, called.error) == (1, "error: stopped here. Go on.")
+    assert [path.name for path in written] == ["demo.safetensors"]
+    assert not written[0].parent.exists()
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_bare_pretrain_uses_what_ships(here):
-    called = call("pretrain", "--max-steps", "1", "--limit-evaluation", "20", "--limit-train", "200", "--quiet")
+    short = ["--max-steps", "1", "--limit-evaluation", "20", "--limit-train", "200", "--num-anchors", "64"]
+    called = call("pretrain", *short, "--feature-words", "0", "--quiet")
     assert (called.code, called.out) == (0, "adapter.safetensors\n"), called.err
     manifest = read_adapter(Path("adapter.safetensors")).manifest
     assert (manifest.source.name, manifest.task.name) == ("builtin:base", "reviews")

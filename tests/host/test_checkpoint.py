@@ -50,6 +50,23 @@ def test_folder_loads_as_it_was_saved(tmp_path, family):
     assert not any(parameter.requires_grad for parameter in host.model.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_copy_computes_the_same_and_may_be_changed(family):
+    host = tiny_host(family)
+    copied = host.copied()
+    ids = torch.arange(5, 13).unsqueeze(0)
+    with torch.inference_mode():
+        before = host.map.base(input_ids=ids).last_hidden_state
+        assert torch.equal(copied.map.base(input_ids=ids).last_hidden_state, before)
+        for layer in copied.map.layers:
+            for site in layer.sites.values():
+                site.weight().zero_()
+        assert not torch.equal(copied.map.base(input_ids=ids).last_hidden_state, before)
+        assert torch.equal(host.map.base(input_ids=ids).last_hidden_state, before)
+    assert copied.map.base is copied.model
+    assert (copied.tokenizer, copied.fingerprint) == (host.tokenizer, host.fingerprint)
+
+
 def test_load_is_silent_and_restores_the_callers_settings(folder, capfd):
     weights = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler")}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_runs import call
 from safetensors import safe_open
 from tiny_hosts import SENTENCES, save_tiny_host
 
@@ -29,13 +30,16 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
+def arguments(output: str, *more: str) -> list[str]:
+    given = ["pretrain", "--host", "host", "--task", "sst2", "--data", "data", "--output", output]
+    given += ["--max-steps", str(STEPS), "--batch-size", "4", "--num-anchors", "64", "--max-flops", "1000"]
+    return [*given, "--views", "1", "--save-every", "3", "--device", "cpu", "--offline", *more]
+
+
 def start(workplace: Path, output: str, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "uhl_cli", "pretrain", "--host", "host", "--task", "sst2", "--data", "data"]
-    command += ["--output", output, "--max-steps", str(STEPS), "--batch-size", "4", "--num-anchors", "64"]
-    command += ["--max-flops", "1000", "--views", "1", "--save-every", "3", "--device", "cpu", "--offline", *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "uhl_cli", *arguments(output, *more)],
         cwd=workplace,
         env=environment,
         stdout=subprocess.PIPE,
@@ -96,7 +100,7 @@ def test_killed_at_random_moments_and_resumed_is_the_same_file(workplace, whole)
 
 
 @pytest.mark.slow
-def test_interrupted_by_hand_says_how_to_go_on(workplace, whole):
+def test_interrupted_by_hand_says_how_to_go_on(workplace, whole, monkeypatch):
     process = start(workplace, "stopped.safetensors")
     wait_for_checkpoint(workplace, "stopped.safetensors", process)
     process.send_signal(signal.SIGINT)
@@ -109,11 +113,11 @@ def test_interrupted_by_hand_says_how_to_go_on(workplace, whole):
     assert not (workplace / "stopped.safetensors").exists()
     assert not list(workplace.glob(".*tmp")), "a half-written file was left"
     # Not resumed and not overwritten: refused.  Resumed with other options: refused.
+    monkeypatch.chdir(workplace)
     for more, words in (((), "unfinished run"), (("--resume", "--seed", "9"), "other options")):
-        again = start(workplace, "stopped.safetensors", *more)
-        _, stderr = again.communicate(timeout=120)
-        assert again.returncode == 1
-        assert words in stderr
+        again = call(*arguments("stopped.safetensors", *more))
+        assert again.code == 1
+        assert words in again.error
     resumed = start(workplace, "stopped.safetensors", "--resume")
     _, stderr = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, stderr

@@ -72,13 +72,13 @@ class Workshop:
 
     def fresh_host(self, host: HostOptions) -> Host:
         """A host of its own, for a run that changes it."""
-        return load(self.host_options(host))
+        return self.bare_host(host).copied()
 
     def bare_host(self, host: HostOptions) -> Host:
         """The host that no run changes."""
         if self._host is None or self._host[0] != host:
             self._host = self._carrying = None  # freed before the next is loaded
-            self._host = (host, self.fresh_host(host))
+            self._host = (host, load(self.host_options(host)))
         return self._host[1]
 
     def data(self, dataset: DatasetSection) -> TaskData:
