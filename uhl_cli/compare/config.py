@@ -261,7 +261,7 @@ def trial(run: RunConfig) -> RunConfig:
     small = {
         "dataset": {"limit_train": 48, "limit_evaluation": 24},
         "training": {"steps": 2, "batch_size": 8, "warmup_steps": 1, "max_length": 32, "mixed_precision": "no"},
-        "evaluation": {"timing_repetitions": 2, "timing_batch_size": 1},
+        "evaluation": {"timing_repetitions": 1, "timing_batch_size": 1},
         "search": {"learning_rates": run.search.learning_rates[:1], "steps": 1, "held_out": 8, "edge_tries": 0},
     }
     if run.adapter is not None and run.adapter.source is not None:
