@@ -131,4 +131,6 @@ def compare(
             first = report.failed[0]
             tried = len(report.failed) + len(report.made) + len(report.timed)
             problem = f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}"
-            raise RunError(problem, "See error.txt in its folder, then --resume.")
+            again = "--time-only" if time_only else "--resume"
+            where = "--at NAME=PATH says where a host or data set lies"
+            raise RunError(problem, f"See error.txt in its folder, then go on with {again}; {where}.")
