@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 class Retrained(nn.Module):
-    """A freshly loaded host that a baseline trains, and its head.  The host is changed for good: load it for this.
+    """A host that a baseline trains, and its head.  The host is changed for good: give it a copy of its own.
 
     :param method: `lora`, `sat-lora` or `full`.
     :raises UsageError: When LoRA is asked for and peft is not installed.
