@@ -9,8 +9,8 @@ import torch
 from tiny_adapters import tiny_folded, tiny_universal
 from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
 
-from uhl_cli.adapter.folding import compact, move
-from uhl_cli.adapter.inject import Injection
+from uhl_cli.adapter.attach import Injection
+from uhl_cli.adapter.fold import compact, move
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.host.encode import encode
 

@@ -10,9 +10,9 @@ import torch
 from tiny_hosts import tiny_host
 
 from uhl_cli import UniversalAdapter
-from uhl_cli.adapter.store import read_adapter
-from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions
-from uhl_cli.pipeline.port import run_port
+from uhl_cli.commands.options import DataOptions, HostOptions, PortOptions
+from uhl_cli.commands.port import run_port
+from uhl_cli.formats.adapter import read_adapter
 
 FOLDER = Path(__file__).parents[1] / "adapters"
 SST2 = FOLDER / "sst2-minilm-l6.safetensors"

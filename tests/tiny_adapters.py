@@ -9,9 +9,7 @@ from tiny_hosts import SENTENCES
 from torch import Tensor
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.convert import to_file
-from uhl_cli.adapter.folding import FoldedAdapter, fold
-from uhl_cli.adapter.store import FORMAT_VERSION, AdapterFile
+from uhl_cli.adapter.fold import FoldedAdapter, fold
 from uhl_cli.align.alignment import Alignment, align_anchors
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.features import FeatureBank, quantise_features
@@ -19,6 +17,8 @@ from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.align.texts import AnchorTexts, choose_anchors, choose_feature_texts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data.tasks import Task
+from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile
+from uhl_cli.formats.convert import to_file
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.schema import (
     AdapterConfig,

@@ -19,24 +19,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.adapter.convert import bank_of, dequantised, features_of, stored_parameters
-from uhl_cli.adapter.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.adapter.folding import compact, feature_prior, fold, move, refold
-from uhl_cli.adapter.layout import parameter_shapes
-from uhl_cli.adapter.plan import PortPlan, make_plan
-from uhl_cli.adapter.ported import PortedModel, Progress
-from uhl_cli.adapter.ported_store import load_ported
-from uhl_cli.adapter.shift import correction, update_shift
-from uhl_cli.adapter.static import static
-from uhl_cli.adapter.store import AdapterFile, read_adapter
-from uhl_cli.adapter.task_store import TaskRecord, adapter_digest, read_task
-from uhl_cli.align.alignment import Alignment, align_anchors, align_embeddings, align_size
+from uhl_cli.adapter.fold import compact, feature_prior, fold, move, refold
+from uhl_cli.align.alignment import Alignment, align_anchors, align_size
 from uhl_cli.align.bank import AnchorBank
-from uhl_cli.align.embeddings import embedding_rows
 from uhl_cli.align.features import FeatureBank, align_features
 from uhl_cli.align.states import WordStates, word_states
+from uhl_cli.codes.layout import parameter_shapes
+from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.cost.plan import PortPlan, make_plan
 from uhl_cli.errors import FormatError, UsageError
+from uhl_cli.formats.adapter import AdapterFile, read_adapter
+from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
+from uhl_cli.formats.ported import load_ported
+from uhl_cli.formats.task import TaskRecord, adapter_digest, read_task
 from uhl_cli.host.checkpoint import Host, wrap_host
+from uhl_cli.ported.model import PortedModel, Progress
+from uhl_cli.ported.shift import correction, update_shift
 from uhl_cli.schema import AdapterConfig, Manifest, Strategy, TrainingConfig
 
 __all__ = ["PortedModel", "UniversalAdapter", "align", "load_ported"]
@@ -61,9 +59,6 @@ def align(
     """
     if strategy == "size":
         return align_size(bank, hidden_size=host.hidden_size, num_hidden_layers=host.num_hidden_layers)
-    if strategy == "embeddings":
-        rows, present = embedding_rows(host, bank.anchors)
-        return align_embeddings(bank, rows, present, num_hidden_layers=host.num_hidden_layers)
     if states is None:
         states = word_states(host, bank.anchors, progress=progress)
     return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths, joint=joint)
@@ -220,13 +215,6 @@ class UniversalAdapter:
         ported = replace(self, stored=own).inject(host, replace(alignment, features=maps), plan, 0)
         shift = correction(update_shift(ported, self.features), self.features.shift)
         return replace(alignment, features=replace(maps, shift=shift))
-
-    def static(self, ported: PortedModel, *, progress: Progress | None = None) -> PortedModel:
-        """A ported model of this file with its updates' mean effect merged into the host's weights while attached.
-
-        It costs no more than the readout; what the routing did beyond the mean is lost.  See `adapter.static`.
-        """
-        return static(ported, self.bank.anchors, progress=progress)
 
     def inject(self, host: Host, alignment: Alignment, plan: PortPlan, host_flops: int) -> PortedModel:
         """The ported model of an alignment."""

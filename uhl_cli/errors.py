@@ -93,3 +93,8 @@ class TrainingError(UhlError):
 
 class RunError(UhlError):
     """Runs of a comparison failed; the others are there."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message, or its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

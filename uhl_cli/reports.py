@@ -84,7 +84,6 @@ class PortReport(Frozen):
     )
     left_out: tuple[str, ...]
     flops: FlopReport
-    static_flops: FlopReport | None = Field(None, description="of the static mode, with --static")
     seconds: dict[str, float]
     data: str | None
     scores: dict[str, Score]

@@ -16,7 +16,7 @@ from uhl_cli.metrics import Score
 # The module types that an update can edit; "readout" is the canonical task head, not a host module (DESIGN 2.4).
 UPDATE_TYPES: tuple[str, ...] = ("q", "k", "v", "o", "up", "down", "gate", "readout")
 
-Strategy = Literal["anchors", "embeddings", "size"]
+Strategy = Literal["anchors", "size"]
 
 
 class Frozen(BaseModel):
@@ -96,26 +96,12 @@ class TrainingConfig(Frozen):
         lt=1,
         description="share of the steps that leave the updates off, so that the readout serves both streams",
     )
-    companion_share: float = Field(
-        0.5, ge=0, lt=1, description="share of the steps that train on a companion of the source, where there is any"
-    )
-    companion_noise: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="alignment noise of the readout on companions, which have an alignment error of their own",
-    )
     width_views: int = Field(4, ge=0, le=64, description="widths shown to the hyper-MLP besides the host's own")
     updates: bool = True
     max_length: int = Field(128, ge=4, le=100_000)
     gradient_clip: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-
-    @model_serializer(mode="wrap")
-    def _as_before_companions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Fields that came later stay out at their defaults, so that files from before are written as they were."""
-        return _without_defaults(self, handler(self), ("companion_share", "companion_noise"))
 
 
 class TrainingRecord(Frozen):
@@ -163,17 +149,12 @@ class Manifest(Frozen):
     task: Task
     label_counts: tuple[Annotated[int, Field(ge=0)], ...]
     source: HostRecord
-    companions: tuple[HostRecord, ...] = Field((), max_length=16)
     training: TrainingRecord
     anchors: AnchorRecord
     versions: dict[str, str]
     score: Score | None = None
     atoms_per_token: float | None = Field(default=None, ge=0)
     licence: str = Field("unspecified", max_length=500)
-
-    @model_serializer(mode="wrap")
-    def _as_before_companions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(self, handler(self), ("companions",))
 
     @model_validator(mode="after")
     def _labels_agree(self) -> Manifest:

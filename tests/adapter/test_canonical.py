@@ -5,7 +5,7 @@ import torch
 from tiny_adapters import SMALL, random_adapter
 
 from uhl_cli.adapter.canonical import CanonicalAdapter, mix, route, size_gains
-from uhl_cli.adapter.layout import BITS, bits_of, parameter_shapes
+from uhl_cli.codes.layout import BITS, bits_of, parameter_shapes
 from uhl_cli.schema import UPDATE_TYPES
 
 

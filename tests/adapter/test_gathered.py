@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from uhl_cli.adapter import gathered
-from uhl_cli.adapter.gathered import Bags, row_responses, row_sums, spread
+from uhl_cli.adapter import sparse as gathered
+from uhl_cli.adapter.sparse import Bags, row_responses, row_sums, spread
 
 
 def drawn(dtype, tokens=37, atoms=11, width=24):

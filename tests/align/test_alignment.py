@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
-from tiny_adapters import fake_states, host_bank
-from tiny_hosts import tiny_host
+from tiny_adapters import fake_states
 
-from uhl_cli.align.alignment import align_anchors, align_embeddings, align_size, cosine_basis
+from uhl_cli.align.alignment import align_anchors, align_size, cosine_basis
 from uhl_cli.align.bank import build_bank
-from uhl_cli.align.embeddings import embedding_rows
 from uhl_cli.align.states import WordStates
 from uhl_cli.align.texts import choose_anchors, general_texts
 from uhl_cli.align.views import width_views
@@ -186,19 +183,3 @@ def test_width_views_imitate_other_widths():
         assert 0.95 < slope < 1.1
     assert sum(views[4].quality) < sum(views[0].quality) < sum(views[2].quality)
     assert not width_views(bank, states, own, range(DEPTH + 1), count=0, seed=0)
-
-
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_embeddings_strategy_aligns_a_host_to_itself_at_depth_zero(family):
-    host = tiny_host(family)
-    bank, states = host_bank(host)
-    rows, present = embedding_rows(host, bank.anchors)
-    found = align_embeddings(bank, rows, present, num_hidden_layers=host.num_hidden_layers)
-    assert (found.strategy, found.width, found.num_hidden_layers) == ("embeddings", 32, 2)
-    z = (rows - found.layers[0].mean) @ found.layers[0].read.T
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    assert correlation(z, bank.at_depth(0.0)) > 0.6 > correlation(z[order], bank.at_depth(0.0)) + 0.2
-    assert torch.equal(found.layers[0].write_stream, found.layers[0].write_mlp)
-    assert set(found.taps) == {0, 1, 2}
-    wanted = torch.cat([read_z(found, states, depth) for depth in (0, 1, 2)], dim=1)
-    torch.testing.assert_close(features(found, states), wanted, atol=1e-3, rtol=1e-3)

@@ -7,7 +7,6 @@ import torch
 from tiny_adapters import tiny_anchors
 from tiny_hosts import SENTENCES, tiny_host
 
-from uhl_cli.align.embeddings import embedding_rows
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.errors import AlignmentError
@@ -104,29 +103,3 @@ def test_states_that_are_no_numbers_are_refused():
     with pytest.raises(AlignmentError, match="not finite") as caught:
         word_states(host, tiny_anchors())
     assert caught.value.hint
-
-
-@pytest.mark.parametrize("family", ["bert", "electra", "llama", "gpt2"])
-def test_embedding_rows_need_no_layer(family):
-    host = tiny_host(family)
-
-    def refuse(*_arguments):
-        raise AssertionError("a layer ran")
-
-    handles = [layer.module.register_forward_pre_hook(refuse) for layer in host.map.layers]
-    text = "Zebras misunderstand photography, sadly."
-    rows, present = embedding_rows(host, anchor_all([text, *SENTENCES[:2]]))
-    with pytest.raises(AssertionError):  # the control: a forward pass would have been noticed
-        word_states(host, tiny_anchors())
-    for handle in handles:
-        handle.remove()
-    ids, words = tokens_of_words(host, text)
-    table = host.map.embeddings(torch.tensor(ids))
-    if family in ("bert", "electra"):
-        table = host.model.embeddings.LayerNorm(table)
-    if family == "electra":
-        table = host.model.embeddings_project(table)
-    expected = torch.stack([table[tokens].mean(0) for tokens in words])
-    torch.testing.assert_close(rows[: len(words)], expected, atol=1e-5, rtol=1e-4)
-    assert rows.shape[1] == host.hidden_size
-    assert bool(present.all())

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from uhl_cli.adapter.folding import fold, move
-from uhl_cli.adapter.memory import adapter_bytes
-from uhl_cli.adapter.ported import PortedModel
+from uhl_cli.adapter.fold import fold, move
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.scoring import references_of
+from uhl_cli.cost.memory import adapter_bytes
 from uhl_cli.data import load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import paired_difference, score
-from uhl_cli.pipeline.common import references_of
+from uhl_cli.ported.model import PortedModel
 
 
 def one(adapter: UniversalAdapter, where: str, shared: Path) -> dict[str, object]:

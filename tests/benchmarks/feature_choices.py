@@ -23,20 +23,20 @@ from typing import Any
 
 from pretraining_choices import slice_of
 
-from uhl_cli.adapter.packing import compress_text, pack_levels
-from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.align.bank import build_bank
 from uhl_cli.align.features import align_features
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.align.texts import choose_feature_texts, general_texts, in_style_of
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.builtin.corpus import opinions
-from uhl_cli.controls import without_updates
+from uhl_cli.codes.packing import compress_text, pack_levels
+from uhl_cli.commands.feature_bank import feature_bank
 from uhl_cli.data import Examples, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import paired_difference, score
-from uhl_cli.pipeline.features import feature_bank
+from uhl_cli.ported.controls import without_updates
+from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import silent
 
 Row = dict[str, Any]

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
-from uhl_cli.adapter.flops import count_flops
-from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.align.features import FeatureBank
 from uhl_cli.api import UniversalAdapter, align, plan_for
+from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import Examples, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.host.encode import encode
+from uhl_cli.ported.model import PortedModel
 
 HOSTS = ("builtin:tiny", "builtin:base", "wiki-256x4", "minilm-l3", "minilm-l6", "random:768x6", "random:768x12")
 FEWER_WORDS = ("minilm-l6@5000", "minilm-l6@10000")

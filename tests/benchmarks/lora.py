@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uhl_cli.commands.scoring import Classes, references_of
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import SearchSection, TrainingSection
 from uhl_cli.compare.fit import Search, fit, search_rate, split_for_search
 from uhl_cli.data import Examples
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import score
-from uhl_cli.pipeline.common import Classes, references_of
-from uhl_cli.train.processes import accelerator_for
+from uhl_cli.train.loop import accelerator_for
 
 LEARNING_RATES = (5e-4, 1.5e-3, 4e-3)
 FULL_LEARNING_RATES = (3e-5, 1e-4, 3e-4)

@@ -25,13 +25,13 @@ from lora import LoraSettings, predict, search_learning_rate, train_lora
 from tuning_methods import Target, fresh_readout
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import HostOptions, PortOptions, tuning_defaults
+from uhl_cli.commands.port import port
+from uhl_cli.commands.scoring import references_of
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import score
-from uhl_cli.pipeline.common import references_of
-from uhl_cli.pipeline.options import HostOptions, PortOptions, tuning_defaults
-from uhl_cli.pipeline.port import port
 
 Row = dict[str, Any]
 METHODS = ["lora", "full", "readout"]
@@ -62,7 +62,7 @@ class Store:
 
 
 def carry(store: Store, path: Path, target: str, where: str, data: TaskData) -> None:
-    """One file on one target, by anchors and by embeddings."""
+    """One file on one target."""
     adapter = UniversalAdapter.load(path)
     manifest = adapter.manifest
     key = f"{manifest.task.name}/{manifest.source.name}/{target}/{path.stem}/{adapter.digest[:12]}"
@@ -72,16 +72,12 @@ def carry(store: Store, path: Path, target: str, where: str, data: TaskData) -> 
     row: Row = {"kind": "zero-shot", "task": manifest.task.name, "source": manifest.source.name, "target": target}
     row |= {"file": path.name, "bytes": path.stat().st_size, "digest": adapter.digest}
     row["source_score"] = None if manifest.score is None else manifest.score.model_dump()
-    for strategy in ("anchors", "embeddings"):
-        options = PortOptions(adapter=path, target=HostOptions(name=where), strategy=strategy)
-        _, report = port(adapter, host, options, data=data)
-        if strategy == "embeddings":
-            row["scores"]["embeddings"] = report.scores["ported"].model_dump()
-            continue
-        row["scores"] = {name: found.model_dump() for name, found in report.scores.items()}
-        row["gains"] = {name: found.model_dump() for name, found in report.gains.items()}
-        row |= {"flops_percent": report.flops.percent, "atoms_per_token": report.atoms_per_token}
-        row |= {"feature_quality": report.feature_quality, "left_out": report.left_out, "seconds": report.seconds}
+    options = PortOptions(adapter=path, target=HostOptions(name=where))
+    _, report = port(adapter, host, options, data=data)
+    row["scores"] = {name: found.model_dump() for name, found in report.scores.items()}
+    row["gains"] = {name: found.model_dump() for name, found in report.gains.items()}
+    row |= {"flops_percent": report.flops.percent, "atoms_per_token": report.atoms_per_token}
+    row |= {"feature_quality": report.feature_quality, "left_out": report.left_out, "seconds": report.seconds}
     store.add(key, row)
 
 

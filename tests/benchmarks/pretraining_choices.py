@@ -26,19 +26,17 @@ from accelerate import Accelerator
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands import pretrain as prepare
+from uhl_cli.commands.options import DataOptions, HostOptions, PortOptions, PretrainOptions
+from uhl_cli.commands.port import port
+from uhl_cli.commands.pretrain import pretrain
 from uhl_cli.data import Examples, TaskData, load_task
 from uhl_cli.host.checkpoint import load_host
-from uhl_cli.pipeline import prepare
-from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions, PretrainOptions
-from uhl_cli.pipeline.port import port
-from uhl_cli.pipeline.pretrain import pretrain
 from uhl_cli.schema import AdapterConfig, TrainingConfig
 
-# Changes to the defaults, by name: options of the run (anchors, companions, sizes), or of the training.
+# Changes to the defaults, by name: options of the run (anchors, sizes), or of the training.
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
-    "companions": {"companions": ("builtin:base", "builtin:small")},
-    "companions-noise-1": {"companions": ("builtin:base", "builtin:small"), "companion_noise": 1.0},
     "canonical-128-anchors-4096": {"canonical_size": 128, "num_anchors": 4096},
     "anchors-general": {"anchors": "general"},
     "anchors-general-plain": {"anchors": "general", "style": False},
@@ -143,7 +141,6 @@ def main() -> None:
             if f"{variant}/steps-{arguments.steps}/seed-{arguments.seed}" in results:
                 continue
             changes = dict(VARIANTS[variant])
-            companions = tuple(changes.pop("companions", ()))
             with_router, styled = bool(changes.pop("router", True)), bool(changes.pop("style", True))
             shape = {name: changes.pop(name) for name in list(changes) if name in AdapterConfig.model_fields}
             path = Path(folder) / f"{variant}.safetensors"
@@ -151,7 +148,6 @@ def main() -> None:
                 host=HostOptions(name=arguments.source),
                 data=DataOptions(task=arguments.task),
                 output=path,
-                companions=companions,
                 adapter=AdapterConfig(**shape),
                 anchors=changes.pop("anchors", None),
                 num_anchors=changes.pop("num_anchors", 2048),
@@ -163,11 +159,10 @@ def main() -> None:
                     **changes,
                 ),
             )
-            others = [load_host(name, device="cpu") for name in companions]
             source = hosts[arguments.source]
             with router_of(with_router), style_of(styled):
                 accelerator = Accelerator(cpu=True, mixed_precision=arguments.mixed_precision)
-                trained = pretrain(source, data, options, companions=others, accelerator=accelerator)
+                trained = pretrain(source, data, options, accelerator=accelerator)
             row = {"source": trained.model_dump(mode="json", exclude={"output"}), "targets": {}}
             adapter = UniversalAdapter.load(path)
             line = f"{variant}: source {trained.score.value:.3f} (updates off {trained.readout_only.value:.3f})"

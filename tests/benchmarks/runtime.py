@@ -31,12 +31,12 @@ from growth import host_of
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from uhl_cli.adapter.flops import count_map_flops
-from uhl_cli.adapter.flops_pass import PassShape, forward_pass
-from uhl_cli.adapter.folding import FoldedAdapter, FoldedLayer
-from uhl_cli.adapter.memory import adapter_bytes, peak_bytes
-from uhl_cli.adapter.rows import Rows, plain
+from uhl_cli.adapter.fold import FoldedAdapter, FoldedLayer
+from uhl_cli.adapter.sparse import Rows, plain
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.cost.flops import count_map_flops
+from uhl_cli.cost.memory import adapter_bytes, peak_bytes
+from uhl_cli.cost.passes import PassShape, forward_pass
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
 

@@ -22,11 +22,11 @@ from lora import LoraSettings, baseline, take_steps
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions, tuning_defaults
+from uhl_cli.commands.pretrain import prepare
 from uhl_cli.data import load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
-from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions, tuning_defaults
-from uhl_cli.pipeline.prepare import prepare
 from uhl_cli.reports import silent
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import train

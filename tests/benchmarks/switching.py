@@ -24,12 +24,12 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
+from uhl_cli.commands.tune import tune
 from uhl_cli.data import load_task
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
-from uhl_cli.pipeline.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
-from uhl_cli.pipeline.tune import tune
+from uhl_cli.ported.model import PortedModel
 
 
 def hosts(shared: Path) -> dict[str, Host]:

@@ -33,9 +33,9 @@ from tuning_methods import (
 )
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import tuning_defaults
 from uhl_cli.data import load_task
 from uhl_cli.files import write_text
-from uhl_cli.pipeline.options import tuning_defaults
 from uhl_cli.schema import TrainingConfig
 
 METHODS = ("majority", "head", "readout", "tuned", "lora")

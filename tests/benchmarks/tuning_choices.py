@@ -18,12 +18,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from pretraining_choices import slice_of
 
-from uhl_cli.adapter.store import read_adapter
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
+from uhl_cli.commands.tune import tune
 from uhl_cli.data import TaskData, load_task
+from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.host.checkpoint import load_host
-from uhl_cli.pipeline.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
-from uhl_cli.pipeline.tune import tune
 
 
 def main() -> None:

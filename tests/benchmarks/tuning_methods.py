@@ -19,16 +19,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from uhl_cli.adapter.layout import bits_of
-from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.controls import mean_final_states, without_updates
+from uhl_cli.codes.layout import bits_of
+from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions
+from uhl_cli.commands.scoring import Classes, references_of
+from uhl_cli.commands.tune import tune
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class, score
-from uhl_cli.pipeline.common import Classes, references_of
-from uhl_cli.pipeline.options import DataOptions, HostOptions, TuneOptions
-from uhl_cli.pipeline.tune import tune
+from uhl_cli.ported.controls import mean_final_states, without_updates
+from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import targets_of, train
 from uhl_cli.train.model import TrainingHost

@@ -18,9 +18,9 @@ import json
 import sys
 from pathlib import Path
 
-from uhl_cli.adapter.store import read_adapter
-from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions
-from uhl_cli.pipeline.port import run_port
+from uhl_cli.commands.options import DataOptions, HostOptions, PortOptions
+from uhl_cli.commands.port import run_port
+from uhl_cli.formats.adapter import read_adapter
 
 TARGETS = ("minilm-l6", "minilm-l3", "wiki-256x4")
 
@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
-    parser.add_argument("--align", nargs="+", default=["anchors"], choices=["anchors", "embeddings", "size"])
-    parser.add_argument("--static", action="store_true", help="score the static mode as well")
+    parser.add_argument("--align", nargs="+", default=["anchors"], choices=["anchors", "size"])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     results = []
@@ -49,7 +48,6 @@ def main() -> None:
                         data=DataOptions(data=data),
                         data_required=True,
                         strategy=strategy,
-                        static=arguments.static,
                         seed=arguments.seed,
                     )
                 )

@@ -12,11 +12,11 @@ from sklearn.linear_model import LogisticRegression
 
 import uhl_cli.builtin
 from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, VOCAB_SIZE
-from uhl_cli.controls import mean_final_states
 from uhl_cli.data import load_task
 from uhl_cli.errors import HostError, HostNotFoundError
 from uhl_cli.host.builtin import builtin_names, builtin_path
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
+from uhl_cli.ported.controls import mean_final_states
 
 NAMES = builtin_names()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uhl_cli.builtin.weights import pack, unpack
 from uhl_cli.errors import HostError
+from uhl_cli.host.packed import pack, unpack
 
 
 def test_round_trip_is_within_half_a_step_of_every_row(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from command_runs import ROOT, Called, Workplace, call, start
 from tiny_hosts import save_tiny_host
 
-from uhl_cli.pipeline.budget_report import BudgetReport
+from uhl_cli.budget.report import BudgetReport
 
 
 def on(place: Workplace, *more: str, target: Path | None = None) -> Called:

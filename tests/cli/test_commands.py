@@ -13,16 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from command_runs import PROGRESS, ROOT, Called, call, port_arguments, pretrain_arguments, start, write_data
 from tiny_hosts import SENTENCES, save_tiny_host
 
 from uhl_cli import __version__
-from uhl_cli.adapter.ported_store import load_ported
-from uhl_cli.adapter.store import read_adapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.errors import UhlError
+from uhl_cli.formats.adapter import read_adapter
+from uhl_cli.formats.ported import load_ported
 from uhl_cli.host.checkpoint import load_host
 
 COLOUR = re.compile(r"\x1b\[[\d;]*3\d[\d;]*m")
@@ -228,11 +227,11 @@ def test_mixed_precision_trains(place, here, precision, fresh_accelerate):
 def test_options_reach_the_file(place, here):
     (here / "texts.txt").write_text("\n".join(f"{sentence} indeed" for sentence in SENTENCES))
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
-    more = ["--anchors", "texts.txt", "--align", "embeddings", "--licence", "MIT", "--seed", "7", "--no-updates"]
+    more = ["--anchors", "texts.txt", "--align", "size", "--licence", "MIT", "--seed", "7", "--no-updates"]
     assert call(*arguments, *more, "--limit-train", "9").code == 0
     manifest = read_adapter(here / "out.safetensors").manifest
     assert manifest.anchors.origin == "file texts.txt"
-    assert manifest.config.strategy == "embeddings"
+    assert manifest.config.strategy == "size"
     assert manifest.licence == "MIT"
     assert (manifest.training.config.seed, manifest.training.config.updates) == (7, False)
     assert manifest.training.train_examples == 9
@@ -309,37 +308,3 @@ def test_a_process_of_its_own_gives_one_error_line_and_the_code(place, here):
     called = start(*port_arguments("missing.safetensors", place.target, place.data), cwd=here)
     assert called.code == 1
     assert called.error.startswith("error: there is no file missing.safetensors.")
-
-
-def test_a_companion_is_trained_on_and_named(place, here):
-    arguments = pretrain_arguments(place.host, place.data, Path("both.safetensors"))
-    called = call(*arguments, "--host", str(place.target), "--companion-share", "0.9", "--quiet")
-    assert called == Called(0, "both.safetensors\n", "")
-    manifest = read_adapter(Path("both.safetensors")).manifest
-    assert manifest.source.name == place.host.name
-    assert [each.name for each in manifest.companions] == [place.target.name]
-    assert manifest.companions[0].fingerprint.hidden_size == 48
-    assert f"--host {place.host.name} --host {place.target.name}" in manifest.training.command
-    alone, both = (UniversalAdapter.load(path).stored for path in (place.adapter, Path("both.safetensors")))
-    assert not torch.equal(alone["readout_in_weight"], both["readout_in_weight"])
-    assert place.target.name in call("inspect", "both.safetensors").out
-    arguments = pretrain_arguments(place.host, place.data, Path("none.safetensors"))
-    missing = call(*arguments, "--host", "nowhere/at/all", "--quiet")
-    assert missing.code == 1
-    assert "nowhere/at/all" in missing.error
-
-
-def test_port_scores_the_static_mode_when_asked(place, here):
-    plain = call(*port_arguments(place.adapter, place.target, place.data), "--json", "--quiet")
-    called = call(*port_arguments(place.adapter, place.target, place.data), "--static", "--json", "--quiet")
-    assert (plain.code, called.code) == (0, 0)
-    without, report = json.loads(plain.out), json.loads(called.out)
-    assert "static" not in without["scores"]
-    assert without["static_flops"] is None
-    assert report["scores"].pop("static")["examples"] == 12
-    report["gains"].pop("static")
-    # The other scores are as without it: the host was put back.
-    assert report["scores"] == without["scores"]
-    assert 0 < report["static_flops"]["adapter"] < report["flops"]["adapter"]
-    shown = call(*port_arguments(place.adapter, place.target, place.data), "--static")
-    assert "static: mean updates" in shown.out

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from command_runs import call, start
 
-from uhl_cli.adapter.store import read_adapter
 from uhl_cli.cli.render_demo import versus
 from uhl_cli.errors import OutputError
+from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.metrics import Difference
 from uhl_cli.reports import DemoReport
 
@@ -63,7 +63,7 @@ def test_json_agrees_with_the_files_that_are_kept(kept, monkeypatch):
 @pytest.mark.slow
 def test_the_closing_table_says_what_happened(kept, here, monkeypatch):
     report = DemoReport.model_validate_json(kept[1].out)
-    monkeypatch.setattr("uhl_cli.pipeline.demo.run_demo", lambda *_: report)
+    monkeypatch.setattr("uhl_cli.commands.demo.run_demo", lambda *_: report)
     called = call("demo", *SHORT, env={"COLUMNS": "160"})
     assert called.code == 0, called.err
     for words in (
@@ -87,7 +87,7 @@ def test_without_output_nothing_is_kept(here, monkeypatch):
         written.append(options.output)
         raise OutputError("stopped here.", "Go on.")
 
-    monkeypatch.setattr("uhl_cli.pipeline.demo.run_pretrain", stopped)
+    monkeypatch.setattr("uhl_cli.commands.demo.run_pretrain", stopped)
     called = call("demo", *SHORT, "--quiet")
     assert (called.code, called.error) == (1, "error: stopped here. Go on.")
     assert [path.name for path in written] == ["demo.safetensors"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from command_runs import ROOT, Called, call, start
 
-from uhl_cli.adapter.layout import parameter_shapes
-from uhl_cli.adapter.store import read_adapter, write_adapter
+from uhl_cli.codes.layout import parameter_shapes
+from uhl_cli.formats.adapter import read_adapter, write_adapter
 
 BACKGROUND = re.compile(r"\x1b\[[\d;]*(?:4[0-7]|48|10[0-7])[\d;]*m")
 COLOURS = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": None}
@@ -53,7 +53,7 @@ except SystemExit as left:
     assert not left.code, left.code
 heavy = {"torch", "transformers", "datasets", "accelerate", "sklearn", "pandas"} & set(sys.modules)
 assert not heavy, heavy
-assert "uhl_cli.pipeline.inspect" in sys.modules
+assert "uhl_cli.inspect.run" in sys.modules
 assert ("matplotlib" in sys.modules) == ("--plot" in sys.argv)
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_runs import Called, call, port_arguments, start
 
-from uhl_cli.adapter.task_store import read_task
+from uhl_cli.formats.task import read_task
 
 
 def tune_arguments(adapter: Path, target: Path, data: Path | str) -> list[str]:

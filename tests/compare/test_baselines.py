@@ -15,7 +15,7 @@ from uhl_cli.compare.fit import fit, rate_factor, search_rate, split_for_search
 from uhl_cli.compare.sat_lora import SatLora, fake_int8
 from uhl_cli.errors import TrainingError
 from uhl_cli.host.encode import encode
-from uhl_cli.train.processes import accelerator_for
+from uhl_cli.train.loop import accelerator_for
 
 TRAINING = TrainingSection(steps=40, batch_size=8, learning_rate=5e-3, warmup_steps=4, max_length=48)
 METHODS = ("lora", "sat-lora", "full")

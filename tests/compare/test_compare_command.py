@@ -17,7 +17,7 @@ from uhl_cli.compare import workshop
 from uhl_cli.compare.config import load_configs
 from uhl_cli.compare.fit import Search
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.searches import KeptSearches
+from uhl_cli.compare.results import KeptSearches
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.reports import silent
 

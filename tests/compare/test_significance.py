@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from uhl_cli.compare.aggregate import percent_better
 from uhl_cli.compare.figures import confusion, pareto
+from uhl_cli.compare.pairs import holm, mcnemar
 from uhl_cli.compare.results import Predicted
-from uhl_cli.compare.significance import holm, mcnemar
 
 
 def test_mcnemar_counts_what_only_one_gets_right():

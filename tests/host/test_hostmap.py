@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, BertForSequenceClassification
 from uhl_cli.errors import HostMapError, UnknownFamilyError
 from uhl_cli.host import families
 from uhl_cli.host.families import MODULE_TYPES, SiteRule, family_of, known_model_types
-from uhl_cli.host.hostmap import read_layer_input, resolve
+from uhl_cli.host.hostmap import find_map, read_layer_input
+from uhl_cli.host.proof import resolve
 
 
 def with_rule(monkeypatch, name, **rules):
@@ -63,7 +64,7 @@ def test_without_proof_the_meta_device_is_enough(family):
     config = tiny_config(family, 300, hidden_size=32, num_hidden_layers=2)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    host_map = resolve(model, prove=False)
+    host_map = find_map(model)
     assert host_map.layers[1].sites["down"].weight().is_meta
     assert host_map.layers[1].sites["down"].weight().shape == (32, 96)
 
@@ -157,7 +158,7 @@ def test_a_wrong_row_is_refused(monkeypatch, family, fields):
     model = tiny_model(family)
     with_row(monkeypatch, family, **fields)
     with pytest.raises(HostMapError):
-        resolve(model, prove=False)
+        find_map(model)
 
 
 @pytest.mark.parametrize("family", [row.name for row in families.FAMILIES])
@@ -177,7 +178,7 @@ def test_configuration_that_contradicts_the_model_is_refused():
     model = tiny_model("bert")
     model.config.hidden_size = 64
     with pytest.raises(HostMapError):
-        resolve(model, prove=False)
+        find_map(model)
 
 
 def test_module_that_computes_more_than_its_weight_is_refused():

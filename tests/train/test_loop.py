@@ -11,23 +11,23 @@ from accelerate import Accelerator
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.layout import UPDATE_PARAMETERS
-from uhl_cli.adapter.plan import full_plan
-from uhl_cli.adapter.ported import encode_examples
 from uhl_cli.align.alignment import align_anchors
 from uhl_cli.align.bank import build_bank
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import choose_anchors
 from uhl_cli.align.views import width_views
-from uhl_cli.controls import head_logits, mean_final_states
+from uhl_cli.codes.layout import UPDATE_PARAMETERS
+from uhl_cli.cost.plan import full_plan
 from uhl_cli.data import Examples
 from uhl_cli.data.examples import token_examples
 from uhl_cli.errors import DataError, TrainingError
+from uhl_cli.formats.checkpoint import load_checkpoint, run_digest, save_checkpoint
+from uhl_cli.ported.controls import head_logits, mean_final_states
+from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import AdapterConfig, TrainingConfig
-from uhl_cli.train.checkpoint import load_checkpoint, run_digest, save_checkpoint
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, learning_rate_factor, optimizer_for, total_steps, train
-from uhl_cli.train.model import TrainedModel, TrainingHost, place_of
+from uhl_cli.train.model import TrainedModel, TrainingHost
 
 NEVER_TRAINED = ("delta_theta", "head_weight", "head_bias")
 READOUT = ("readout_in_weight", "readout_in_bias", "readout_out_weight", "readout_out_bias", "readout_pool")
@@ -47,20 +47,12 @@ class Toy:
         own = align_anchors(bank, states)
         self.bank = bank
         views = [own, *width_views(bank, states, own, self.plan.tap_depths, count=2, seed=0)]
-        self.hosts = [TrainingHost(self.host, views, self.plan)]
-
-    def with_companion(self, family, **sizes):
-        """The same and another host, aligned to the first one's bank."""
-        other = tiny_host(family, **sizes)
-        found = align_anchors(self.bank, word_states(other, self.bank.anchors))
-        both = copy.copy(self)
-        both.hosts = [*self.hosts, TrainingHost(other, [found], full_plan(other.map))]
-        return both
+        self.aligned = TrainingHost(self.host, views, self.plan)
 
     def train(self, adapter, examples, config, **options):
         losses = []
         options.setdefault("on_step", lambda report: losses.append(report))
-        train(adapter, self.hosts, examples, config, accelerator=Accelerator(cpu=True), **options)
+        train(adapter, self.aligned, examples, config, accelerator=Accelerator(cpu=True), **options)
         return losses
 
 
@@ -142,7 +134,7 @@ def test_without_a_learning_rate_nothing_is_learnt(toy):
     # One width alone, so that every step sees the same function; the options refuse a rate of zero.
     config = CONFIG.model_copy(update={"learning_rate": 0.0, "readout_learning_rate": 0.0})
     own = copy.copy(toy)
-    own.hosts = [replace(toy.hosts[0], views=toy.hosts[0].views[:1])]
+    own.aligned = replace(toy.aligned, views=toy.aligned.views[:1])
     first, last = own.train(adapter, separable(), config)
     assert last.loss == pytest.approx(first.loss, rel=1e-5)
     assert same(before, state(adapter))
@@ -159,7 +151,7 @@ def test_without_updates_the_readout_alone_is_trained(toy):
 
 
 def one_step(toy, adapter, examples, config):
-    model = TrainedModel(adapter, toy.hosts, config)
+    model = TrainedModel(adapter, toy.aligned, config)
     encoded, words, _ = encode_examples(toy.host, examples, list(range(len(examples))), max_length=48)
     labels = examples.labels or [tag for row in examples.tags for tag in row]
     losses = model(encoded, words, torch.tensor(labels), 0)
@@ -205,55 +197,9 @@ def test_a_step_with_updates_off_trains_the_readout_alone(toy, dropout, updated)
     assert bool(adapter.get_parameter("readout_in_weight").grad.any())
 
 
-def test_companions_take_their_share_of_the_steps_and_the_seed_alone_decides():
-    config = TrainingConfig(companion_share=0.4)
-    places = [place_of(step, 3, config) for step in range(2000)]
-    assert places == [place_of(step, 3, config) for step in range(2000)]
-    assert places != [place_of(step, 3, config.model_copy(update={"seed": 1})) for step in range(2000)]
-    assert places.count(0) / 2000 == pytest.approx(0.6, abs=0.05)
-    assert places.count(1) == pytest.approx(places.count(2), rel=0.2)
-    assert {place_of(step, 1, config) for step in range(50)} == {0}
-    assert {place_of(step, 3, TrainingConfig(companion_share=0.0)) for step in range(50)} == {0}
-
-
-def test_a_companion_trains_the_adapter_and_is_left_as_it_was(toy):
-    both = toy.with_companion("llama", hidden_size=40, num_hidden_layers=3)
-    other = both.hosts[1].host
-    before = {name: value.clone() for name, value in other.map.base.state_dict().items()}
-    alone, together = CanonicalAdapter(AdapterConfig()), CanonicalAdapter(AdapterConfig())
-    config = CONFIG.model_copy(update={"max_steps": 60, "companion_share": 0.5})
-    toy.train(alone, separable(), config)
-    first, *_, last = both.train(together, separable(), config)
-    assert last.loss < first.loss
-    assert all(torch.equal(value, before[name]) for name, value in other.map.base.state_dict().items())
-    assert all(parameter.grad is None for parameter in other.model.parameters())
-
-    def loss_on_the_companion(adapter):
-        encoded, words, _ = encode_examples(other, separable(8), list(range(8)))
-        model = TrainedModel(adapter, both.hosts, TrainingConfig(noise=0.0, update_dropout=0.0, width_views=0))
-        return float(model(encoded, words, torch.tensor(separable(8).labels), 0, 1).task)
-
-    assert loss_on_the_companion(together) < loss_on_the_companion(alone)
-
-
-def test_companions_have_a_noise_of_their_own(toy):
-    both = toy.with_companion("distilbert", hidden_size=48)
-    adapter = CanonicalAdapter(AdapterConfig())
-    encoded, words, _ = encode_examples(both.hosts[1].host, separable(8), list(range(8)))
-    targets = torch.tensor(separable(8).labels)
-
-    def losses(**noise):
-        model = TrainedModel(adapter, both.hosts, TrainingConfig(update_dropout=0.0, **noise))
-        return [model(encoded, words, targets, seed, 1).task.item() for seed in (4, 5)]
-
-    quiet, loud = losses(noise=1.0, companion_noise=0.0), losses(noise=0.0, companion_noise=1.0)
-    assert quiet[0] == quiet[1]
-    assert loud[0] != loud[1]
-
-
 def test_noise_depends_on_the_seed_alone(toy):
     adapter = CanonicalAdapter(AdapterConfig())
-    model = TrainedModel(adapter, toy.hosts, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0))
+    model = TrainedModel(adapter, toy.aligned, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0))
     encoded, words, _ = encode_examples(toy.host, separable(8), list(range(8)))
     targets = torch.tensor(separable(8).labels)
     losses = [model(encoded, words, targets, seed).total.item() for seed in (4, 4, 5)]
@@ -363,7 +309,7 @@ def test_log_has_one_line_a_window_and_loses_those_behind_the_checkpoint(toy, tm
 
 def test_head_beats_chance_on_separable_data(toy):
     examples = separable()
-    weight, bias = fit_head(toy.host, toy.hosts[0].views[0], examples, num_labels=2, seed=0, max_length=48)
+    weight, bias = fit_head(toy.host, toy.aligned.views[0], examples, num_labels=2, seed=0, max_length=48)
     assert weight.shape == (2, 256)
     assert bias.shape == (2,)
     assert head_accuracy(toy, examples, weight, bias) == 1.0
@@ -373,7 +319,7 @@ def test_head_beats_chance_on_separable_data(toy):
 
 def head_accuracy(toy, examples, weight, bias):
     states, _ = mean_final_states(toy.host, examples, max_length=48)
-    classes = head_logits(states, weight, bias, toy.hosts[0].views[0]).argmax(-1).tolist()
+    classes = head_logits(states, weight, bias, toy.aligned.views[0]).argmax(-1).tolist()
     return sum(row == label for row, label in zip(classes, examples.labels, strict=True)) / len(examples)
 
 
@@ -382,8 +328,8 @@ def test_head_never_predicts_a_class_that_is_missing(toy, present, labels):
     texts = separable().texts[:24]
     chosen = tuple(present[row % len(present)] for row in range(24))
     examples = Examples(texts=texts, labels=chosen)
-    weight, bias = fit_head(toy.host, toy.hosts[0].views[0], examples, num_labels=labels, seed=0)
+    weight, bias = fit_head(toy.host, toy.aligned.views[0], examples, num_labels=labels, seed=0)
     assert weight.shape == (labels, 256)
     states, _ = mean_final_states(toy.host, Examples(texts=SENTENCES, labels=(0,) * len(SENTENCES)))
-    predicted = set(head_logits(states, weight, bias, toy.hosts[0].views[0]).argmax(-1).tolist())
+    predicted = set(head_logits(states, weight, bias, toy.aligned.views[0]).argmax(-1).tolist())
     assert predicted <= set(present)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from uhl_cli.adapter.fake_quantise import fake_quantise
-from uhl_cli.adapter.layout import bits_of, parameter_shapes
+from uhl_cli.codes.layout import bits_of, parameter_shapes
+from uhl_cli.codes.quantise import fake_quantise
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 
 

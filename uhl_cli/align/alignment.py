@@ -1,7 +1,6 @@
-"""Alignment: frozen linear maps between a host's stream and canonical space, by one of three strategies.
+"""Alignment: frozen linear maps between a host's stream and canonical space, by one of two strategies.
 
 `anchors` regresses the host's own word states on the bank's coordinates and back (DESIGN 2.3).
-`embeddings` does so from the input-embedding rows of the anchor words alone, with no forward pass.
 `size` is a fixed smooth basis that depends on the width only: a control that knows nothing of the host.
 
 No strategy uses a label or a gradient.
@@ -158,26 +157,6 @@ def _fit_taps(
         offset[rows] = shift - mean @ weight
         quality.append(max(joint_r2, single_r2))
     return taps, offset, tuple(quality)
-
-
-def align_embeddings(bank: AnchorBank, rows: Tensor, present: Tensor, *, num_hidden_layers: int) -> Alignment:
-    """Align by the anchor words' input-embedding rows [N, d] alone; no forward pass.
-
-    One map, fitted on the rows, serves every depth, because a residual stream keeps its basis.
-
-    :raises AlignmentError: When too few anchors remain or the rows are degenerate.
-    """
-    groups = torch.from_numpy(bank.anchors.groups())[present]
-    kept = rows[present]
-    layers, quality = [], []
-    for index in range(num_hidden_layers + 1):
-        z = bank.at_depth(index / num_hidden_layers)[present]
-        inward, outward = fit_ridge(kept, z, groups), fit_ridge(z, kept, groups)
-        write = outward.weight.T.contiguous()
-        read = inward.weight.T.contiguous()
-        layers.append(LayerMaps(index / num_hidden_layers, inward.input_mean, read, write, write, write))
-        quality.append(_mean_r2(inward, z))
-    return _with_single_taps("embeddings", bank, tuple(layers), tuple(quality))
 
 
 def align_size(bank: AnchorBank, *, hidden_size: int, num_hidden_layers: int) -> Alignment:

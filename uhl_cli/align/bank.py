@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uhl_cli.adapter.fake_quantise import quantise_columns
 from uhl_cli.align.states import WordStates
 from uhl_cli.align.texts import AnchorTexts
+from uhl_cli.codes.quantise import quantise_columns
 from uhl_cli.errors import AlignmentError
 
 # Of a coordinate, in standard deviations.

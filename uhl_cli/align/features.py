@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from uhl_cli.adapter.fake_quantise import quantise_columns
 from uhl_cli.align.bank import depth_index
 from uhl_cli.align.moments import Moments, fit_moments
 from uhl_cli.align.states import Progress, WordBatch, record_states, word_batches
 from uhl_cli.align.texts import AnchorTexts
+from uhl_cli.codes.quantise import quantise_columns
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import HostMap
 

@@ -24,11 +24,11 @@ from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, Recipe
 from uhl_cli.builtin.student import Student
 from uhl_cli.builtin.teacher import WordTargets, word_targets
 from uhl_cli.builtin.tokenizers import train_tokenizer
-from uhl_cli.builtin.weights import pack
 from uhl_cli.builtin.words import TokenisedTexts, batches, tokenise
-from uhl_cli.cli.edge import progress_bar
 from uhl_cli.files import write_bytes, write_text
 from uhl_cli.host.checkpoint import load_host
+from uhl_cli.host.packed import pack
+from uhl_cli.progress import progress_bar
 from uhl_cli.reports import Reporter
 from uhl_cli.train.loop import learning_rate_factor
 

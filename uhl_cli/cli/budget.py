@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result, progress_bar, stderr
+from uhl_cli.cli.edge import error_edge, print_result
+from uhl_cli.progress import progress_bar, stderr
 
 LIMITS_PANEL = "Limits"
 
@@ -85,10 +86,10 @@ def budget(
     measured.
     """
     with error_edge(debug=debug, interrupted_hint="Nothing was written."):
+        from uhl_cli.budget.report import BudgetOptions
+        from uhl_cli.budget.run import run_budget
+        from uhl_cli.commands.options import DataOptions, HostOptions
         from uhl_cli.errors import BudgetError
-        from uhl_cli.pipeline.budget import run_budget
-        from uhl_cli.pipeline.budget_report import BudgetOptions
-        from uhl_cli.pipeline.options import DataOptions, HostOptions
 
         def host(name: str | None) -> HostOptions | None:
             if name is None:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result, progress_bar
+from uhl_cli.cli.edge import error_edge, print_result
+from uhl_cli.progress import progress_bar
 
 RUNS_PANEL = "Which runs"
 

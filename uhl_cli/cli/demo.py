@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result, progress_bar
+from uhl_cli.cli.edge import error_edge, print_result
+from uhl_cli.progress import progress_bar
 
 
 def demo(
@@ -42,7 +43,7 @@ def demo(
 ) -> None:
     """See the whole way in about two minutes, with nothing to download: train, port, tune, compare."""
     with error_edge(debug=debug, interrupted_hint="Run it again; nothing was kept."):
-        from uhl_cli.pipeline.options import DemoOptions
+        from uhl_cli.commands.options import DemoOptions
 
         options = DemoOptions(
             source=source,
@@ -55,7 +56,7 @@ def demo(
             output=output,
         )
         from uhl_cli.cli.render_demo import render_demo
-        from uhl_cli.pipeline.demo import run_demo
+        from uhl_cli.commands.demo import run_demo
 
         with progress_bar(quiet=quiet) as reporter:
             report = run_demo(options, reporter)

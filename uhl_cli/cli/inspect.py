@@ -39,8 +39,8 @@ def inspect(
     """
     with error_edge(debug=debug):
         from uhl_cli.errors import FormatError
-        from uhl_cli.pipeline.inspect import run_inspect
-        from uhl_cli.pipeline.inspect_report import InspectOptions
+        from uhl_cli.inspect.report import InspectOptions
+        from uhl_cli.inspect.run import run_inspect
 
         options = InspectOptions(
             file=adapter, anchors=anchors, plot=plot, overwrite=overwrite, verify=verify, diff=diff

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uhl_cli.cli.render import interval
-from uhl_cli.pipeline.inspect_report import (
+from uhl_cli.inspect.report import (
     AtomStatistics,
     MixingWeights,
     Part,

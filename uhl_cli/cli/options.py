@@ -17,7 +17,6 @@ class Strategy(str, Enum):
     """How a host is aligned to canonical space."""
 
     anchors = "anchors"
-    embeddings = "embeddings"
     size = "size"
 
 

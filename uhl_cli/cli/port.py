@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result, progress_bar, warn_truncated
+from uhl_cli.cli.edge import error_edge, print_result, warn_truncated
+from uhl_cli.progress import progress_bar
 
 
 def port(
@@ -45,14 +46,6 @@ def port(
             rich_help_panel=shared.DATA_PANEL,
         ),
     ] = True,
-    static: Annotated[
-        bool,
-        typer.Option(
-            "--static",
-            help="Also score the static mode: the updates' mean effect merged into the weights, at no cost.",
-            rich_help_panel=shared.DATA_PANEL,
-        ),
-    ] = False,
     revision: shared.Revision = None,
     device: shared.Device = "auto",
     dtype: shared.DtypeOption = shared.Dtype.float32,
@@ -77,7 +70,7 @@ def port(
 ) -> None:
     """Carry an adapter file into another model and score it there, with no label and no gradient."""
     with error_edge(debug=debug, interrupted_hint="Nothing was written."):
-        from uhl_cli.pipeline.options import DataOptions, HostOptions, PortOptions
+        from uhl_cli.commands.options import DataOptions, HostOptions, PortOptions
 
         asked = (
             task,
@@ -116,7 +109,6 @@ def port(
             task_file=task_file,
             strategy=None if align is None else align.value,
             score=score,
-            static=static,
             batch_size=batch_size,
             max_flops=max_flops,
             seed=seed,
@@ -124,7 +116,7 @@ def port(
             overwrite=overwrite,
         )
         from uhl_cli.cli.render import render_port
-        from uhl_cli.pipeline.port import run_port
+        from uhl_cli.commands.port import run_port
 
         with progress_bar(quiet=quiet) as reporter:
             _, report = run_port(options, reporter)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, is_main_process, print_result, progress_bar, warn_truncated
+from uhl_cli.cli.edge import error_edge, is_main_process, print_result, warn_truncated
+from uhl_cli.progress import progress_bar
 
 ADAPTER_PANEL = "Adapter"
 
@@ -29,13 +30,8 @@ def _training(help_text: str) -> typer.models.OptionInfo:
 
 def pretrain(
     host: Annotated[
-        list[str],
-        typer.Option(
-            help="Hub id, local folder or builtin:NAME of the source model. Given again, it names companions: they are "
-            "trained on as well, aligned to the source as a target would be, so that the file travels better.",
-            show_default="builtin:base",
-        ),
-    ] = [],  # noqa: B006 - typer reads it once
+        str, typer.Option(help="Hub id, local folder or builtin:NAME of the source model.")
+    ] = "builtin:base",
     task: Annotated[
         str,
         typer.Option(help="reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of your own data."),
@@ -104,8 +100,6 @@ def pretrain(
     noise: Annotated[float, _training("Alignment noise of the readout's input, in standard deviations.")] = 1.0,
     update_noise: Annotated[float, _training("Alignment noise of the updates' input.")] = 0.0,
     update_dropout: Annotated[float, _training("Share of the steps that leave the updates off.")] = 0.5,
-    companion_share: Annotated[float, _training("Share of the steps that train on companions, if any.")] = 0.5,
-    companion_noise: Annotated[float, _training("Alignment noise of the readout's input on companions.")] = 0.0,
     views: Annotated[int, _training("Imitated widths shown to the hyper-MLP.")] = 4,
     updates: Annotated[
         bool,
@@ -134,12 +128,12 @@ def pretrain(
 ) -> None:
     """Train a universal adapter on a frozen host and write one file under 1 MB."""
     with error_edge(debug=debug, interrupted_hint="Go on from the last checkpoint with --resume."):
-        from uhl_cli.pipeline.options import DEFAULT_HOST, DataOptions, HostOptions, PretrainOptions
+        from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
         from uhl_cli.schema import AdapterConfig, TrainingConfig
 
         options = PretrainOptions(
             host=HostOptions(
-                name=host[0] if host else DEFAULT_HOST,
+                name=host,
                 revision=revision,
                 device=device,
                 dtype=dtype.value,
@@ -160,7 +154,6 @@ def pretrain(
                 limit_train=limit_train,
                 limit_evaluation=limit_evaluation,
             ),
-            companions=tuple(host[1:]),
             output=output,
             anchors=anchors,
             num_anchors=num_anchors,
@@ -178,8 +171,6 @@ def pretrain(
                 noise=noise,
                 update_noise=update_noise,
                 update_dropout=update_dropout,
-                companion_share=companion_share,
-                companion_noise=companion_noise,
                 width_views=views,
                 updates=updates,
                 max_length=max_length,
@@ -194,7 +185,7 @@ def pretrain(
             save_every=save_every,
         )
         from uhl_cli.cli.render import render_pretrain
-        from uhl_cli.pipeline.pretrain import run_pretrain
+        from uhl_cli.commands.pretrain import run_pretrain
 
         with progress_bar(quiet=quiet) as reporter:
             report = run_pretrain(options, reporter)

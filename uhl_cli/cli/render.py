@@ -10,7 +10,6 @@ from uhl_cli.reports import DepthQuality, FlopReport, PortReport, PretrainReport
 
 ROWS = {
     "ported": "ported (zero-shot)",
-    "static": "static: mean updates merged into the weights",
     "readout_only": "readout only, updates off",
     "untouched": "control: untouched target (majority class)",
     "random_update": "control: random updates, same norm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from uhl_cli.pipeline.budget_report import BudgetReport, FlopCount, TargetBudget
+from uhl_cli.budget.report import BudgetReport, FlopCount, TargetBudget
 
 
 def render_budget(report: BudgetReport) -> None:

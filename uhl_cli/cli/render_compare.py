@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from uhl_cli.cli.edge import stderr
 from uhl_cli.compare.aggregate import GroupSummary
 from uhl_cli.compare.experiment import CompareReport
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.pairs import counted
+from uhl_cli.progress import stderr
 
 
 def render_compare(report: CompareReport) -> None:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uhl_cli.cli.inspect_tables import plain
-from uhl_cli.pipeline.inspect_report import Comparison, InspectReport
+from uhl_cli.inspect.report import Comparison, InspectReport
 
 _MAX_VALUE = 60
 

@@ -16,8 +16,8 @@ from uhl_cli.cli.inspect_tables import (
 )
 from uhl_cli.cli.render import interval
 from uhl_cli.cli.render_comparison import render_comparison
+from uhl_cli.inspect.report import AdapterContent, AnchorText, InspectReport, TaskContent
 from uhl_cli.metrics import Score
-from uhl_cli.pipeline.inspect_report import AdapterContent, AnchorText, InspectReport, TaskContent
 from uhl_cli.schema import HostRecord, TrainingRecord
 
 
@@ -46,7 +46,6 @@ def _render_adapter(console: Console, report: InspectReport, content: AdapterCon
         {
             "task": f"{manifest.task.name} ({manifest.task.kind})",
             "source host": _host(manifest.source),
-            **({"companions": "; ".join(map(_host, manifest.companions))} if manifest.companions else {}),
             "score on the source": _scored(manifest.score),
             "active atoms per token": "-" if manifest.atoms_per_token is None else f"{manifest.atoms_per_token:.2f}",
             "alignment": f"--align {manifest.config.strategy}",

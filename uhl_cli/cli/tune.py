@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, is_main_process, print_result, progress_bar, warn_truncated
+from uhl_cli.cli.edge import error_edge, is_main_process, print_result, warn_truncated
+from uhl_cli.progress import progress_bar
 
 
 def _training(help_text: str) -> typer.models.OptionInfo:
@@ -87,7 +88,7 @@ def tune(
 ) -> None:
     """Tune 512 bytes of an adapter on a target with labels, everything else frozen, and write a small task file."""
     with error_edge(debug=debug, interrupted_hint="Go on from the last checkpoint with --resume."):
-        from uhl_cli.pipeline.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
+        from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
 
         options = TuneOptions(
             adapter=adapter,
@@ -135,7 +136,7 @@ def tune(
             save_every=save_every,
         )
         from uhl_cli.cli.render import render_tune
-        from uhl_cli.pipeline.tune import run_tune
+        from uhl_cli.commands.tune import run_tune
 
         with progress_bar(quiet=quiet) as reporter:
             report = run_tune(options, reporter)

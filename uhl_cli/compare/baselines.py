@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.adapter.ported import encode_examples
+from uhl_cli.commands.scoring import Classes
 from uhl_cli.compare.config import TrainingSection
 from uhl_cli.compare.sat_lora import SatLora, fake_half
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
-from uhl_cli.pipeline.common import Classes
+from uhl_cli.ported.model import encode_examples
 
 Progress = Callable[[int, int], None]
 

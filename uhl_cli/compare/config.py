@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from uhl_cli.commands.options import DataOptions, HostOptions, tuning_defaults
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.errors import UsageError
-from uhl_cli.pipeline.options import DataOptions, HostOptions, tuning_defaults
 from uhl_cli.schema import Frozen, TrainingConfig
 
 SETS = Path(__file__).parent / "sets"

@@ -10,14 +10,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from uhl_cli.adapter.flops import counted_operators
-from uhl_cli.adapter.memory import adapter_bytes
-from uhl_cli.adapter.ported import PortedModel, forward
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import EvaluationSection
 from uhl_cli.compare.results import Costs
+from uhl_cli.cost.flops import counted_operators
+from uhl_cli.cost.memory import adapter_bytes
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
+from uhl_cli.ported.model import PortedModel, forward
 
 WARM_UP_PASSES = 2
 _MEGABYTE = 1e6

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
-from uhl_cli.adapter.ported import encode_examples
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import SearchSection, TrainingSection
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import TrainingError
+from uhl_cli.ported.model import encode_examples
 from uhl_cli.train.batches import batches_from
 from uhl_cli.train.loop import LOG_EVERY, targets_of
 from uhl_cli.train.model import plain_attention

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.stats import binomtest
 
 from uhl_cli.compare.methods import METHODS, Role
 from uhl_cli.compare.results import Predicted, RunFolder, RunMetrics
-from uhl_cli.compare.significance import holm, mcnemar
 from uhl_cli.metrics import Counted, Difference, MeanDifference, correct, count, mean_difference
 from uhl_cli.schema import Frozen
 
@@ -156,3 +156,26 @@ def _verdicts(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, _Kept]) ->
         )
         for ((task, host), proposed, other, seeds, difference), corrected in zip(found, adjusted, strict=True)
     )
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Exact two-sided p value of McNemar's test: do two runs err on equally many examples of their own?
+
+    :param first: Whether the first run is right, an example each, as `metrics.correct` says it.
+    """
+    only_first = int(np.sum(first & ~second))
+    only_second = int(np.sum(~first & second))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Adjusted p values by Holm's step-down method (1979), in the order given; never smaller than the raw ones."""
+    count = len(p_values)
+    adjusted = [0.0] * count
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

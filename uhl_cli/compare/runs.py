@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from uhl_cli.adapter.ported import PortedModel
 from uhl_cli.api import align
+from uhl_cli.commands.options import TuneOptions
+from uhl_cli.commands.scoring import Classes, Predictor, references_of
+from uhl_cli.commands.tune import tune
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
@@ -19,12 +21,9 @@ from uhl_cli.compare.workshop import Carrying, Workshop
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
 from uhl_cli.metrics import Difference, Score, paired_difference, score
-from uhl_cli.pipeline.common import Classes, Predictor, references_of
-from uhl_cli.pipeline.options import TuneOptions
-from uhl_cli.pipeline.tune import tune
+from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
-from uhl_cli.train.loop import RunFiles
-from uhl_cli.train.processes import accelerator_for
+from uhl_cli.train.loop import RunFiles, accelerator_for
 
 
 @dataclass

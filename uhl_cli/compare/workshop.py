@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from uhl_cli.adapter.plan import PortPlan
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
+from uhl_cli.commands.pretrain import run_pretrain
+from uhl_cli.commands.scoring import load
 from uhl_cli.compare.config import DatasetSection, RunConfig
+from uhl_cli.cost.plan import PortPlan
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import DataError, UsageError
 from uhl_cli.host.checkpoint import Host, device_of
-from uhl_cli.pipeline.common import load
-from uhl_cli.pipeline.options import DataOptions, HostOptions, PretrainOptions
-from uhl_cli.pipeline.pretrain import run_pretrain
 from uhl_cli.reports import Reporter
 
 # A budget holds an adapter and the task file that tuning adds to it (2.6 kB for the adapter's own task).

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uhl_cli.builtin.recipes import RECIPES
 from uhl_cli.errors import HostNotFoundError
 
 PREFIX = "builtin:"
+# From the smallest on; `builtin.recipes` says how each was made.
+NAMES = ("tiny", "small", "base", "decoder")
 _FOLDER = Path(__file__).parents[1] / "builtin" / "hosts"
 
 
 def builtin_names() -> tuple[str, ...]:
-    """The names that `builtin_path` knows, in the order of their recipes."""
-    return tuple(name for name in RECIPES if (_FOLDER / name).is_dir())
+    """The names that `builtin_path` knows."""
+    return tuple(name for name in NAMES if (_FOLDER / name).is_dir())
 
 
 def builtin_path(name: str) -> Path:
     """The folder of the builtin host `name` (without the prefix `builtin:`).
 
-    Its weights are packed; `uhl_cli.builtin.weights.unpack` reads them.
+    Its weights are packed; `uhl_cli.host.packed.unpack` reads them.
 
     :raises HostNotFoundError: No builtin host has this name.
     """

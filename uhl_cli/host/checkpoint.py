@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.errors import HostError, UsageError
+from uhl_cli.errors import HostError, UsageError, first_line
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.fingerprint import Fingerprint, fingerprint
-from uhl_cli.host.hostmap import HostMap, resolve
+from uhl_cli.host.hostmap import HostMap, find_map
 from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
 from uhl_cli.host.locate import locate
-from uhl_cli.host.messages import first_line
+from uhl_cli.host.proof import resolve
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -71,7 +71,7 @@ class Host:
         The tokenizer is shared, and the map, which was proven on the same modules, is not proven again.
         """
         model = copy.deepcopy(self.model)
-        return replace(self, model=model, map=resolve(model, prove=False))
+        return replace(self, model=model, map=find_map(model))
 
 
 def load_host(

@@ -11,14 +11,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoModel
 
-from uhl_cli.errors import HostError, HostNotFoundError, UsageError
+from uhl_cli.errors import HostError, HostNotFoundError, UsageError, first_line
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES
 from uhl_cli.host.families import Family, family_of
-from uhl_cli.host.hostmap import HostMap, resolve
+from uhl_cli.host.hostmap import HostMap, find_map
 from uhl_cli.host.loading import load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE
-from uhl_cli.host.messages import first_line
 
 _FALLBACK_LENGTH = 512
 # Errors of the connection derive from this one, whichever HTTP library this release of the hub uses.
@@ -73,7 +72,7 @@ def load_config_host(
     # Some models look for padding among the tokens' values, which the meta device has none of.
     model.config.pad_token_id = None
     model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
-    return ConfigHost(_shown(name, path), str(config.model_type), resolve(model, prove=False), max_length)
+    return ConfigHost(_shown(name, path), str(config.model_type), find_map(model), max_length)
 
 
 def _config_path(name: str, revision: str | None, offline: bool) -> Path:

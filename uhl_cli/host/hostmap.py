@@ -103,7 +103,7 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
     return stream
 
 
-def resolve(model: nn.Module, *, prove: bool = True) -> HostMap:
+def find_map(model: nn.Module) -> HostMap:
     """The map of a model, whose shapes fit its family row and, with `prove`, whose sites act.
 
     The model may be a base model or one with a head; the map is of its base model.  Proving runs
@@ -124,7 +124,7 @@ def resolve(model: nn.Module, *, prove: bool = True) -> HostMap:
         raise HostMapError(f"'{family.embeddings}' is no nn.Embedding.", _HINT)
     hidden_size = int(config.hidden_size)  # type: ignore[union-attr]
     _check_embeddings(base, family, embeddings, hidden_size)
-    host_map = HostMap(
+    return HostMap(
         family=family,
         base=base,
         hidden_size=hidden_size,
@@ -132,12 +132,6 @@ def resolve(model: nn.Module, *, prove: bool = True) -> HostMap:
         layers=tuple(_layer(family, index, layer, hidden_size) for index, layer in enumerate(layers)),
         embeddings=embeddings,
     )
-    if prove:
-        # The proof needs the types of this file, so it is imported late.
-        from uhl_cli.host.proof import prove_map
-
-        prove_map(host_map)
-    return host_map
 
 
 def _module(root: nn.Module, path: str, what: str) -> nn.Module:

@@ -15,10 +15,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
-from uhl_cli.builtin.weights import unpack
-from uhl_cli.errors import HostError
+from uhl_cli.errors import HostError, first_line
 from uhl_cli.host.families import Family, family_of
-from uhl_cli.host.messages import first_line
+from uhl_cli.host.packed import unpack
 
 
 def load_config(name: str, folder: Path, trust_remote_code: bool) -> Any:  # noqa: ANN401

@@ -19,9 +19,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
-from uhl_cli.errors import HostError, HostNotFoundError
+from uhl_cli.errors import HostError, HostNotFoundError, first_line
 from uhl_cli.host.builtin import PREFIX, builtin_path
-from uhl_cli.host.messages import first_line
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -47,7 +46,7 @@ class Located:
     """A host's files on disk.
 
     :param revision: Commit of the hub that the files are from; None for a folder and a builtin.
-    :param packed: The weights are a builtin's, see `uhl_cli.builtin.weights`.
+    :param packed: The weights are a builtin's, see `uhl_cli.host.packed`.
     """
 
     folder: Path

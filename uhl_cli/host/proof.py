@@ -25,12 +25,23 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from uhl_cli.errors import HostMapError
-from uhl_cli.host.hostmap import HostLayer, HostMap, Site, read_layer_input
+from uhl_cli.host.hostmap import HostLayer, HostMap, Site, find_map, read_layer_input
 
 _TOKENS = 5
 _MIDDLE = 2
 _HINT = "The model's code differs from its family's; use an unmodified checkpoint, or open an issue."
 Edit = Callable[[Tensor], Tensor]
+
+
+def resolve(model: nn.Module) -> HostMap:
+    """The model's map, proved.
+
+    :raises UnknownFamilyError: The model's type has no row.
+    :raises HostMapError: A module is missing, has another shape, or does something else than its row says.
+    """
+    host_map = find_map(model)
+    prove_map(host_map)
+    return host_map
 
 
 def prove_map(host_map: HostMap) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from uhl_cli.errors import TokenizerError
+from uhl_cli.errors import TokenizerError, first_line
 from uhl_cli.host.locate import TOKENIZER_FILES
-from uhl_cli.host.messages import first_line
 
 _HINT = "Use a checkpoint with a tokenizer.json, or save its tokenizer as fast with transformers."
 

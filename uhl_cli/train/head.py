@@ -8,9 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from uhl_cli.align.alignment import Alignment
-from uhl_cli.controls import Progress, mean_final_states
 from uhl_cli.data.examples import Examples
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.ported.controls import Progress, mean_final_states
 from uhl_cli.train.loop import targets_of
 
 INVERSE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)

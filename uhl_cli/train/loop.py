@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.layout import UPDATE_PARAMETERS
-from uhl_cli.adapter.ported import encode_examples
+from uhl_cli.codes.layout import UPDATE_PARAMETERS
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import DataError, OutputError, TrainingError
+from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
+from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
-from uhl_cli.train.checkpoint import load_checkpoint, save_checkpoint
-from uhl_cli.train.model import RANKS, Losses, TrainedModel, TrainingHost, place_of
+from uhl_cli.train.model import RANKS, Losses, TrainedModel, TrainingHost
 from uhl_cli.train.task_adapter import TaskAdapter
 
 LOG_EVERY = 20
@@ -106,7 +107,7 @@ def targets_of(examples: Examples, rows: list[int]) -> list[int]:
 
 def train(
     adapter: CanonicalAdapter | TaskAdapter,
-    hosts: Sequence[TrainingHost],
+    host: TrainingHost,
     examples: Examples,
     config: TrainingConfig,
     *,
@@ -117,13 +118,12 @@ def train(
     save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> int:
-    """Train `adapter` in place on frozen hosts and return the number of steps.
+    """Train `adapter` in place on a frozen host and return the number of steps.
 
-    :param hosts: The source first, then its companions; a step trains on one of them, see `model.place_of`.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
     steps = total_steps(len(examples), config)
-    model = TrainedModel(adapter, [each.to(accelerator.device) for each in hosts], config)
+    model = TrainedModel(adapter, host.to(accelerator.device), config)
     optimizer = optimizer_for(adapter, config)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare: TrainedModel = accelerator.unwrap_model(model)
@@ -142,14 +142,12 @@ def train(
         factor = learning_rate_factor(step, steps, config.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        place = place_of(step, len(hosts), config)
-        host = hosts[place].host
-        length = min(config.max_length, host.max_length)
-        encoded, words, _ = encode_examples(host, examples, mine, max_length=length)
+        length = min(config.max_length, host.host.max_length)
+        encoded, words, _ = encode_examples(host.host, examples, mine, max_length=length)
         targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
         with accelerator.autocast():
             seed = (config.seed * 1_000_003 + step) * RANKS + rank
-            losses = model(encoded.to(accelerator.device), words, targets, seed, place)
+            losses = model(encoded.to(accelerator.device), words, targets, seed)
         accelerator.backward(losses.total)
         accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimizer.step()
@@ -236,3 +234,18 @@ def _trim_log(path: Path, first: int) -> None:
         if entry["step"] <= first:
             kept.append(line)
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def accelerator_for(device: str, mixed_precision: str) -> Accelerator:
+    """An accelerator on the CPU, or on the best there is, in this precision.
+
+    accelerate keeps the precision of a process's first one for good; it is forgotten here, because a program may
+    train several times.  The process group of several processes stays.
+    """
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=mixed_precision,
+        # Steps without updates, and module types that a FLOP plan leaves out, leave parameters without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

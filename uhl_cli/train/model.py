@@ -1,8 +1,7 @@
-"""The model that pretraining optimises: frozen hosts that carry the adapter, folded anew at every step."""
+"""The model that pretraining optimises: a frozen host that carries the adapter, folded anew at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from uhl_cli.adapter.attach import AlignmentNoise, Injection
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.folding import FoldedAdapter, fold, refold
-from uhl_cli.adapter.inject import AlignmentNoise, Injection
-from uhl_cli.adapter.layout import UPDATE_PARAMETERS
-from uhl_cli.adapter.plan import PortPlan
-from uhl_cli.adapter.ported import forward
+from uhl_cli.adapter.fold import FoldedAdapter, fold, refold
 from uhl_cli.align.alignment import Alignment
+from uhl_cli.codes.layout import UPDATE_PARAMETERS
+from uhl_cli.cost.plan import PortPlan
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
+from uhl_cli.ported.model import forward
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.task_adapter import TaskAdapter
 
@@ -54,39 +53,23 @@ class TrainingHost:
         return replace(self, views=[view.to(device) for view in self.views])
 
 
-def place_of(step: int, count: int, config: TrainingConfig) -> int:
-    """Which of `count` hosts a step trains on: the first, or for `companion_share` of the steps one of the others.
-
-    A function of the seed and the step alone, so that a resumed run and all processes of a step do alike.
-    """
-    if count == 1:
-        return 0
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    if float(torch.rand((), generator=generator)) >= config.companion_share:
-        return 0
-    return 1 + int(torch.randint(count - 1, (), generator=generator))
-
-
 class TrainedModel(nn.Module):
-    """Adapter parameters and frozen hosts; a host is no submodule, so that nothing trains or copies it."""
+    """Adapter parameters and a frozen host, which is no submodule, so that nothing trains or copies it."""
 
-    def __init__(
-        self, adapter: CanonicalAdapter | TaskAdapter, hosts: Sequence[TrainingHost], config: TrainingConfig
-    ) -> None:
+    def __init__(self, adapter: CanonicalAdapter | TaskAdapter, host: TrainingHost, config: TrainingConfig) -> None:
         super().__init__()
         self.adapter = adapter
-        self._hosts = tuple(hosts)
+        self._host = host
         self._config = config
-        self._base: dict[int, FoldedAdapter] = {}
+        self._base: FoldedAdapter | None = None
         if not config.updates:
             for name, parameter in adapter.named_parameters():
                 if name in UPDATE_PARAMETERS:
                     parameter.requires_grad_(False)
 
-    def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int, place: int = 0) -> Losses:
-        """Losses of one batch on the host at `place`; `targets` [examples] or [words].
+    def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
+        """Losses of one batch; `targets` [examples] or [words].
 
-        A companion (every host but the first) brings the error of its own alignment, so it has a noise of its own.
         `seed` draws the noise; `seed // RANKS` the width view and whether updates are off, so that all processes
         of a step do alike.  A readout that has seen the stream with and without updates serves a target better,
         where they arrive only in part.
@@ -95,15 +78,15 @@ class TrainedModel(nn.Module):
         cpu = torch.Generator().manual_seed(seed // RANKS)
         updated = config.updates and float(torch.rand((), generator=cpu)) >= config.update_dropout
         # Every other step shows the host's own width; the views share the rest.
-        here = self._hosts[place]
+        here = self._host
         view = here.views[0]
         if len(here.views) > 1 and torch.rand((), generator=cpu) < 0.5:
             view = here.views[1 + int(torch.randint(len(here.views) - 1, (), generator=cpu))]
-        noise, strength = None, config.noise if place == 0 else config.companion_noise
-        if strength + config.update_noise > 0:
+        noise = None
+        if config.noise + config.update_noise > 0:
             generator = torch.Generator(device=targets.device).manual_seed(seed)
-            noise = AlignmentNoise(strength, config.update_noise, generator)
-        folded = self._folded(place, view, updated)
+            noise = AlignmentNoise(config.noise, config.update_noise, generator)
+        folded = self._folded(view, updated)
         with (
             _precision(here.host),
             plain_attention(here.host),
@@ -115,9 +98,9 @@ class TrainedModel(nn.Module):
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
 
-    def _folded(self, place: int, view: Alignment, updated: bool) -> FoldedAdapter:
+    def _folded(self, view: Alignment, updated: bool) -> FoldedAdapter:
         """The adapter in a host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
-        stored, here = self.adapter.stored(), self._hosts[place]
+        stored, here = self.adapter.stored(), self._host
 
         def full(values: dict[str, Tensor]) -> FoldedAdapter:
             plan, kind = here.plan, self.adapter.config.kind
@@ -125,9 +108,9 @@ class TrainedModel(nn.Module):
 
         if not isinstance(self.adapter, TaskAdapter):
             return full(stored)
-        if place not in self._base:
-            self._base[place] = full({name: value.detach() for name, value in stored.items()})
-        return refold(self._base[place], stored, view, new_readout=self.adapter.new_readout)
+        if self._base is None:
+            self._base = full({name: value.detach() for name, value in stored.items()})
+        return refold(self._base, stored, view, new_readout=self.adapter.new_readout)
 
 
 def _precision(host: Host) -> AbstractContextManager[object]:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.convert import dequantised
-from uhl_cli.adapter.fake_quantise import codes_and_scales, fake_quantise
-from uhl_cli.adapter.layout import READOUT_PARAMETERS, bits_of
-from uhl_cli.adapter.store import Quantised
+from uhl_cli.codes.layout import READOUT_PARAMETERS, bits_of
+from uhl_cli.codes.quantise import codes_and_scales, fake_quantise
+from uhl_cli.formats.adapter import Quantised
+from uhl_cli.formats.convert import dequantised
 from uhl_cli.schema import AdapterConfig
 
 

@@ -1,0 +1,224 @@
+"""A ported adapter on disk: the same logits, for its own host alone, or an error."""
+
+import json
+import random
+import re
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from tiny_adapters import SMALL, tiny_universal
+from tiny_hosts import SENTENCES, save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
+
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.data.examples import token_examples
+from uhl_cli.errors import FingerprintError, FormatError, UhlError, UsageError
+from uhl_cli.formats.ported import FILE_NAME, load_ported, save_ported
+from uhl_cli.host.checkpoint import load_host
+from uhl_cli.schema import HostRecord
+
+TOKENS = SMALL.model_copy(update={"kind": "tokens"})
+
+
+def ported_to(family, folder, config=SMALL, **options):
+    host = tiny_host(family)
+    ported = tiny_universal(host, config).port(host, max_flops=1000.0, **options)
+    path = save_ported(folder, ported, HostRecord(name=host.name, fingerprint=host.fingerprint))
+    return ported, path
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_loaded_logits_are_the_saved_ones_bit_for_bit(tmp_path, family):
+    ported, path = ported_to(family, tmp_path / "folder")
+    assert path == tmp_path / "folder" / FILE_NAME
+    assert set(ported.folded.layers) == {0, 1}
+    loaded = load_ported(
+        tmp_path / "folder", tiny_model(family, tokenizer=tiny_tokenizer(family)), tiny_tokenizer(family)
+    )
+    assert torch.equal(loaded(SENTENCES[:5]), ported(SENTENCES[:5]))
+    assert loaded.task == ported.task
+    assert loaded.report["strategy"] == "anchors"
+
+
+def test_host_is_loaded_by_its_recorded_name(tmp_path):
+    host = load_host(str(save_tiny_host(tmp_path / "host", "bert")), device="cpu")
+    ported = tiny_universal(host).port(host, max_flops=1000.0)
+    save_ported(tmp_path / "folder", ported, HostRecord(name=host.name, fingerprint=host.fingerprint))
+    assert torch.equal(load_ported(tmp_path / "folder")(SENTENCES[:3]), ported(SENTENCES[:3]))
+
+
+def test_token_task_and_left_out_parts_come_back(tmp_path):
+    words = [text.split() for text in SENTENCES[:4]]
+    examples = token_examples(words, [[0] * len(row) for row in words])
+    ported, _ = ported_to("bert", tmp_path, TOKENS, strategy="size")
+    loaded = load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
+    assert loaded.predict(examples) == ported.predict(examples)
+    assert loaded.folded.readout.pool is None
+    assert loaded.report["strategy"] == "size"
+    host = tiny_host("bert")
+    poor = tiny_universal(host).port(host, max_flops=2.0)
+    assert not poor.folded.layers
+    assert poor.folded.readout.layer is None
+    save_ported(tmp_path, poor, HostRecord(name=host.name, fingerprint=host.fingerprint))
+    again = load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
+    assert again.folded.readout.layer is None
+    assert torch.equal(again(SENTENCES[:3]), poor(SENTENCES[:3]))
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"hidden_size": 16}, {"num_hidden_layers": 3}])
+def test_another_host_is_refused(tmp_path, options):
+    ported_to("bert", tmp_path)
+    with pytest.raises(FingerprintError, match="was made for tiny-bert") as caught:
+        load_ported(tmp_path, tiny_model("bert", **options), tiny_tokenizer("bert"))
+    assert caught.value.hint
+
+
+def test_model_without_tokenizer_is_refused(tmp_path):
+    ported_to("bert", tmp_path)
+    with pytest.raises(UsageError):
+        load_ported(tmp_path, tiny_model("bert"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return ported_to("bert", tmp_path_factory.mktemp("ported"))[1].read_bytes()
+
+
+def header_of(data):
+    return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]
+
+
+def refused(folder, data):
+    folder.mkdir(exist_ok=True)
+    (folder / FILE_NAME).write_bytes(data)
+    with pytest.raises(FormatError) as caught:
+        load_ported(folder, tiny_model("bert"), tiny_tokenizer("bert"))
+    assert caught.value.hint
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path, saved):
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(FormatError):
+            load_ported(folder, tiny_model("bert"), tiny_tokenizer("bert"))
+    for data in (
+        b"",
+        b"\0" * 20,
+        saved[:100],
+        saved[:-1],
+        saved[:8] + b"x" + saved[9:],
+        random.Random(0).randbytes(999),
+    ):
+        refused(tmp_path, data)
+
+
+def test_records_that_are_not_ours_are_refused(tmp_path, saved):
+    record = json.loads(header_of(saved)["uhl-ported"])
+    for metadata in (
+        None,
+        {"format": "pt"},
+        {"uhl-ported": ""},
+        {"uhl-ported": "[]"},
+        {"uhl-ported": json.dumps({**record, "extra": 1})},
+        {"uhl-ported": json.dumps({**record, "task": None})},
+    ):
+        refused(tmp_path, save(load(saved), metadata=metadata))
+
+
+@pytest.mark.parametrize("version", ["2.0", "4.0"])
+def test_an_older_format_is_refused(tmp_path, saved, version):
+    header = header_of(saved)
+    record = json.loads(header["uhl-ported"]) | {"format_version": version}
+    (tmp_path / FILE_NAME).write_bytes(save(load(saved), {"uhl-ported": json.dumps(record)}))
+    with pytest.raises(FormatError, match=f"old format {re.escape(version)}"):
+        load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
+
+
+def test_missing_parts_are_refused(tmp_path, saved):
+    tensors = load(saved)
+    optional = ("layers.0.edits", "layers.1.edits", "taps.")  # a port may leave these out
+    for name in tensors:
+        if not name.startswith(optional):
+            refused(tmp_path, save({key: value for key, value in tensors.items() if key != name}, header_of(saved)))
+    refused(tmp_path, save({key: value for key, value in tensors.items() if "taps" not in key}, header_of(saved)))
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("layers.0.router", lambda value: value[:, :5]),
+        ("layers.0.router", lambda value: value[:3]),
+        ("layers.0.read", lambda value: value.T),
+        ("layers.0.read_bias", lambda value: value[:2]),
+        ("layers.1.edits.mlp", lambda value: value[:, :7]),
+        ("layers.1.edits.mlp", lambda value: value[:2]),
+        ("readout_layer.edits.readout", lambda value: value[:, :2]),
+        ("readout.out_weight", lambda value: value[:, :2]),
+        ("readout.out_weight", lambda value: value[:1]),
+        ("readout.out_bias", lambda value: value[:1]),
+        ("readout.bias", lambda value: value[:2]),
+        ("readout.pool", lambda value: value[:2]),
+        ("taps.2", lambda value: value[:2]),
+        ("taps.2", lambda value: value[:, :5]),
+        ("taps.2", lambda value: value.float()),
+        ("taps.2", lambda value: torch.full_like(value, 255)),
+        ("threshold", lambda value: value[:0]),
+        ("threshold", lambda value: value.repeat(99)),
+        ("layers.0.router", lambda value: value.float()),
+        ("layers.0.router", lambda value: value.to(torch.int8)),
+        ("layers.0.router", lambda value: torch.full_like(value, 255)),  # steps and offsets that are no numbers
+        ("readout_layer.edits.readout", lambda value: torch.full_like(value, 255)),
+        ("layers.0.read_bias", lambda value: value * torch.nan),
+        ("layers.0.read_bias", lambda value: value.to(torch.uint8)),
+    ],
+)
+def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, function):
+    tensors = load(saved)
+    tensors[name] = function(tensors[name]).contiguous()
+    refused(tmp_path, save(tensors, header_of(saved)))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"layers.0.router": "layers.x.router"},
+        {"layers.0.edits.mlp": "layers.0.edits.nonsense"},
+        {"taps.2": "taps.77"},
+        {"taps.2": "taps.x"},
+        {"layers.1.router": "layers.01.router"},
+        {"taps.0": "taps.-1"},
+        {"readout_layer.edits.readout": "readout_layer.edits.q"},
+        {"readout.pool": "readout.well"},
+        {"threshold": "threshhold"},
+    ],
+)
+def test_parts_of_another_name_are_refused(tmp_path, saved, names):
+    tensors = {names.get(name, name): value for name, value in load(saved).items()}
+    refused(tmp_path, save(tensors, header_of(saved)))
+
+
+def test_flipped_bytes_are_refused_or_run(tmp_path, saved):
+    rng = random.Random(1)
+    model, tokenizer = tiny_model("bert"), tiny_tokenizer("bert")
+    header_end = 8 + struct.unpack("<Q", saved[:8])[0]
+    found = set()
+    for _ in range(60):
+        data = bytearray(saved)
+        data[rng.randrange(header_end if rng.random() < 0.6 else len(data))] = rng.randrange(256)
+        (tmp_path / FILE_NAME).write_bytes(bytes(data))
+        try:
+            assert load_ported(tmp_path, model, tokenizer)(SENTENCES[:1]).shape == (1, 3)
+            found.add("run")
+        except UhlError:
+            found.add("refused")
+    assert found == {"run", "refused"}
+
+
+def test_the_limit_is_kept_and_reported():
+    host = tiny_host("llama", num_hidden_layers=4)
+    universal = tiny_universal(host)
+    assert isinstance(universal, UniversalAdapter)
+    full, poor = universal.port(host, max_flops=1000.0), universal.port(host, max_flops=3.0)
+    assert full.report["left_out"] == ()
+    assert poor.report["left_out"]
+    assert not torch.equal(full(SENTENCES[:2]), poor(SENTENCES[:2]))

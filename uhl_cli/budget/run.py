@@ -1,0 +1,121 @@
+"""`uhl budget`: what an adapter file costs, in bytes and, on a target, in FLOPs, memory, atoms and time.
+
+Without a target neither torch nor transformers is imported.
+"""
+
+from __future__ import annotations
+
+from uhl_cli.budget.report import (
+    MAX_ATOMS,
+    MAX_FLOPS,
+    BudgetOptions,
+    BudgetReport,
+    Limits,
+    TargetBudget,
+)
+from uhl_cli.budget.sizes import FileSizes, file_sizes
+from uhl_cli.codes.layout import parameter_shapes
+from uhl_cli.errors import FormatError, UsageError
+from uhl_cli.formats.adapter import AdapterFile, read_adapter
+from uhl_cli.formats.task import TaskFile, adapter_digest, read_task, task_parameter_shapes
+from uhl_cli.reports import Reporter, silent
+
+
+def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetReport:
+    """Measure a file and, where a target is named, the file on it; a limit that is passed is in the report.
+
+    :raises UsageError: When options contradict each other, or a limit cannot be held against anything.
+    :raises UhlError: Any other of its kinds.
+    """
+    _refuse_contradictions(options)
+    content = read_adapter(options.adapter)
+    sizes = file_sizes(options.adapter, parameter_shapes(content.manifest.config))
+    task, task_sizes = _task(options)
+    _refuse_unknowable(options, (content.manifest.config if task is None else task.record.config).top_k)
+    target = _target(options, content, task, reporter)
+    limits = Limits(
+        bytes=options.max_bytes,
+        flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
+        atoms_per_token=_atoms_limit(options, target),
+    )
+    return BudgetReport(
+        adapter=str(options.adapter),
+        file=sizes,
+        task_file=task_sizes,
+        target=target,
+        limits=limits,
+        beyond=tuple(_beyond(sizes, target, limits)),
+    )
+
+
+def _refuse_contradictions(options: BudgetOptions) -> None:
+    if options.target is not None and options.target_config is not None:
+        raise UsageError("--target and --target-config name two targets.", "Give one of them.")
+    if options.target is None and options.target_config is None and options.max_flops is not None:
+        raise UsageError("--max-flops has nothing to be held against.", "Name a host with --target or --target-config.")
+    if options.target is not None:
+        return
+    needing_weights = {"--time": options.time, "--data and --task": options.data_asked}
+    for option, asked in needing_weights.items():
+        if asked:
+            raise UsageError(f"{option} cannot be measured without a host's weights.", "Name a host with --target.")
+
+
+def _refuse_unknowable(options: BudgetOptions, top_k: int) -> None:
+    """Without weights no atoms are counted; but a limit that the most possible holds is kept for certain."""
+    if options.target is None and options.max_atoms is not None and options.max_atoms < top_k:
+        raise UsageError(
+            "--max-atoms below what the file allows a token cannot be held against anything without weights.",
+            "Name a host with --target.",
+        )
+
+
+def _task(options: BudgetOptions) -> tuple[TaskFile | None, FileSizes | None]:
+    if options.task_file is None:
+        return None, None
+    task = read_task(options.task_file)
+    if task.record.adapter != adapter_digest(options.adapter):
+        raise FormatError(
+            f"{options.task_file} was tuned on another adapter file.", "Give the adapter that it was made from."
+        )
+    return task, file_sizes(options.task_file, task_parameter_shapes(task.record))
+
+
+def _target(
+    options: BudgetOptions, content: AdapterFile, task: TaskFile | None, reporter: Reporter
+) -> TargetBudget | None:
+    # Imported late: both need torch.
+    if options.target is not None:
+        from uhl_cli.budget.target import host_budget
+
+        return host_budget(options, options.target, reporter)
+    if options.target_config is not None:
+        from uhl_cli.budget.target import config_budget
+
+        config = content.manifest.config if task is None else task.record.config
+        # A readout of another task is new to the bank.
+        featured = content.features is not None and (task is None or task.record.own_task)
+        return config_budget(options, options.target_config, config, reporter, featured=featured)
+    return None
+
+
+def _atoms_limit(options: BudgetOptions, target: TargetBudget | None) -> float | None:
+    if target is None or target.atoms is None:
+        return options.max_atoms
+    return MAX_ATOMS if options.max_atoms is None else options.max_atoms
+
+
+def _beyond(sizes: FileSizes, target: TargetBudget | None, limits: Limits) -> list[str]:
+    found = []
+    if sizes.bytes > limits.bytes:
+        found.append(f"{sizes.bytes:,} bytes, the limit is {limits.bytes:,}")
+    if target is None:
+        return found
+    if target.refused is not None:
+        found.append(target.refused)
+    elif limits.flops_percent is not None and target.flops.percent > limits.flops_percent:
+        found.append(f"{target.flops.percent:.2f} % FLOPs, the limit is {limits.flops_percent:g} %")
+    atoms, limit = target.atoms, limits.atoms_per_token
+    if atoms is not None and limit is not None and atoms.per_token > limit:
+        found.append(f"{atoms.per_token:.2f} active atoms per token, the limit is {limit:g}")
+    return found

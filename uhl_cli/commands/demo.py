@@ -1,0 +1,73 @@
+"""`uhl demo`: the whole way on what ships with the package, from training to tuning, with nothing to download."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from uhl_cli.commands.options import (
+    DataOptions,
+    DemoOptions,
+    HostOptions,
+    PortOptions,
+    PretrainOptions,
+    TuneOptions,
+    tuning_defaults,
+)
+from uhl_cli.commands.port import run_port
+from uhl_cli.commands.pretrain import run_pretrain
+from uhl_cli.commands.tune import run_tune
+from uhl_cli.errors import OutputError
+from uhl_cli.reports import DemoReport, Reporter, silent
+from uhl_cli.schema import TrainingConfig
+
+ADAPTER_NAME = "demo.safetensors"
+
+
+def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
+    """Pretrain on the source, port to the target, tune there, all through the pipelines of the other commands.
+
+    :raises OutputError: When the folder holds a demo already.
+    :raises UhlError: Any other of its kinds that a step raises.
+    """
+    started = time.monotonic()
+    with _folder(options.output) as folder:
+        source = HostOptions(name=options.source, device=options.device)
+        target = HostOptions(name=options.target, device=options.device)
+        data = DataOptions(task=options.task)
+        path = folder / ADAPTER_NAME
+        training = TrainingConfig(epochs=options.epochs, seed=options.seed)
+        pretrain_options = PretrainOptions(
+            host=source, data=data, output=path, training=training, licence="MIT", overwrite=True
+        )
+        pretrained = run_pretrain(pretrain_options, reporter)
+        port_options = PortOptions(adapter=path, target=target, data=data, data_required=True, seed=options.seed)
+        _, ported = run_port(port_options, reporter)
+        training = tuning_defaults().model_copy(update={"max_steps": options.tune_steps, "seed": options.seed})
+        tuned = run_tune(
+            TuneOptions(adapter=path, target=target, data=data, training=training, overwrite=True), reporter
+        )
+    return DemoReport(
+        pretrain=pretrained,
+        port=ported,
+        tune=tuned,
+        max_bytes=pretrain_options.max_bytes,
+        max_flops=port_options.max_flops,
+        output=None if options.output is None else str(options.output),
+        seconds=time.monotonic() - started,
+    )
+
+
+@contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    """The folder that the files go to: the user's, or one that is gone afterwards."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="uhl-demo-") as name:
+            yield Path(name)
+        return
+    if (output / ADAPTER_NAME).exists():
+        raise OutputError(f"{output / ADAPTER_NAME} is there already.", "Choose another --output.")
+    yield output

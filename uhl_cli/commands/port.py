@@ -1,0 +1,170 @@
+"""`uhl port`: an adapter file and a target in, a ported model with its report out; no label, no gradient."""
+
+from __future__ import annotations
+
+import time
+
+from uhl_cli.api import UniversalAdapter, align
+from uhl_cli.commands.options import PortOptions
+from uhl_cli.commands.scoring import (
+    Classes,
+    Predictor,
+    depth_quality,
+    flop_report,
+    host_record,
+    load,
+    references_of,
+    refuse_unwritable,
+)
+from uhl_cli.data import TASKS, Examples, TaskData, load_task
+from uhl_cli.errors import DataError, LabelError, OutputError
+from uhl_cli.formats.ported import FILE_NAME, save_ported
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.metrics import paired_difference, score
+from uhl_cli.ported.model import PortedModel
+from uhl_cli.reports import PortReport, Reporter, phase, silent
+from uhl_cli.schema import HostRecord
+
+_LABELLED = {"sequence": "whole texts", "tokens": "words"}
+
+
+def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedModel, PortReport]:
+    """Load what the options name, port, score where the data can be had, and keep the result if asked.
+
+    :raises UhlError: Any of its kinds; nothing half-written is left.
+    """
+    if options.output is not None and (options.output / FILE_NAME).exists() and not options.overwrite:
+        raise OutputError(
+            f"{options.output / FILE_NAME} is there already.", "Choose another --output, or add --overwrite."
+        )
+    if options.output is not None:
+        refuse_unwritable(options.output / FILE_NAME)
+    adapter = UniversalAdapter.load(options.adapter)
+    if options.task_file is not None:
+        adapter = adapter.with_task(options.task_file)
+    started = time.monotonic()
+    host = load(options.target)
+    seconds = {"load": time.monotonic() - started}
+    data, reason = _data(adapter, options)
+    ported, report = port(adapter, host, options, data=data, reporter=reporter, seconds=seconds)
+    report = report.model_copy(update={"data": reason if data is None else data.source})
+    if options.output is not None:
+        # The full name, unlike the report's, so that the folder can be loaded without naming the host again.
+        record = HostRecord(name=host.name, revision=host.revision, fingerprint=host.fingerprint)
+        save_ported(options.output, ported, record)
+        report = report.model_copy(update={"output": str(options.output)})
+    return ported, report
+
+
+def port(
+    adapter: UniversalAdapter,
+    host: Host,
+    options: PortOptions,
+    *,
+    data: TaskData | None,
+    reporter: Reporter = silent,
+    seconds: dict[str, float] | None = None,
+) -> tuple[PortedModel, PortReport]:
+    """Port a loaded adapter to a loaded host; `data` is only ever used to score.
+
+    :raises AlignmentError: When the host cannot be aligned.
+    :raises BudgetError: When the FLOP limit leaves nothing.
+    """
+    times = dict(seconds or {})
+    started = time.monotonic()
+    alignment, plan, host_flops = adapter.align(
+        host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+    )
+    times["align"] = time.monotonic() - started
+    started = time.monotonic()
+    ported = adapter.inject(host, alignment, plan, host_flops)
+    times["inject"] = time.monotonic() - started
+    predictions: dict[str, Classes] = {}
+    atoms, truncated = None, 0
+    examples = None if data is None else data.evaluation
+    if examples is not None:
+        started = time.monotonic()
+        predictor = Predictor(adapter, examples, batch_size=options.batch_size, reporter=reporter)
+        predictions["ported"], atoms, truncated = predictor.carried(ported, "ported")
+        predictions["readout_only"] = predictor.readout_only(ported)
+        predictions["untouched"] = predictor.untouched()
+        predictions["random_update"] = predictor.random_update(ported, options.seed)
+        if adapter.head_fitted:
+            predictions["head_only"] = predictor.head_only(host, alignment)
+        by_size = adapter.inject(host, align(host, adapter.bank, "size", plan=plan), plan, host_flops)
+        predictions["size"] = predictor.carried(by_size, "size").classes
+        times["score"] = time.monotonic() - started
+    manifest = adapter.manifest
+    scores, gains = {}, {}
+    if examples is not None:
+        references, task = references_of(examples), manifest.task
+        scores = {name: score(task.metric, rows, references, task.labels) for name, rows in predictions.items()}
+        gains = {
+            name: paired_difference(task.metric, predictions["ported"], rows, references, task.labels)
+            for name, rows in predictions.items()
+            if name != "ported"
+        }
+    report = PortReport(
+        adapter=str(options.adapter),
+        bytes=options.adapter.stat().st_size if options.adapter.exists() else 0,
+        target=host_record(host),
+        strategy=alignment.strategy,
+        task=manifest.task.name,
+        source=manifest.source.name,
+        source_score=manifest.score,
+        quality=depth_quality(alignment),
+        readout_quality=alignment.tap_quality,
+        feature_quality=None if alignment.features is None else alignment.features.quality,
+        left_out=plan.left_out,
+        flops=flop_report(host, ported, host_flops),
+        seconds=times,
+        data=None if data is None else data.source,
+        scores=scores,
+        gains=gains,
+        atoms_per_token=atoms,
+        truncated=truncated,
+    )
+    return ported, report
+
+
+def _data(adapter: UniversalAdapter, options: PortOptions) -> tuple[TaskData | None, str | None]:
+    """Evaluation data in the adapter's labels, or None with the reason.
+
+    Data that was asked for must be had; the adapter's own task is scored only where its data is at hand.
+    """
+    if not options.score:
+        return None, "not scored: --no-score"
+    task = adapter.manifest.task
+    flags = options.data.model_dump(exclude={"task"})
+    name = options.data.task or task.name
+    if name == task.name and name not in TASKS:
+        # The columns that the adapter was trained on are the best guess for more data of a user's own task.
+        for column in ("text_column", "pair_column", "label_column", "tokens_column"):
+            flags[column] = flags[column] or getattr(task, column)
+    try:
+        data = load_task(
+            name,
+            labels=task.labels,
+            offline=options.target.offline,
+            seed=options.seed,
+            need_train=False,
+            **flags,
+        )
+    except LabelError:
+        raise
+    except DataError as error:
+        if options.data_required:
+            raise
+        return None, f"not scored: {error.message}"
+    _check_kind(data, adapter)
+    return data, None
+
+
+def _check_kind(data: TaskData, adapter: UniversalAdapter) -> None:
+    task = adapter.manifest.task
+    examples: Examples | None = data.evaluation
+    hint = "Give evaluation data of the adapter's own task with --data."
+    if data.task.kind != task.kind:
+        raise DataError(f"the data labels {_LABELLED[data.task.kind]}, the adapter {_LABELLED[task.kind]}.", hint)
+    if examples is None or len(examples) == 0:
+        raise DataError("the data has no evaluation example.", hint)

@@ -1,0 +1,373 @@
+"""`uhl pretrain`: a frozen host and a task in, one adapter file out."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from uhl_cli.adapter.canonical import CanonicalAdapter
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.align.bank import AnchorBank, build_bank
+from uhl_cli.align.states import word_states
+from uhl_cli.align.texts import (
+    AnchorTexts,
+    choose_anchors,
+    choose_feature_texts,
+    general_texts,
+    in_style_of,
+    read_texts,
+)
+from uhl_cli.align.views import width_views
+from uhl_cli.api import UniversalAdapter, align
+from uhl_cli.builtin.corpus import opinions
+from uhl_cli.codes.packing import pack_levels
+from uhl_cli.commands.feature_bank import feature_bank, texts_that_fit
+from uhl_cli.commands.options import PretrainOptions
+from uhl_cli.commands.scoring import (
+    Predictor,
+    depth_quality,
+    flop_report,
+    host_record,
+    load,
+    references_of,
+    refuse_overwriting,
+    versions,
+)
+from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.cost.plan import PortPlan, make_plan
+from uhl_cli.data import TaskData, load_task
+from uhl_cli.errors import BudgetError, DataError, UsageError
+from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
+from uhl_cli.formats.checkpoint import run_digest
+from uhl_cli.formats.convert import to_file
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.metrics import Score, score
+from uhl_cli.reports import PretrainReport, Reporter, phase, silent
+from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, TrainingRecord
+from uhl_cli.train.head import fit_head
+from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
+from uhl_cli.train.model import TrainingHost
+
+
+def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> PretrainReport:
+    """Load what the options name, train, and write the file.
+
+    :raises UhlError: Any of its kinds; nothing half-written is left.
+    """
+    files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
+    refuse_overwriting(options.output, files, resume=options.resume, overwrite=options.overwrite)
+    accelerator = accelerator_for(options.host.device, options.training.mixed_precision)
+    chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
+    host = load(options.host.model_copy(update={"device": chosen}))
+    if options.data.task is None:
+        raise UsageError("there is no task to train on.", "Name one with --task.")
+    data = load_task(
+        options.data.task,
+        offline=options.host.offline,
+        seed=options.training.seed,
+        **options.data.model_dump(exclude={"task"}),
+    )
+    try:
+        return pretrain(host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+    finally:
+        accelerator.end_training()  # leaves the process group, where there are several processes
+
+
+def pretrain(
+    host: Host,
+    data: TaskData,
+    options: PretrainOptions,
+    *,
+    accelerator: Accelerator,
+    files: RunFiles | None = None,
+    reporter: Reporter = silent,
+) -> PretrainReport:
+    """Train on loaded objects and write `options.output`.
+
+    :raises BudgetError: Before training, when the file or the FLOPs cannot hold the limits.
+    :raises TrainingError: When training diverges or the checkpoint does not fit.
+    """
+    started = time.monotonic()
+    examples, training = data.train, options.training
+    if examples is None or len(examples) == 0:
+        raise DataError("there is no training example.", "Check --data and --limit-train.")
+    prepared = prepare(host, data, options, reporter)
+    config = options.adapter.model_copy(update={"num_labels": len(data.task.labels), "kind": data.task.kind})
+    adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
+    steps = total_steps(len(examples), training)
+    manifest = manifest_of(host, data, options, adapter, prepared.bank, steps)
+    size = refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
+    room = options.max_bytes - size
+    texts = more_texts(data, options, prepared.bank.anchors, config, room=room)
+
+    def on_step(report: StepReport) -> None:
+        note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
+        reporter("training", report.step, report.steps, note)
+
+    identity = {
+        "training": training.model_dump(),
+        "adapter": config.model_dump(),
+        "hosts": [host.fingerprint.model_dump()],
+        "data": manifest.training.train_digest,
+        "anchors": prepared.bank.anchors.digest,
+        "steps": steps,
+        "processes": accelerator.num_processes,
+    }
+    reporter("training", 0, steps)
+    train(
+        adapter,
+        prepared.host,
+        examples,
+        training,
+        accelerator=accelerator,
+        files=files,
+        digest=run_digest(identity),
+        resume=options.resume,
+        save_every=options.save_every,
+        on_step=on_step,
+    )
+    weight, bias = fit_head(
+        host,
+        prepared.own,
+        examples,
+        num_labels=config.num_labels,
+        seed=training.seed,
+        max_length=training.max_length,
+        progress=phase(reporter, "head-only control"),
+    )
+    with torch.no_grad():
+        adapter.get_parameter("head_weight").copy_(weight)
+        adapter.get_parameter("head_bias").copy_(bias)
+    return _finish(host, data, adapter, prepared, (texts, room), manifest, options, started, accelerator, reporter)
+
+
+def _finish(
+    host: Host,
+    data: TaskData,
+    adapter: CanonicalAdapter,
+    prepared: Prepared,
+    more_texts: tuple[AnchorTexts | None, int],
+    manifest: Manifest,
+    options: PretrainOptions,
+    started: float,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> PretrainReport:
+    """Score the integer codes that the file will hold, as a reader of it will, and write them.
+
+    :param more_texts: Texts for a feature bank, if any, and the bytes that it may take.
+    """
+    texts, room = more_texts
+    bare = to_file(adapter, prepared.bank, manifest)
+    loaded = UniversalAdapter.from_file(bare)
+    trained = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
+    features = None if texts is None else feature_bank(loaded, trained, prepared.own, texts, reporter, room=room)
+    if features is not None:
+        record = FeatureRecord(
+            texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
+        )
+        anchors = manifest.anchors.model_copy(update={"features": record})
+        manifest = manifest.model_copy(update={"anchors": anchors})
+        loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
+    own, plan, host_flops = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
+    ported = loaded.inject(host, own, plan, host_flops)
+    scores: dict[str, Score] = {}
+    atoms, truncated = None, 0
+    if data.evaluation is not None and len(data.evaluation):
+        predictor = Predictor(loaded, data.evaluation, batch_size=options.evaluation_batch_size, reporter=reporter)
+        classes, atoms, truncated = predictor.carried(ported, "adapter")
+        found = {
+            "adapter": classes,
+            "readout_only": predictor.readout_only(ported),
+            "head_only": predictor.head_only(host, own),
+        }
+        references = references_of(data.evaluation)
+        scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
+    atoms = None if atoms is None else round(atoms, 6)
+    update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
+    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features)
+    size = refuse_too_large(content, options.max_bytes)
+    if accelerator.is_main_process:
+        write_adapter(options.output, content)
+    accelerator.wait_for_everyone()
+    return PretrainReport(
+        output=str(options.output),
+        bytes=size,
+        source=manifest.source,
+        task=data.task.name,
+        train_examples=manifest.training.train_examples,
+        steps=manifest.training.steps,
+        seconds=time.monotonic() - started,
+        score=scores.get("adapter"),
+        head_only=scores.get("head_only"),
+        readout_only=scores.get("readout_only"),
+        atoms_per_token=atoms,
+        truncated=truncated,
+        quality=depth_quality(own),
+        anchor_words=prepared.bank.anchors.num_words,
+        feature_words=0 if features is None else features.anchors.num_words,
+        flops=flop_report(host, ported, prepared.host_flops),
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training needs: the bank, and the source with its alignments, its own first."""
+
+    bank: AnchorBank
+    host: TrainingHost
+    host_flops: int
+
+    @property
+    def own(self) -> Alignment:
+        """The source's own alignment."""
+        return self.host.views[0]
+
+    @property
+    def plan(self) -> PortPlan:
+        """The parts that the source carries."""
+        return self.host.plan
+
+
+def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Reporter) -> Prepared:
+    """Choose anchors, define canonical space by the host, align the host to it, and imitate other widths.
+
+    :raises BudgetError: When the FLOP limit leaves nothing.
+    :raises AlignmentError: When there are too few anchors or the host's states are degenerate.
+    """
+    config = options.adapter
+    host_flops = count_flops(host, None)
+    tokens = min(SEQUENCE_LENGTH, host.max_length)
+    plan = make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=options.max_flops)
+    anchors = _anchors(data, options)
+    states = word_states(host, anchors, progress=phase(reporter, "anchors"))
+    if not bool(states.present.all()):  # texts longer than the host takes
+        anchors, states = anchors.keep(states.present.tolist()), states.present_only()
+    total = 2 + options.training.width_views
+    reporter("aligning", 0, total)
+    bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
+    views = [align(host, bank, config.strategy, plan=plan, states=states)]
+    if config.strategy == "anchors":
+        views += width_views(
+            bank,
+            states,
+            views[0],
+            plan.tap_depths,
+            count=options.training.width_views,
+            seed=options.training.seed,
+        )
+    reporter("aligning", total, total)
+    return Prepared(bank, TrainingHost(host, views, plan), host_flops)
+
+
+# More words than this bring a readout nothing (figures: tests/benchmarks/README.md).
+FEATURE_WORDS = 22_000
+
+
+def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts) -> AnchorTexts | None:
+    """Texts for the feature bank, from where the anchors come and other than theirs; None where there are none."""
+    texts, origin = _texts(data, options)
+    if options.anchors == "general":
+        reviews = load_task("reviews", need_evaluation=False).train
+        assert reviews is not None  # it ships with the package
+        texts += _like_the_tasks([*opinions(), *reviews.texts], data)
+    return choose_feature_texts(
+        texts,
+        exclude=set(anchors.texts),
+        num_words=options.feature_words or FEATURE_WORDS,
+        seed=options.training.seed,
+        origin=origin,
+    )
+
+
+def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:
+    texts, origin = _texts(data, options)
+    return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
+
+
+def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
+    """Texts to align by and their origin: the task's training texts by default, the package's own, or a file's."""
+    if options.anchors is None:
+        assert data.train is not None  # pretrain has checked it
+        return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
+    if options.anchors == "general":
+        return _like_the_tasks(general_texts(), data), "general"
+    return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
+
+
+def _like_the_tasks(texts: list[str], data: TaskData) -> list[str]:
+    assert data.train is not None  # pretrain has checked it
+    return in_style_of(texts, data.train.texts)
+
+
+def manifest_of(
+    host: Host,
+    data: TaskData,
+    options: PretrainOptions,
+    adapter: CanonicalAdapter,
+    bank: AnchorBank,
+    steps: int,
+) -> Manifest:
+    """Everything that is known before training; the score comes last."""
+    assert data.train is not None  # pretrain has checked it
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        config=adapter.config,
+        task=data.task,
+        label_counts=data.train.label_counts(len(data.task.labels)),
+        source=host_record(host),
+        training=TrainingRecord(
+            command=options.command(),
+            config=options.training,
+            steps=steps,
+            train_examples=len(data.train),
+            train_digest=data.train.digest(),
+            data=data.source[:1000],
+        ),
+        anchors=AnchorRecord(
+            origin=bank.anchors.origin,
+            texts=len(bank.anchors.texts),
+            words=bank.anchors.num_words,
+            digest=bank.anchors.digest,
+        ),
+        versions=versions(),
+        licence=options.licence,
+    )
+
+
+def refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
+    """The file's size in bytes.
+
+    :raises BudgetError: When that is more than the limit, with a number of anchors that would fit.
+    """
+    size = len(to_bytes(content))
+    if size > max_bytes:
+        per_anchor = len(pack_levels(content.coordinates.codes)) / content.manifest.anchors.words
+        # Other anchors bring other texts, whose size is not known before; a few anchors less make room for them.
+        fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
+        hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
+        raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
+    return size
+
+
+def more_texts(
+    data: TaskData, options: PretrainOptions, anchors: AnchorTexts, config: AdapterConfig, *, room: int
+) -> AnchorTexts | None:
+    """Texts for a feature bank in the bytes that are left.
+
+    :raises DataError: When a bank was asked for and there is too little text.
+    :raises BudgetError: When a bank was asked for and there is too little room.
+    """
+    if options.feature_words == 0 or config.strategy != "anchors":
+        return None
+    try:
+        return texts_that_fit(feature_texts(data, options, anchors), config, room=room)
+    except (DataError, BudgetError):
+        if options.feature_words is not None:
+            raise
+        return None

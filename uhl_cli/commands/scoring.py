@@ -1,0 +1,176 @@
+"""What several pipelines need: records of hosts, counts of FLOPs, predictions and their scores."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+
+from uhl_cli import __version__
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.options import HostOptions
+from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.data import Examples
+from uhl_cli.errors import OutputError
+from uhl_cli.host.checkpoint import Host, load_host
+from uhl_cli.metrics import majority_class
+from uhl_cli.ported.controls import head_logits, mean_final_states, randomised, without_updates
+from uhl_cli.ported.model import PortedModel
+from uhl_cli.ported.shift import update_shift
+from uhl_cli.reports import DepthQuality, FlopReport, Reporter, phase
+from uhl_cli.schema import HostRecord
+from uhl_cli.train.loop import RunFiles
+
+Classes = list[int] | list[list[int]]
+
+
+def load(options: HostOptions) -> Host:
+    """The host that the options name.
+
+    :raises HostError: When it cannot be found, loaded or used.
+    """
+    return load_host(**options.model_dump())
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Notice an output that cannot be written before any work is spent on it; writes nothing itself.
+
+    :raises OutputError: When it is a folder, or would lie where no file can be made.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder.", "Name a file with --output.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OutputError(f"cannot write to {path.parent}.", "Choose another --output.")
+
+
+def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output that is there already, or that an unfinished run is making; writes nothing itself.
+
+    :raises OutputError: When it may not or cannot be written.
+    """
+    refuse_unwritable(output)
+    unfinished = files.checkpoint.exists() or files.search.exists()
+    if overwrite or (resume and unfinished):
+        return
+    if output.exists():
+        raise OutputError(f"{output} is there already.", "Choose another --output, or add --overwrite.")
+    if unfinished:
+        raise OutputError(
+            f"an unfinished run lies in {files.folder}.",
+            "Go on with --resume, or begin anew with --overwrite.",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers, for a manifest."""
+    return {
+        "uhl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def host_record(host: Host) -> HostRecord:
+    """Name, revision and fingerprint of a host; of a local folder the last part alone, since files are shared."""
+    name = Path(host.name).resolve().name if Path(host.name).is_dir() else host.name
+    return HostRecord(name=name, revision=host.revision, fingerprint=host.fingerprint)
+
+
+def depth_quality(alignment: Alignment) -> tuple[DepthQuality, ...]:
+    """Held-out R^2 of every depth; empty for a strategy that fits nothing."""
+    return tuple(
+        DepthQuality(depth=index, normalised_depth=alignment.layers[index].depth, r2=r2)
+        for index, r2 in enumerate(alignment.quality)
+    )
+
+
+def flop_report(host: Host, ported: PortedModel, host_flops: int) -> FlopReport:
+    """The adapter's FLOPs, counted as the difference that attaching it makes."""
+    added = count_flops(host, ported.folded) - host_flops
+    return FlopReport(
+        sequence_length=min(SEQUENCE_LENGTH, host.max_length),
+        host=host_flops,
+        adapter=added,
+        percent=100 * added / host_flops,
+    )
+
+
+def references_of(examples: Examples) -> Classes:
+    """True classes as `metrics.score` wants them."""
+    if examples.tags is not None:
+        return [list(row) for row in examples.tags]
+    assert examples.labels is not None
+    return list(examples.labels)
+
+
+class Carried(NamedTuple):
+    """Predictions of a host that carries an adapter; see `adapter.ported.Predictions`."""
+
+    classes: Classes
+    atoms_per_token: float
+    truncated: int
+
+
+class Predictor:
+    """Predictions of an adapter and of its controls on one host, for the same examples."""
+
+    def __init__(self, adapter: UniversalAdapter, examples: Examples, *, batch_size: int, reporter: Reporter) -> None:
+        self._adapter = adapter
+        self._examples = examples
+        self._batch_size = batch_size
+        self._reporter = reporter
+        self._max_length = adapter.max_length
+
+    def carried(self, ported: PortedModel, label: str) -> Carried:
+        """Classes by a ported model, its active atoms per token, and how many texts were cut."""
+        predictions = ported.predict(
+            self._examples,
+            batch_size=self._batch_size,
+            max_length=min(self._max_length, ported.host.max_length),
+            progress=phase(self._reporter, f"scoring: {label}"),
+        )
+        return Carried(predictions.for_metric(ported.task.kind), predictions.atoms_per_token, predictions.truncated)
+
+    def readout_only(self, ported: PortedModel) -> Classes:
+        """Classes by the readout with updates off."""
+        bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
+        return self.carried(bare, "readout only").classes
+
+    def random_update(self, ported: PortedModel, seed: int) -> Classes:
+        """Classes with updates of the same norm in random directions; their shift is taken back like the own."""
+        redirected = PortedModel(ported.host, randomised(ported.folded, seed=seed), ported.task)
+        features, readout = self._adapter.features, redirected.folded.readout
+        if features is not None and readout.shift is not None:
+            redirected.folded = replace(redirected.folded, readout=replace(readout, shift=None))
+            shift = -update_shift(redirected, features).to(readout.bias)
+            redirected.folded = replace(redirected.folded, readout=replace(readout, shift=shift))
+        return self.carried(redirected, "random update").classes
+
+    def head_only(self, host: Host, alignment: Alignment) -> Classes:
+        """Classes by the linear head on the untouched host's final state."""
+        states, counts = mean_final_states(
+            host,
+            self._examples,
+            batch_size=self._batch_size,
+            max_length=min(self._max_length, host.max_length),
+            progress=phase(self._reporter, "scoring: head only"),
+        )
+        stored = self._adapter.stored
+        logits = head_logits(states, stored["head_weight"], stored["head_bias"], alignment)
+        rows = [part.tolist() for part in torch.split(logits.argmax(-1), counts)]
+        return [row[0] for row in rows] if self._adapter.manifest.config.kind == "sequence" else rows
+
+    def untouched(self) -> Classes:
+        """The majority class of the training labels, for every example or word."""
+        guess = majority_class(self._adapter.manifest.label_counts)
+        if self._examples.tags is not None:
+            return [[guess] * len(row) for row in self._examples.tags]
+        return [guess] * len(self._examples)

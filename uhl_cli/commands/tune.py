@@ -1,0 +1,140 @@
+"""`uhl tune`: an adapter file, a target and a labelled task in, one small task file out."""
+
+from __future__ import annotations
+
+import time
+
+from accelerate import Accelerator
+
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.codes.layout import bits_of
+from uhl_cli.commands.options import TuneOptions
+from uhl_cli.commands.scoring import (
+    Classes,
+    flop_report,
+    load,
+    references_of,
+    refuse_overwriting,
+)
+from uhl_cli.commands.search import optimise
+from uhl_cli.commands.tune_setting import Aligned, settle, train_task
+from uhl_cli.data import TaskData, load_task
+from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.metrics import Difference, Score, paired_difference, score
+from uhl_cli.reports import Reporter, TuneReport, silent
+from uhl_cli.train.loop import RunFiles, accelerator_for
+from uhl_cli.train.task_adapter import TaskAdapter
+
+
+def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
+    """Load what the options name, tune, and write the task file.
+
+    :raises UhlError: Any of its kinds; nothing half-written is left.
+    """
+    adapter = UniversalAdapter.load(options.adapter)
+    own = adapter.manifest.task
+    name = options.data.task or own.name
+    output = options.output_path(name)
+    files = RunFiles(output.with_name(output.name + ".uhl-run"))
+    refuse_overwriting(output, files, resume=options.resume, overwrite=options.overwrite)
+    accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
+    chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
+    search = None
+    host = load(options.target.model_copy(update={"device": chosen}))
+    data = load_task(
+        name,
+        labels=own.labels if name == own.name else None,
+        offline=options.target.offline,
+        seed=options.training.seed,
+        **options.data.model_dump(exclude={"task"}),
+    )
+    try:
+        if options.optimise:
+            options, search = optimise(
+                adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter
+            )
+        report = tune(adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+        return report.model_copy(update={"search": search})
+    finally:
+        accelerator.end_training()  # leaves the process group, where there are several processes
+
+
+def tune(
+    adapter: UniversalAdapter,
+    host: Host,
+    data: TaskData,
+    options: TuneOptions,
+    *,
+    accelerator: Accelerator,
+    files: RunFiles | None = None,
+    reporter: Reporter = silent,
+    aligned: Aligned | None = None,
+) -> TuneReport:
+    """Tune a loaded adapter on a loaded host and write the task file.
+
+    :param aligned: See `settle`.
+
+    The task is the adapter's own when name, kind and labels agree; then delta-theta is all that is trained.
+
+    :raises AlignmentError: When the host cannot be aligned.
+    :raises BudgetError: When the FLOP limit leaves nothing.
+    :raises TrainingError: When training diverges or the checkpoint does not fit.
+    """
+    started = time.monotonic()
+    setting = settle(adapter, host, data, options, reporter, aligned)
+    record = setting.record
+    trained = TaskAdapter(adapter.stored, record.config, new_readout=not record.own_task, seed=options.training.seed)
+    trained.to(accelerator.device)
+    predictor = setting.predictor()
+    predictions: dict[str, Classes] = {}
+    if predictor and record.own_task:
+        predictions["zero_shot"] = predictor.carried(setting.ported({}), "zero-shot").classes
+    train_task(trained, setting, accelerator, files)
+    ported = setting.ported(trained.trained_values())
+    atoms, truncated = None, 0
+    if predictor:
+        predictions["tuned"], atoms, truncated = predictor.carried(ported, "tuned")
+        predictions["untouched"] = predictor.untouched()
+    scores, gains = _compared(predictions, data)
+    record = record.model_copy(update={"before": scores.get("zero_shot"), "score": scores.get("tuned")})
+    content = TaskFile(record, trained.quantised())
+    output = options.output_path(data.task.name)
+    if accelerator.is_main_process:
+        write_task(output, content)
+    accelerator.wait_for_everyone()
+    sizes = {name: part.codes.size * bits_of(name) // 8 for name, part in content.parameters.items()}
+    scales = {name: part.scales.nbytes for name, part in content.parameters.items()}
+    return TuneReport(
+        output=str(output),
+        adapter=str(options.adapter),
+        target=record.target,
+        task=data.task.name,
+        own_task=record.own_task,
+        delta_bytes=sizes["delta_theta"],
+        readout_bytes=sum(sizes[name] + scales[name] for name in sizes if name != "delta_theta"),
+        bytes=len(task_to_bytes(content)),
+        train_examples=record.training.train_examples,
+        steps=record.training.steps,
+        seconds=time.monotonic() - started,
+        scores=scores,
+        gains=gains,
+        atoms_per_token=atoms,
+        truncated=truncated,
+        flops=flop_report(host, ported, setting.host_flops),
+        left_out=setting.plan.left_out,
+    )
+
+
+def _compared(predictions: dict[str, Classes], data: TaskData) -> tuple[dict[str, Score], dict[str, Difference]]:
+    """Scores of all predictions, and tuned minus each of the others, paired."""
+    if not predictions or data.evaluation is None:
+        return {}, {}
+    references, task = references_of(data.evaluation), data.task
+    scores = {name: score(task.metric, rows, references, task.labels) for name, rows in predictions.items()}
+    gains = {
+        name: paired_difference(task.metric, predictions["tuned"], rows, references, task.labels)
+        for name, rows in predictions.items()
+        if name != "tuned"
+    }
+    return scores, gains

@@ -1,0 +1,87 @@
+"""FLOPs of a forward pass, counted on the real model as it runs.
+
+Convention: a multiply-add is two FLOPs; matrix products, attention products and gathered weighted sums count;
+element-wise work does not, in the host as in the adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from uhl_cli.adapter.fold import FoldedAdapter
+from uhl_cli.adapter.sparse import TAIL_BYTES
+from uhl_cli.cost.passes import PassShape, forward_pass
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.hostmap import HostMap
+
+SEQUENCE_LENGTH = 128
+
+
+Shape = tuple[int, ...]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_rest: object, **_options: object) -> int:
+    batch, heads, queries, size = query
+    return 2 * batch * heads * queries * key[-2] * (size + value[-1])
+
+
+def _embedding_bag(weight: Shape, indices: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(indices) * weight[1]
+
+
+def _row_responses(_states: Shape, table: Shape, indices: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(indices) * table[1]
+
+
+def _compact_sums(packed: Shape, indices: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(indices) * (packed[1] - TAIL_BYTES)
+
+
+def _matrix_vector(matrix: Shape, *_rest: object, **_options: object) -> int:
+    return 2 * math.prod(matrix)
+
+
+# What torch's counter leaves out.
+_COUNTED: dict[str, Callable[..., int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_embedding_bag": _embedding_bag,
+    "_embedding_bag_forward_only": _embedding_bag,
+    "_embedding_bag_per_sample_weights_backward": _row_responses,
+    "mv": _matrix_vector,
+}
+_COMPACT_SUMS = "embedding_bag_byte_rowwise_offsets"
+
+
+def counted_operators() -> dict[Any, Any]:
+    """What torch's counter must be told: handlers by operator; one that this version of torch lacks is skipped."""
+    operators = torch.ops.aten
+    found = {getattr(operators, name): count for name, count in _COUNTED.items() if hasattr(operators, name)}
+    if hasattr(torch.ops.quantized, _COMPACT_SUMS):
+        found[getattr(torch.ops.quantized, _COMPACT_SUMS)] = _compact_sums
+    return found
+
+
+def count_flops(
+    host: Host, folded: FoldedAdapter | None, *, sequence_length: int = SEQUENCE_LENGTH, batch_size: int = 1
+) -> int:
+    """FLOPs of one forward pass: of the host alone, or with the adapter attached.
+
+    :param sequence_length: Tokens of each sequence; no more than the host takes are counted.
+    """
+    return count_map_flops(host.map, folded, PassShape(batch_size, min(sequence_length, host.max_length)))
+
+
+@torch.inference_mode()
+def count_map_flops(host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape) -> int:
+    """The same for a model of which only the map is there, such as one on the meta device."""
+    with (
+        forward_pass(host_map, folded, shape) as (module, ids),
+        FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter,
+    ):
+        module(ids)
+    return int(counter.get_total_flops())

@@ -1,0 +1,68 @@
+"""The pass whose FLOPs, memory and time are measured: a host over made-up tokens, with or without an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uhl_cli.adapter.attach import Injection
+from uhl_cli.adapter.fold import FoldedAdapter
+from uhl_cli.host.hostmap import HostMap
+from uhl_cli.ported.model import readout_logits
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """How many sequences one pass takes, and tokens in each."""
+
+    batch_size: int
+    tokens: int
+
+
+class ForwardPass(nn.Module):
+    """One forward pass of a host and, where an adapter is attached, of its readout.
+
+    A module, because that is what fvcore traces; the host's base is its only part.
+    """
+
+    def __init__(self, host_map: HostMap, injection: Injection | None = None, kind: str = "sequence") -> None:
+        super().__init__()
+        self.base = host_map.base
+        self._injection = injection
+        self._kind = kind
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """All that the host gives out and, behind it, the logits of the adapter.
+
+        :param ids: int64 [batch, tokens], all of them real tokens.  Of a token task every token counts as a word.
+        """
+        # Models look at their mask's values, which the meta device has none of; the FLOPs are the same without.
+        mask = None if ids.is_meta else torch.ones_like(ids)
+        output = self.base(input_ids=ids, attention_mask=mask)
+        # Everything is handed on, a pooler's result too: a trace leaves out what leads to no result.
+        given = tuple(value for value in output.values() if isinstance(value, Tensor))
+        if self._injection is None:
+            return given
+        features = self._injection.readout_features(output.last_hidden_state)
+        seen = torch.ones_like(ids, dtype=torch.bool)
+        words = torch.eye(ids.numel(), device=ids.device) if self._kind == "tokens" else None
+        return (*given, readout_logits(self._injection.readout, features, seen, words))
+
+
+@contextmanager
+def forward_pass(
+    host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape
+) -> Iterator[tuple[ForwardPass, Tensor]]:
+    """The pass and its input; within it the adapter, if any, is attached to the host."""
+    device = host_map.embeddings.weight.device
+    ids = torch.arange(shape.batch_size * shape.tokens, device=device) * 7919 % host_map.embeddings.num_embeddings
+    ids = ids.view(shape.batch_size, shape.tokens)
+    if folded is None:
+        yield ForwardPass(host_map), ids
+        return
+    with Injection(host_map, folded) as injection:
+        yield ForwardPass(host_map, injection, folded.kind), ids

@@ -1,0 +1,115 @@
+"""Port plan: which parts of an adapter a host carries, so that the FLOP limit holds (DESIGN 2.6).
+
+Parts are left out in this order until the estimate is within the limit: module types (gate, up, down, k), then
+layers from the first upwards with all their modules, then the readout's own update, then depths that the
+readout listens to, those farthest from a knot first.  One depth a knot always stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from uhl_cli.adapter.fold import READERS
+from uhl_cli.align.bank import depth_index
+from uhl_cli.cost.flops import SEQUENCE_LENGTH
+from uhl_cli.errors import BudgetError
+from uhl_cli.host.hostmap import HostMap
+from uhl_cli.schema import AdapterConfig
+
+DROPPABLE_TYPES = ("gate", "up", "down", "k")
+
+
+@dataclass(frozen=True)
+class PortPlan:
+    """Module types and layers that get updates, and depths (0 to L) that the readout is regressed on.
+
+    `left_out` says in words what is missing, in the order in which it was dropped.
+    """
+
+    types: tuple[str, ...]
+    layers: tuple[int, ...]
+    tap_depths: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def full_plan(host_map: HostMap) -> PortPlan:
+    """Everything that the host has a place for."""
+    present = {name for layer in host_map.layers for name in layer.sites}
+    types = tuple(name for name in (*READERS, "o", "down") if name in present)
+    depth = host_map.num_hidden_layers
+    return PortPlan((*types, "readout"), tuple(range(depth)), tuple(range(depth + 1)))
+
+
+def adapter_flops_per_token(
+    plan: PortPlan, host_map: HostMap, config: AdapterConfig, *, sequence_length: int = SEQUENCE_LENGTH
+) -> int:
+    """FLOPs that the adapter adds for one token, two for a multiply-add, as `flops.count_flops` counts them.
+
+    :param sequence_length: Matters to token tasks alone, whose words are averaged by a product over all tokens.
+    """
+    width, atoms, chosen, readout = host_map.hidden_size, config.num_atoms, config.top_k, config.readout_size
+    routing = 2 * atoms * width + 2 * chosen * width  # logits, and the chosen atoms' responses
+    total = 0
+    for layer in host_map.layers:
+        sites = [site for name, site in layer.sites.items() if name in plan.types]
+        if layer.index not in plan.layers or not sites:
+            continue
+        total += routing
+        for site in sites:
+            if site.type not in READERS:
+                total += 2 * chosen * width  # a writer's own responses
+            total += 2 * chosen * (site.out_features if site.fused else width)
+    if "readout" in plan.types:
+        total += routing + 2 * chosen * readout
+    total += 2 * readout * width * len(plan.tap_depths)
+    return total + (4 * readout if config.kind == "sequence" else 2 * config.num_labels * (readout + sequence_length))
+
+
+def make_plan(
+    host_map: HostMap, config: AdapterConfig, *, host_flops_per_token: float, max_flops_percent: float
+) -> PortPlan:
+    """The largest plan in the documented order whose estimate is within the limit.
+
+    :raises BudgetError: When even the smallest readout is beyond it.
+    """
+    plan = full_plan(host_map)
+    # The counted figure holds softmax pooling too; a thousandth is kept back for such small change.
+    limit = host_flops_per_token * max_flops_percent / 100 * 0.999
+    for smaller in _reductions(plan, host_map.num_hidden_layers, config):
+        if adapter_flops_per_token(plan, host_map, config) <= limit:
+            return plan
+        plan = smaller
+    needed = adapter_flops_per_token(plan, host_map, config)
+    if needed <= limit:
+        return plan
+    raise BudgetError(
+        f"even the readout alone costs {100 * needed / host_flops_per_token:.1f} % of this host's FLOPs; "
+        f"the limit is {max_flops_percent:g} %.",
+        "Raise --max-flops, or choose a larger target.",
+    )
+
+
+def _reductions(plan: PortPlan, depth: int, config: AdapterConfig) -> list[PortPlan]:
+    """Ever smaller plans, in the order in which parts are left out."""
+    plans = []
+    for name in DROPPABLE_TYPES:
+        if name in plan.types:
+            kept = tuple(item for item in plan.types if item != name)
+            plan = replace(plan, types=kept, left_out=(*plan.left_out, f"module {name}"))
+            plans.append(plan)
+    for index in range(depth):
+        plan = replace(plan, layers=plan.layers[1:], left_out=(*plan.left_out, f"layer {index}"))
+        plans.append(plan)
+    kept = tuple(item for item in plan.types if item != "readout")
+    plan = replace(plan, types=kept, left_out=(*plan.left_out, "readout update"))
+    plans.append(plan)
+    needed = {depth_index(knot, depth) for knot in config.knots}
+    spare = sorted(
+        (index for index in plan.tap_depths if index not in needed),
+        key=lambda index: (-min(abs(index - place) for place in needed), index),
+    )
+    for index in spare:
+        kept_depths = tuple(place for place in plan.tap_depths if place != index)
+        plan = replace(plan, tap_depths=kept_depths, left_out=(*plan.left_out, f"depth {index}"))
+        plans.append(plan)
+    return plans

@@ -1,0 +1,349 @@
+"""What is in an adapter file or a task file: its parts to the byte, anchors, readout and what lies beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.codes.layout import READOUT_PARAMETERS, UPDATE_PARAMETERS, bits_of
+from uhl_cli.data.tasks import Task
+from uhl_cli.errors import FormatError
+from uhl_cli.formats.adapter import AdapterFile, Quantised
+from uhl_cli.formats.task import TaskFile, read_task
+from uhl_cli.inspect.report import (
+    AdapterContent,
+    AnchorSummary,
+    AnchorText,
+    AtomStatistics,
+    Group,
+    MixingWeights,
+    Part,
+    ReadoutSummary,
+    RowStatistics,
+    Similarity,
+    TaskContent,
+    TaskFileSummary,
+)
+from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
+
+TASK_FILE_ENDING = ".task.safetensors"
+# Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
+MAX_ADAPTER_BYTES = 1_000_000
+_SCALE_OF = {"anchors.codes": "anchors.scale", "features.codes": "features.scale"}
+# Codes that take as many bits as they need.
+_CODED = ("anchors.codes", "features.codes")
+# Bits of what else is no parameter; texts have none.
+_BITS: dict[str, int | None] = {
+    "anchors.texts": None,
+    "anchors.words": 1,
+    "features.mean": 32,
+    "features.shift": 32,
+    "features.texts": None,
+    "features.words": 1,
+}
+_DTYPES = {"F32": "float32", "I8": "int8", "U8": "uint8"}
+
+
+def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: bool) -> AdapterContent:
+    """Everything about an adapter file.
+
+    :param content: What `store.read_adapter` gave of `data`, the file's bytes.
+    :param anchors: Whether to give the anchor texts.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    shapes = {name: entry.codes.shape for name, entry in content.parameters.items()}
+    shapes["anchors.codes"] = content.coordinates.codes.shape
+    shapes |= _text_shapes("anchors", content.anchors)
+    if content.features is not None:
+        shapes["features.codes"] = content.features.codes.codes.shape
+        shapes["features.mean"] = content.features.mean.shape
+        shapes["features.shift"] = content.features.shift.shape
+        shapes |= _text_shapes("features", content.features.anchors)
+    parts = file_parts(data, shapes)
+    atoms = atom_statistics(content.parameters)
+    task_files, unreadable = _task_files_beside(path, digest)
+    return AdapterContent(
+        digest=digest,
+        manifest=content.manifest,
+        parts=parts,
+        atoms=atoms,
+        mixing=mixing_summary(content.parameters, atoms.unused),
+        anchors=_anchor_summary(content, texts=anchors),
+        readout=_readout(content.manifest.config, content.manifest.task, content.manifest.label_counts, parts),
+        task_files=task_files,
+        unreadable=unreadable,
+    )
+
+
+def task_content(path: Path, content: TaskFile, data: bytes) -> TaskContent:
+    """Everything about a task file; `content` is what `task_store.read_task` gave of `data`, the file's bytes."""
+    record = content.record
+    delta = values_of(content.parameters["delta_theta"])
+    parts = file_parts(data, {name: entry.codes.shape for name, entry in content.parameters.items()})
+    readout = None
+    if not record.own_task:
+        readout = _readout(record.config, record.task, record.label_counts, parts)
+    return TaskContent(
+        digest=hashlib.sha256(data).hexdigest(),
+        record=record,
+        parts=parts,
+        types=UPDATE_TYPES,
+        delta_theta=tuple(tuple(float(value) for value in row) for row in delta),
+        root_mean_square=root_mean_square(delta),
+        readout=readout,
+        adapter=_adapter_beside(path, record.adapter),
+    )
+
+
+def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
+    """The header and every part with its scales, sized by the offsets that the file itself gives.
+
+    :param data: Bytes of a file that the reader has accepted.
+    :param shapes: Shape of the values of every part, by its name.
+    """
+    header_bytes = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:header_bytes])
+    total = len(data)
+    parts = [
+        Part(
+            name="header",
+            group="header",
+            dtype="json",
+            bits=None,
+            shape=(),
+            scales=0,
+            bytes=header_bytes,
+            share=header_bytes / total,
+        )
+    ]
+    for name, shape in shapes.items():
+        tensors = [header[key] for key in (name, _SCALE_OF.get(name, f"{name}.scale")) if key in header]
+        if not tensors:  # not every file has features
+            continue
+        sizes = [tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors]
+        bits: float | None = round(8 * sizes[0] / max(math.prod(shape), 1), 2) if name in _CODED else bits_of(name)
+        parts.append(
+            Part(
+                name=name,
+                group=_group(name),
+                dtype=_DTYPES[tensors[0]["dtype"]],
+                bits=_BITS.get(name, bits),
+                shape=shape,
+                scales=math.prod(tensors[1]["shape"]) if len(tensors) > 1 else 0,
+                bytes=sum(sizes),
+                share=sum(sizes) / total,
+            )
+        )
+    return tuple(parts)
+
+
+def _text_shapes(part: str, anchors: AnchorTexts) -> dict[str, tuple[int, ...]]:
+    words = sum(len(word_spans(text)) for text in anchors.texts)
+    return {f"{part}.texts": (len(anchors.texts),), f"{part}.words": (words,)}
+
+
+def _group(name: str) -> Group:
+    if name.startswith("anchors."):
+        return "anchors"
+    if name.startswith("features."):
+        return "features"
+    if name in UPDATE_PARAMETERS:
+        return "updates"
+    if name in READOUT_PARAMETERS:
+        return "readout"
+    return "size" if name.startswith("size_") else "head-only control"
+
+
+def _anchor_summary(content: AdapterFile, *, texts: bool) -> AnchorSummary:
+    anchors = content.anchors
+    features = None if content.features is None else content.features.anchors
+    entries = None
+    if texts:
+        entries = tuple(
+            AnchorText(text=text, spans=tuple(part.spans(index)))
+            for part in (anchors, features)
+            if part is not None
+            for index, text in enumerate(part.texts)
+        )
+    return AnchorSummary(
+        origin=anchors.origin,
+        texts=len(anchors.texts),
+        words=anchors.num_words,
+        words_per_text=anchors.num_words / len(anchors.texts),
+        texts_by_words=dict(sorted(Counter(len(ordinals) for ordinals in anchors.chosen).items())),
+        knots=content.manifest.config.knots,
+        digest=anchors.digest,
+        feature_texts=0 if features is None else len(features.texts),
+        feature_words=0 if features is None else features.num_words,
+        entries=entries,
+    )
+
+
+def _readout(config: AdapterConfig, task: Task, label_counts: tuple[int, ...], parts: Iterable[Part]) -> ReadoutSummary:
+    own = [part for part in parts if part.name in READOUT_PARAMETERS]
+    return ReadoutSummary(
+        kind=config.kind,
+        inputs=len(config.knots) * config.canonical_size,
+        hidden=config.readout_size,
+        labels=task.labels,
+        label_counts=label_counts,
+        parameters=sum(math.prod(part.shape) for part in own),
+        bytes=sum(part.bytes for part in own),
+    )
+
+
+def _task_files_beside(path: Path, digest: str) -> tuple[tuple[TaskFileSummary, ...], tuple[str, ...]]:
+    """Task files in the adapter's folder that name its digest, and files that only end like task files."""
+    found: list[TaskFileSummary] = []
+    unreadable: list[str] = []
+    for beside in _files_beside(path):
+        if not beside.name.endswith(TASK_FILE_ENDING):
+            continue
+        try:
+            record = read_task(beside).record
+            size = beside.stat().st_size
+        except (FormatError, OSError):
+            unreadable.append(beside.name)
+            continue
+        if record.adapter == digest:
+            found.append(
+                TaskFileSummary(
+                    file=beside.name,
+                    task=record.task.name,
+                    target=record.target,
+                    own_task=record.own_task,
+                    before=record.before,
+                    score=record.score,
+                    bytes=size,
+                )
+            )
+    return tuple(found), tuple(unreadable)
+
+
+def _adapter_beside(path: Path, digest: str) -> str | None:
+    """Name of the adapter in the task file's folder that it belongs to."""
+    for beside in _files_beside(path):
+        if beside.name.endswith(TASK_FILE_ENDING) or beside.suffix != ".safetensors":
+            continue
+        try:
+            if beside.stat().st_size > MAX_ADAPTER_BYTES:
+                continue
+            if hashlib.sha256(beside.read_bytes()).hexdigest() == digest:
+                return beside.name
+        except OSError:  # what cannot be read is not known to be the adapter
+            continue
+    return None
+
+
+def _files_beside(path: Path) -> Iterable[Path]:
+    """Regular files in the folder of `path`, itself left out, in the order of their names."""
+    try:
+        return sorted(entry for entry in path.parent.iterdir() if entry.is_file() and entry.name != path.name)
+    except OSError:  # a folder that cannot be listed shows nothing beside the file
+        return ()
+
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+# Normalised depths of the heat map; the file belongs to no host, so to no number of layers.
+DEPTHS = tuple(step / 10 for step in range(11))
+
+
+def values_of(entry: Quantised) -> Floats:
+    """float32 values of integer codes [..., columns] with one scale a row; a vector is one row.
+
+    Guarantee: bit for bit what `convert.dequantised` gives to torch.
+    """
+    codes = entry.codes
+    rows = codes.reshape(-1, codes.shape[-1]).astype(np.float32) * entry.scales[:, None]
+    values: Floats = rows.reshape(codes.shape)
+    return values
+
+
+def mixing_weights(parameters: Mapping[str, Quantised], depths: Sequence[float] = DEPTHS) -> Floats:
+    """Mixing weights g(t, type), float32 [depths, types, atoms]; `canonical.mix` in numpy.
+
+    :param depths: Normalised depths t in [0, 1].
+    """
+    names = ("mixer_in_weight", "mixer_in_bias", "mixer_out_weight", "mixer_out_bias", "delta_theta")
+    weight, bias, out_weight, out_bias, delta = (values_of(parameters[name]) for name in names)
+    steps = np.asarray(depths, dtype=np.float32)[:, None, None]
+    # Column 0 takes the depth, the others are one for each type: [depths, types, hidden].
+    hidden = np.sin(weight[:, 0] * steps + weight[:, 1:].T + bias)
+    mixed: Floats = np.float32(1) + hidden @ out_weight.T + out_bias + delta
+    return mixed
+
+
+def mixing_summary(parameters: Mapping[str, Quantised], unused: Sequence[int]) -> MixingWeights:
+    """Mean and standard deviation of the mixing weights over the used atoms, or over all where none is used."""
+    weights = mixing_weights(parameters).astype(np.float64)
+    used = np.setdiff1d(np.arange(weights.shape[2]), unused)
+    if len(used):
+        weights = weights[:, :, used]
+    return MixingWeights(
+        depths=DEPTHS, types=UPDATE_TYPES, mean=_rows(weights.mean(2)), deviation=_rows(weights.std(2))
+    )
+
+
+def atom_statistics(parameters: Mapping[str, Quantised]) -> AtomStatistics:
+    """Norms, closest pairs and unused atoms of the dictionary."""
+    u, v = (values_of(parameters[name]).astype(np.float64) for name in ("atoms_u", "atoms_v"))
+    used = np.flatnonzero(u.any(1))
+    cosines_u, cosines_v = _cosines(u[used]), _cosines(v[used])
+    return AtomStatistics(
+        count=len(u),
+        unused=tuple(int(index) for index in np.flatnonzero(~u.any(1))),
+        u=_row_statistics(u, used, cosines_u),
+        v=_row_statistics(v, used, cosines_v),
+        update=_closest(cosines_u * cosines_v, used),
+    )
+
+
+def root_mean_square(values: Floats) -> tuple[float, ...]:
+    """Root mean square of every row of `values` [rows, columns]."""
+    return tuple(float(value) for value in np.sqrt(np.square(values, dtype=np.float64).mean(1)))
+
+
+def _row_statistics(rows: Doubles, used: npt.NDArray[np.int64], cosines: Doubles) -> RowStatistics:
+    norms = np.linalg.norm(rows, axis=1)
+    kept = norms[used] if len(used) else norms
+    return RowStatistics(
+        norms=tuple(float(norm) for norm in norms),
+        minimum=float(kept.min()),
+        median=float(np.median(kept)),
+        maximum=float(kept.max()),
+        closest=_closest(cosines, used),
+    )
+
+
+def _cosines(rows: Doubles) -> Doubles:
+    """Cosines between all rows [rows, rows]; NaN where a row is zero, which has no direction."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = np.divide(rows, norms, out=np.full_like(rows, np.nan), where=norms > 0)
+    cosines: Doubles = unit @ unit.T
+    return cosines
+
+
+def _closest(cosines: Doubles, used: npt.NDArray[np.int64]) -> Similarity | None:
+    """The pair whose cosine is largest in magnitude: an atom's mirror image is as superfluous as its double."""
+    first, second = np.triu_indices(len(cosines), 1)
+    pairs = cosines[first, second]
+    if not np.isfinite(pairs).any():
+        return None
+    best = int(np.nanargmax(np.abs(pairs)))
+    return Similarity(
+        cosine=float(np.clip(pairs[best], -1.0, 1.0)), first=int(used[first[best]]), second=int(used[second[best]])
+    )
+
+
+def _rows(values: Doubles) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in values)

@@ -1,0 +1,228 @@
+"""Options and report of `inspect`, importable without torch.  `--json` prints exactly the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from uhl_cli.formats.task import TaskRecord
+from uhl_cli.metrics import Score
+from uhl_cli.schema import Frozen, HostRecord, Manifest
+
+Group = Literal["header", "updates", "size", "readout", "head-only control", "anchors", "features"]
+FileKind = Literal["adapter", "task"]
+
+
+class InspectOptions(Frozen):
+    """All of `uhl inspect`.
+
+    :param anchors: Whether the report holds the anchor texts themselves.
+    :param plot: Where the figures go, a .png, .svg or .pdf file.
+    :param verify: Check every invariant of the format in place of describing the file.
+    :param diff: Another file to compare with in place of describing this one.
+    """
+
+    file: Path
+    anchors: bool = False
+    plot: Path | None = None
+    overwrite: bool = False
+    verify: bool = False
+    diff: Path | None = None
+
+
+class Part(Frozen):
+    """One part of a file: a parameter with its scales, a table of the anchors, or the header."""
+
+    name: str
+    group: Group
+    dtype: str = Field(description="type of the stored numbers, as numpy names it; json for the header")
+    bits: float | None = Field(description="bits of one value, on average; None for the header and for compressed text")
+    shape: tuple[int, ...] = Field(description="shape of the values, before packing; () for the header")
+    scales: int = Field(description="number of float32 scales")
+    bytes: int = Field(description="codes and scales together")
+    share: float = Field(description="bytes over the file's bytes")
+
+
+class Similarity(Frozen):
+    """The two atoms that resemble each other most: the cosine of largest magnitude, with its sign."""
+
+    cosine: float
+    first: int
+    second: int
+
+
+class RowStatistics(Frozen):
+    """Rows of one atom matrix, in canonical coordinates; the statistics leave unused atoms out."""
+
+    norms: tuple[float, ...] = Field(description="Euclidean norm of every atom's row")
+    minimum: float
+    median: float
+    maximum: float
+    closest: Similarity | None = Field(description="None with fewer than two rows that are not zero")
+
+
+class AtomStatistics(Frozen):
+    """The dictionary of atoms.  An atom whose row of U is zero can change no host, and is called unused."""
+
+    count: int
+    unused: tuple[int, ...]
+    u: RowStatistics
+    v: RowStatistics
+    update: Similarity | None = Field(description="of the rank-one updates u v^T: product of both cosines")
+
+
+class MixingWeights(Frozen):
+    """Weights g(t, type) that scale every atom, over the used atoms (over all where none is used)."""
+
+    depths: tuple[float, ...] = Field(description="normalised depths t: layer over number of layers")
+    types: tuple[str, ...]
+    mean: tuple[tuple[float, ...], ...] = Field(description="mean over atoms, [depths, types]")
+    deviation: tuple[tuple[float, ...], ...] = Field(description="standard deviation over atoms, [depths, types]")
+
+
+class AnchorText(Frozen):
+    """One anchor text and the character spans of its anchor words."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+class AnchorSummary(Frozen):
+    """Anchors and feature bank; `entries` are their texts, those of the features last, where they were asked for."""
+
+    origin: str
+    texts: int
+    words: int
+    words_per_text: float
+    texts_by_words: dict[int, int] = Field(description="how many texts have this number of anchor words")
+    knots: tuple[float, ...]
+    digest: str
+    feature_texts: int = Field(0, description="texts of the feature bank")
+    feature_words: int = Field(0, description="words whose readout features the file holds")
+    entries: tuple[AnchorText, ...] | None = None
+
+
+class ReadoutSummary(Frozen):
+    """The canonical readout: `inputs` features to `hidden` to one logit a label."""
+
+    kind: Literal["sequence", "tokens"]
+    inputs: int
+    hidden: int
+    labels: tuple[str, ...]
+    label_counts: tuple[int, ...] = Field(description="training examples (of a token task: words) of each label")
+    parameters: int
+    bytes: int
+
+
+class TaskFileSummary(Frozen):
+    """A task file of `uhl tune` that belongs to the adapter."""
+
+    file: str
+    task: str
+    target: HostRecord
+    own_task: bool
+    before: Score | None
+    score: Score | None
+    bytes: int
+
+
+class AdapterContent(Frozen):
+    """What is in an adapter file.  The bytes of `parts` sum to the file's size."""
+
+    digest: str = Field(description="SHA-256 of the file; task files name it")
+    manifest: Manifest
+    parts: tuple[Part, ...]
+    atoms: AtomStatistics
+    mixing: MixingWeights
+    anchors: AnchorSummary
+    readout: ReadoutSummary
+    task_files: tuple[TaskFileSummary, ...] = Field(description="those beside the file that belong to it")
+    unreadable: tuple[str, ...] = Field(description="names beside the file that end like task files but are none")
+
+
+class TaskContent(Frozen):
+    """What is in a task file.  The bytes of `parts` sum to the file's size."""
+
+    digest: str
+    record: TaskRecord
+    parts: tuple[Part, ...]
+    types: tuple[str, ...]
+    delta_theta: tuple[tuple[float, ...], ...] = Field(description="values, [types, atoms]")
+    root_mean_square: tuple[float, ...] = Field(description="of delta-theta over atoms, one a type")
+    readout: ReadoutSummary | None = Field(description="None where the adapter's own readout is used")
+    adapter: str | None = Field(description="name of the adapter beside it that it belongs to")
+
+
+class Verification(Frozen):
+    """What `--verify` found; empty when every invariant of the format holds."""
+
+    problems: tuple[str, ...]
+
+
+class FieldDifference(Frozen):
+    """A field of the header, its name dotted, and its JSON text in both files; None where it is missing."""
+
+    name: str
+    first: str | None
+    second: str | None
+
+
+class PartDifference(Frozen):
+    """A part whose values differ.
+
+    :param relative: Euclidean norm of the difference over the larger of both norms, in [0, 2]; None where the
+        shapes differ or one file lacks the part.
+    """
+
+    name: str
+    first: tuple[int, ...] | None
+    second: tuple[int, ...] | None
+    relative: float | None
+
+
+class AnchorDifference(Frozen):
+    """How many anchor texts and words two adapters share.
+
+    :param relative: Relative difference of the coordinates of the shared words, as in `PartDifference`; None where
+        no word is shared or the knots or canonical sizes differ.
+    """
+
+    first_texts: int
+    second_texts: int
+    common_texts: int
+    first_words: int
+    second_words: int
+    common_words: int
+    relative: float | None
+
+
+class Comparison(Frozen):
+    """What `--diff` found.  `identical` is said of the bytes; `same_parts` counts the parts of equal values."""
+
+    other: str
+    other_bytes: int
+    identical: bool
+    fields: tuple[FieldDifference, ...]
+    parts: tuple[PartDifference, ...]
+    same_parts: int
+    anchors: AnchorDifference | None
+
+
+class InspectReport(Frozen):
+    """What `inspect` found: one of `adapter`, `task`, `verification` and `comparison` is there.
+
+    :param kind: None where a file under verification is neither an adapter nor a task file.
+    :param format_version: None where a file under verification does not tell it.
+    """
+
+    file: str
+    kind: FileKind | None
+    format_version: str | None
+    bytes: int
+    adapter: AdapterContent | None = None
+    task: TaskContent | None = None
+    verification: Verification | None = None
+    comparison: Comparison | None = None
+    plot: str | None = None

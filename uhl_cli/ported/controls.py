@@ -1,0 +1,104 @@
+"""The controls of DESIGN section 4: what a ported score must be read beside.
+
+| control | what it is |
+|---|---|
+| untouched | the target without any adapter: the class that the training labels hold most of |
+| random_update | the readout as ported, and updates of the same size per token in random directions |
+| head_only | a linear head on the mean final state, trained on the frozen source, through a map of the last depth |
+| size | the same adapter aligned by `size`, which knows nothing of the target's basis |
+| readout_only | the canonical readout as ported, updates off (not in DESIGN's four; it splits the gain in two) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from uhl_cli.adapter.fold import FoldedAdapter, FoldedLayer
+from uhl_cli.adapter.sparse import Rows, plain
+from uhl_cli.align.alignment import Alignment
+from uhl_cli.data.examples import Examples
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.ported.model import encode_examples
+
+CONTROLS = ("untouched", "random_update", "head_only", "size")
+Progress = Callable[[int, int], None]
+
+
+def randomised(folded: FoldedAdapter, *, seed: int) -> FoldedAdapter:
+    """The same adapter with every edit's direction drawn at random and its norm kept.
+
+    Routers and responses stay, so each token gets an update of exactly the same size as before.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def redirect(layer: FoldedLayer) -> FoldedLayer:
+        return replace(layer, edits={name: _random_rows(edit, generator) for name, edit in layer.edits.items()})
+
+    readout = folded.readout
+    if readout.layer is not None:
+        readout = replace(readout, layer=redirect(readout.layer))
+    layers = {index: redirect(layer) for index, layer in folded.layers.items()}
+    return replace(folded, layers=layers, readout=readout)
+
+
+def without_updates(folded: FoldedAdapter) -> FoldedAdapter:
+    """The readout alone."""
+    return replace(folded, layers={}, readout=replace(folded.readout, layer=None, shift=None))
+
+
+def _random_rows(table: Rows, generator: torch.Generator) -> Tensor:
+    rows = plain(table, torch.float32)  # the result is not packed again, so that norms stay exact
+    drawn = torch.randn(rows.shape, generator=generator).to(device=rows.device, dtype=torch.float32)
+    norms = rows.float().norm(dim=1, keepdim=True)
+    scaled: Tensor = drawn / drawn.norm(dim=1, keepdim=True) * norms
+    return scaled.to(rows.dtype)
+
+
+@torch.inference_mode()
+def mean_final_states(
+    host: Host,
+    examples: Examples,
+    *,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, list[int]]:
+    """Mean final states of the untouched host, float32 [predictions, d], in the examples' order.
+
+    One row an example (mean over its content tokens), or one a word for token tasks.
+    :returns: The states and the number of rows of each example.
+    """
+    order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
+    parts: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        encoded, words, counts = encode_examples(host, examples, rows, max_length=max_length)
+        encoded = encoded.to(host.device)
+        final = host.map.base(**encoded.model_inputs()).last_hidden_state.float()
+        if words is None:
+            mask = encoded.content_mask.unsqueeze(-1).float()
+            pooled = (final * mask).sum(1) / mask.sum(1)
+        else:
+            pooled = words @ final.reshape(-1, final.shape[-1])
+        for row, part in zip(rows, torch.split(pooled.cpu(), counts), strict=True):
+            parts[row] = part
+        if progress:
+            progress(min(start + batch_size, len(order)), len(order))
+    ordered = [parts[row] for row in range(len(examples))]
+    return torch.cat(ordered), [len(part) for part in ordered]
+
+
+def head_logits(states: Tensor, weight: Tensor, bias: Tensor, alignment: Alignment) -> Tensor:
+    """Logits [rows, labels] of the linear head, `weight` [labels, d0] on z of the final depth, for states [rows, d].
+
+    Where the feature bank gave the host a map to the logits, it is used: the control aligns as well as the readout.
+    """
+    features = alignment.features
+    if features is not None and len(features.head):
+        return states @ features.head.T + features.head_bias
+    maps = alignment.layers[-1]
+    return (states - maps.mean) @ maps.read.T @ weight.T + bias

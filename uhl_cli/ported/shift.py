@@ -1,0 +1,45 @@
+"""What a host's updates do to the readout's features on average, over the words of the feature bank.
+
+On the source the updates move the features as training wanted.  On another host they arrive in part only: what differs
+from token to token still helps, but their mean is an error of its own, which pushes every text towards one class.  So a
+target's readout takes the mean back, and the updates act by their differences alone (measured:
+tests/benchmarks/README.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uhl_cli.align.features import FeatureBank
+from uhl_cli.align.states import word_batches
+from uhl_cli.ported.model import PortedModel
+
+# One batch of texts in this many is enough for a mean.
+_EVERY = 4
+# A host whose shift lies within this share of the source's is the source, or as good as it: its shift stays.
+SAME = 0.25
+
+
+@torch.no_grad()
+def update_shift(ported: PortedModel, bank: FeatureBank) -> Tensor:
+    """Mean change of the readout's features [readout_size] by a ported model's updates, float32 on the CPU.
+
+    The features without them are the bank's own, which the model's maps were fitted to; `ported` must not be shifted.
+    """
+    size = ported.folded.readout.bias.shape[0]
+    values = bank.values[:, :size]
+    total, words = torch.zeros(size), 0
+    with ported.attached() as injection:
+        for batch in word_batches(ported.host, bank.anchors, every=_EVERY):
+            final = ported.host.map.base(**batch.encoded.model_inputs()).last_hidden_state
+            features = injection.readout_features(final).reshape(-1, size).float()
+            total += (batch.weights @ features).sum(0).cpu() - values[batch.rows].sum(0)
+            words += len(batch.rows)
+    return total / max(words, 1)
+
+
+def correction(shift: Tensor, source: Tensor) -> Tensor | None:
+    """What a readout adds to its features while updates are on: minus its shift; None where that is the source's."""
+    same = float((shift - source).norm()) <= SAME * float(source.norm())
+    return None if same else -shift
