@@ -7,11 +7,13 @@ ported = adapter.port(model, tokenizer)
 logits = ported(["a fine film"])          # the host is changed only while this runs
 with ported.attached():                   # or for as long as you like
     model(**inputs)
+
+aligned = adapter.align(model, tokenizer, any_task=True)
+names = adapter.port(aligned, task="names.task.safetensors")    # many tasks, aligned once
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,56 +21,34 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.adapter.fold import compact, feature_prior, fold, move, refold
-from uhl_cli.align.alignment import Alignment, align_anchors, align_size
+from uhl_cli.adapter.fold import feature_prior, fold, refold
+from uhl_cli.adapter.module import PortedAdapter
+from uhl_cli.align.alignment import Alignment, align_shapes
 from uhl_cli.align.bank import AnchorBank
-from uhl_cli.align.features import FeatureBank, align_features
-from uhl_cli.align.states import WordStates, word_states
+from uhl_cli.align.features import FeatureBank, align_features, depths_within
 from uhl_cli.codes.layout import parameter_shapes
-from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.cost.plan import PortPlan, make_plan
+from uhl_cli.cost.flops import count_flops
+from uhl_cli.cost.plan import PortPlan, plan_for
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.ported import load_ported
 from uhl_cli.formats.task import TaskRecord, adapter_digest, read_task
 from uhl_cli.host.checkpoint import Host, wrap_host
-from uhl_cli.ported.model import PortedModel, Progress
+from uhl_cli.host.running import bare
+from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
+from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
-from uhl_cli.schema import AdapterConfig, Manifest, Strategy, TrainingConfig
+from uhl_cli.schema import Manifest, Strategy, TrainingConfig
 
-__all__ = ["PortedModel", "UniversalAdapter", "align", "load_ported"]
-
-
-def align(
-    host: Host,
-    bank: AnchorBank,
-    strategy: Strategy,
-    *,
-    plan: PortPlan | None = None,
-    states: WordStates | None = None,
-    joint: bool = True,
-    progress: Progress | None = None,
-) -> Alignment:
-    """Align a host to a bank's canonical space by the named strategy.
-
-    :param states: The host's word states, where they are known already.
-    :param joint: See `align_anchors`.
-
-    :raises AlignmentError: When the host takes in too few anchors, or its states are degenerate.
-    """
-    if strategy == "size":
-        return align_size(bank, hidden_size=host.hidden_size, num_hidden_layers=host.num_hidden_layers)
-    if states is None:
-        states = word_states(host, bank.anchors, progress=progress)
-    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths, joint=joint)
+__all__ = ["AlignedHost", "PortedModel", "UniversalAdapter", "load_ported"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UniversalAdapter:
     """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest.
 
-    `head_fitted` is False where the head-only control does not belong to the task: that of a task file.
+    `own_task` is False where it carries another task's readout, to which the head-only control does not belong.
     `max_length` is the longest input in tokens that it was trained, or tuned, with.  `features` is None in files that
     have none, and for another task's readout, which the source never saw.
     """
@@ -77,7 +57,7 @@ class UniversalAdapter:
     bank: AnchorBank
     stored: dict[str, Tensor]
     digest: str = ""
-    head_fitted: bool = True
+    own_task: bool = True
     max_length: int = TrainingConfig().max_length
     features: FeatureBank | None = None
     base: UniversalAdapter | None = field(default=None, repr=False)
@@ -108,8 +88,7 @@ class UniversalAdapter:
         content = read_task(Path(path))
         if content.record.adapter != self.digest:
             raise FormatError(f"{path} was tuned on another adapter file.", "Give the adapter that it was made from.")
-        own = self.base or self
-        return own.with_parameters(content.record, dequantised(content.parameters))
+        return self.own.with_parameters(content.record, dequantised(content.parameters))
 
     def with_parameters(self, record: TaskRecord, parameters: dict[str, Tensor]) -> UniversalAdapter:
         """The same adapter with a task's parameters in place of its own."""
@@ -126,143 +105,183 @@ class UniversalAdapter:
             "score": self.manifest.score if record.own_task else None,
         }
         manifest = self.manifest.model_copy(update=update)
-        fitted = self.head_fitted and record.own_task
         length = record.training.config.max_length
         features = self.features if record.own_task else None
-        base = self.base or self
-        return UniversalAdapter(manifest, self.bank, stored | parameters, self.digest, fitted, length, features, base)
+        return UniversalAdapter(
+            manifest, self.bank, stored | parameters, self.digest, record.own_task, length, features, self.own
+        )
 
-    def port(
+    @property
+    def own(self) -> UniversalAdapter:
+        """The adapter as its file holds it, whatever task file it carries."""
+        return self.base or self
+
+    def align(
         self,
         model: nn.Module | Host,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         strategy: Strategy | None = None,
         max_flops: float = 10.0,
-        switchable: bool = False,
+        any_task: bool = False,
+        progress: Progress | None = None,
+    ) -> AlignedHost:
+        """Align a model to this adapter: no label, no gradient, one pass over the anchor texts.
+
+        The model is left as it was, its training flags and `requires_grad` included.  Of a host without weights
+        (`host.config_only`) the result has shapes alone, enough to count costs.
+
+        :param max_flops: Limit in percent of the model's own FLOPs; parts are left out to hold it (see `cost.plan`).
+        :param any_task: Serve the readouts of task files too, which takes longer; else this adapter's readout alone.
+        :raises UsageError: When a bare model comes without its tokenizer.
+        :raises BudgetError: When nothing that fits the limit is left.
+        :raises UnknownFamilyError: When the model's family has no row.
+        :raises AlignmentError: When the model takes in too few anchors, or its states are degenerate.
+        :raises HostError: When an adapter is attached to the model.
+        """
+        host = _host_of(model, tokenizer)
+        chosen = strategy or self.manifest.config.strategy
+        with bare(host.map.base):
+            host_flops = count_flops(host, None)
+            plan = plan_for(host, self.manifest.config, host_flops, max_flops)
+            if host.map.embeddings.weight.is_meta and chosen == "anchors":
+                return AlignedHost(host, self._shapes(host, plan), plan, host_flops, self._serves(any_task))
+            joint = any_task or self.features is None
+            found = align_host(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
+            if chosen != "anchors" or self.own.features is None:
+                return AlignedHost(host, found, plan, host_flops)
+            if any_task or self.features is not None:
+                found = self._with_features(host, found, plan, progress)
+                if found.features is None:  # the host takes in too few of the bank's words
+                    if not joint:
+                        found = align_host(host, self.bank, chosen, plan=plan, progress=progress)
+                    return AlignedHost(host, found, plan, host_flops)
+        return AlignedHost(host, found, plan, host_flops, self._serves(any_task))
+
+    def _serves(self, any_task: bool) -> Served:
+        if any_task or self.own.features is None:
+            return "any"
+        return "other" if self.features is None else "own"
+
+    def _with_features(self, host: Host, alignment: Alignment, plan: PortPlan, progress: Progress | None) -> Alignment:
+        """The alignment with maps to the features of the adapter's own readout, where the host takes in enough."""
+        own = self.own
+        config = own.manifest.config
+        assert own.features is not None
+        maps = align_features(
+            host,
+            own.features,
+            knots=config.knots,
+            depths=plan.tap_depths,
+            readout_size=config.readout_size,
+            prior=feature_prior(own.stored, alignment, config.knots),
+            progress=progress,
+        )
+        return replace(alignment, features=maps)
+
+    def _shapes(self, host: Host, plan: PortPlan) -> Alignment:
+        config = self.manifest.config
+        depths = None if self.features is None else depths_within(plan.tap_depths, config.knots, host.map)
+        size = config.readout_size
+        return align_shapes(self.bank, host.map, tap_depths=plan.tap_depths, feature_depths=depths, readout_size=size)
+
+    def port(
+        self,
+        model: nn.Module | Host | AlignedHost,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        task: str | Path | None = None,
+        strategy: Strategy | None = None,
+        max_flops: float = 10.0,
         progress: Progress | None = None,
     ) -> PortedModel:
         """Carry the adapter to a model: no label, no gradient, one pass over the anchor texts.
 
-        :param switchable: Keep the alignment in memory, so that `PortedModel.with_task` takes task files.
-        :param max_flops: Limit in percent of the host's own FLOPs; parts are left out to hold it (see `plan`).
-        :raises UsageError: When a bare model comes without its tokenizer.
-        :raises BudgetError: When nothing that fits the limit is left.
-        :raises UnknownFamilyError: When the model's family has no row.
+        :param model: A model, or what `align` made of it; `strategy` and `max_flops` are for `align` (see there).
+        :param task: Task file of `uhl tune`, whose task is carried in place of the adapter's own.
+        :raises UsageError: When the aligned host does not serve the task, or carries other parts for it.
+        :raises FormatError: When the task file is damaged or was tuned on another adapter.
+        :raises UhlError: As `align` does.
         """
-        if isinstance(model, Host):
-            host = model
-        elif tokenizer is None:
-            raise UsageError("a model needs its tokenizer to be ported to.", "Call port(model, tokenizer).")
-        else:
-            host = wrap_host(model, tokenizer)
-        alignment, plan, host_flops = self.align(
-            host, strategy=strategy, max_flops=max_flops, any_task=switchable, progress=progress
-        )
-        ported = self.inject(host, alignment, plan, host_flops)
-        if switchable:
-            own = self.base or self
-            if alignment.features is None and alignment.strategy == "anchors":
-                alignment = own.with_features(host, alignment, plan, progress=progress)
-            ported.retask = _Retask(own, alignment, plan, host_flops, max_flops)
-        return ported
+        chosen = self if task is None else self.with_task(task)
+        if not isinstance(model, AlignedHost):
+            aligned = chosen.align(model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress)
+            return chosen._ported(aligned)
+        if task is not None:
+            plan = plan_for(model.host, chosen.manifest.config, model.host_flops, model.plan.max_flops)
+            if plan != model.plan:
+                raise UsageError(
+                    f"within {model.plan.max_flops:g} % FLOPs, {model.host.name} carries other parts of the adapter "
+                    f"for {task}.",
+                    "Port it apart: adapter.port(model, tokenizer, task=file).",
+                )
+        return chosen._ported(model)
 
-    def align(
-        self,
-        host: Host,
-        *,
-        strategy: Strategy | None = None,
-        max_flops: float = 10.0,
-        any_task: bool = False,
-        progress: Progress | None = None,
-    ) -> tuple[Alignment, PortPlan, int]:
-        """The host's alignment, the plan that holds the FLOP limit, and the host's own FLOPs at 128 tokens.
-
-        :param any_task: Serve the readouts of other tasks too, to which a feature bank says nothing.
-        """
-        host_flops = count_flops(host, None)
-        config = self.manifest.config
-        plan = plan_for(host, config, host_flops, max_flops)
-        chosen = strategy or config.strategy
-        joint = any_task or self.features is None
-        found = align(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
-        if chosen == "anchors":
-            found = self.with_features(host, found, plan, progress=progress)
-            if found.features is None and not joint:  # the host takes in too few of the bank's words
-                found = align(host, self.bank, chosen, plan=plan, progress=progress)
-        return found, plan, host_flops
-
-    def with_features(
-        self, host: Host, alignment: Alignment, plan: PortPlan, *, progress: Progress | None = None
-    ) -> Alignment:
-        """A host's alignment with maps to the readout's features, where the file has a feature bank."""
-        if self.features is None:
-            return alignment
-        config = self.manifest.config
-        maps = align_features(
+    @torch.no_grad()
+    def _ported(self, aligned: AlignedHost) -> PortedModel:
+        own = self.own
+        aligned.refuse_task(own=self.own_task)
+        host, alignment = aligned.host, aligned.alignment
+        carried = own._carried(aligned)
+        adapter = carried.adapter
+        if self.own_task and alignment.features is not None:
+            adapter = adapter.with_shift(own._placed_shift(aligned))
+        if self is not own:
+            # Another task's readout takes the taps: the feature bank says nothing of it.
+            taken = alignment if self.own_task else replace(alignment, features=None)
+            adapter = refold(adapter, _on(self.stored, host), taken, new_readout=not self.own_task)
+            adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
+        return PortedModel(
             host,
-            self.features,
-            knots=config.knots,
-            depths=plan.tap_depths,
-            readout_size=config.readout_size,
-            prior=feature_prior(self.stored, alignment, config.knots),
-            progress=progress,
+            adapter,
+            self.manifest.task,
+            strategy=alignment.strategy,
+            plan=aligned.plan,
+            max_length=self.max_length,
         )
-        if maps is None:
-            return alignment
-        # The shift is that of the file's own updates, whatever a task file adds to them.
-        own = self.stored | {"delta_theta": torch.zeros_like(self.stored["delta_theta"])}
-        ported = replace(self, stored=own).inject(host, replace(alignment, features=maps), plan, 0)
-        shift = correction(update_shift(ported, self.features), self.features.shift)
-        return replace(alignment, features=replace(maps, shift=shift))
 
-    def inject(self, host: Host, alignment: Alignment, plan: PortPlan, host_flops: int) -> PortedModel:
-        """The ported model of an alignment."""
-        started = time.monotonic()
-        with torch.no_grad():
-            kind = self.manifest.config.kind
-            folded = fold(self.stored, alignment, host.map, kind=kind, layers=plan.layers, types=plan.types)
-            folded = move(compact(folded), host.device, host.map.embeddings.weight.dtype)
-        report: dict[str, object] = {
-            "strategy": alignment.strategy,
-            "left_out": plan.left_out,
-            "host_flops": host_flops,
-            "fold_seconds": time.monotonic() - started,
-        }
-        return PortedModel(host, folded, self.manifest.task, report)
+    def shift(self, aligned: AlignedHost) -> Tensor | None:
+        """What the readout adds to its features on this host, float32 [readout_size], or None: see `ported.shift`.
 
+        Measured once for an aligned host, with the adapter's own updates, whatever a task file adds to them.
+        """
+        carried = self.own._carried(aligned)
+        if not carried.measured:
+            features = self.own.features
+            if features is not None and aligned.alignment.features is not None and carried.adapter.updates:
+                if aligned.has_weights:
+                    carried.shift = correction(update_shift(aligned.host, carried.adapter, features), features.shift)
+                else:
+                    carried.shift = torch.empty_like(features.shift, device="meta")
+            carried.measured = True
+        return carried.shift
 
-@dataclass(frozen=True)
-class _Retask:
-    """What `PortedModel.with_task` needs besides the task file: the adapter, and how it was ported."""
+    def _placed_shift(self, aligned: AlignedHost) -> Tensor | None:
+        shift, weight = self.shift(aligned), aligned.host.map.embeddings.weight
+        return None if shift is None else shift.to(device=weight.device, dtype=weight.dtype)
 
-    adapter: UniversalAdapter
-    alignment: Alignment
-    plan: PortPlan
-    host_flops: int
-    max_flops: float
-
-    @torch.inference_mode()
-    def __call__(self, ported: PortedModel, path: str | Path) -> PortedModel:
-        tuned = self.adapter.with_task(path)
-        host = ported.host
-        plan = plan_for(host, tuned.manifest.config, self.host_flops, self.max_flops)
-        if plan != self.plan:
-            raise UsageError(
-                f"within {self.max_flops:g} % FLOPs, {host.name} carries other parts of the adapter for {path}.",
-                "Port it apart: adapter.with_task(file).port(model).",
+    @torch.no_grad()
+    def _carried(self, aligned: AlignedHost) -> Carried:
+        """This file's own parts on the host, without a shift; folded once."""
+        if self not in aligned.carried:
+            host, plan = aligned.host, aligned.plan
+            folded: PortedAdapter = fold(
+                _on(self.stored, host), aligned.alignment, host.map, layers=plan.layers, types=plan.types
             )
-        # The model may carry another task's readout at present, so the readout is always folded.
-        alignment = self.alignment if tuned.features is not None else replace(self.alignment, features=None)
-        folded = refold(ported.folded, tuned.stored, alignment, new_readout=True)
-        folded = move(compact(folded), host.device, host.map.embeddings.weight.dtype)
-        return replace(ported, folded=folded, task=tuned.manifest.task)
+            aligned.carried[self] = Carried(folded.for_inference(host.device, host.map.embeddings.weight.dtype))
+        return aligned.carried[self]
 
 
-def plan_for(host: Host, config: AdapterConfig, host_flops: int, max_flops: float) -> PortPlan:
-    """The parts that a host carries within a limit in percent of its own FLOPs, which are `host_flops` at 128 tokens.
+def _host_of(model: nn.Module | Host, tokenizer: PreTrainedTokenizerBase | None) -> Host:
+    if isinstance(model, Host):
+        return model
+    if tokenizer is None:
+        raise UsageError("a model needs its tokenizer to be ported to.", "Call port(model, tokenizer).")
+    return wrap_host(model, tokenizer)
 
-    :raises BudgetError: When nothing that fits the limit is left.
-    """
-    tokens = min(SEQUENCE_LENGTH, host.max_length)
-    return make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=max_flops)
+
+def _on(stored: dict[str, Tensor], host: Host) -> dict[str, Tensor]:
+    """The parameters where they are folded: on the CPU, or on the meta device for a host without weights."""
+    if not host.map.embeddings.weight.is_meta:
+        return stored
+    return {name: value.to("meta") for name, value in stored.items()}

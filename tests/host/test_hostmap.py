@@ -149,7 +149,6 @@ def test_a_wrong_site_rule_is_refused(monkeypatch, family, rules, words):
         ("bert", {"layers": "encoder"}),
         ("bert", {"embeddings": "embeddings.words"}),
         ("bert", {"embeddings": "embeddings.LayerNorm"}),
-        ("bert", {"embedding_norm": "embeddings.norm"}),
         ("electra", {"embedding_projection": None}),
         ("electra", {"embedding_projection": "embeddings.LayerNorm"}),
     ],

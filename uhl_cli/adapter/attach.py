@@ -1,7 +1,7 @@
-"""Injection: the only place where a host is changed, and where it is put back.
+"""Attaching: the only place where a host is changed, and where it is put back.
 
-Guarantees: every hook is gone when the context is left (also by an exception), weights are never touched (a static
-adapter's merged ones stand in their place until then), and an adapter whose updates are zero leaves the host's output
+Guarantees: every hook is gone when the context is left, also by an exception or an interrupt; weights are never
+touched; one thread at a time uses a host, and others wait; an adapter whose updates are zero leaves the host's output
 as it was, bit for bit.
 """
 
@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from uhl_cli.adapter.canonical import Routing, route
-from uhl_cli.adapter.fold import READERS, WRITERS, FoldedAdapter, FoldedLayer, FoldedReadout, edit_name
-from uhl_cli.adapter.sparse import Bags, Rows, chosen, plain, row_responses, row_sums, spread
+from uhl_cli.adapter.module import READERS, WRITERS, PortedAdapter, PortedLayer, PortedReadout, edit_name
+from uhl_cli.adapter.sparse import Bags, chosen, row_responses, row_sums, row_values, spread
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
+from uhl_cli.host.running import surely, use_of
 
 # Beside the layers' numbers.
 _READOUT = -1
@@ -52,88 +53,116 @@ class _Routed:
     weights: Tensor
 
 
-Observer = Callable[[str, str, Tensor, Tensor], None]
-"""Called with a module's name, the type of the site, what its update was computed from, and the update."""
+class Attachment:
+    """Context manager that attaches a ported adapter to a host.
 
+    Entered again for the same adapter, inside itself or inside another attachment of it, it gives the outer one and
+    changes nothing, so that an adapter is never applied twice.
 
-class Injection:
-    """Context manager that attaches a folded adapter to a host.
-
+    :param name: How errors call the adapter.
     :param dense: Compute updates with dense products (training) in place of gathered rows (inference).
-    :param observer: Sees every update of a module, and of the readout under the name and type "readout".
     """
 
     def __init__(
         self,
         host_map: HostMap,
-        folded: FoldedAdapter,
+        adapter: PortedAdapter,
         *,
+        name: str = "an adapter",
         dense: bool = False,
         noise: AlignmentNoise | None = None,
-        observer: Observer | None = None,
     ) -> None:
         self._host_map = host_map
-        self._folded = folded
+        self._adapter = adapter
+        self._name = name
         self._dense = dense
         self._noise = noise
-        self._observer = observer
-        self._replaced: list[tuple[nn.Module, nn.Parameter, nn.Parameter | None]] = []
-        self._handles: list[RemovableHandle] = []
+        self._taps = adapter.readout.by_depth
+        self._nested = 0
         self._gains: dict[int, Tensor] = {}
         self._routed: _Routed | None = None
         self._features: Tensor | None = None
         self._fired: list[Tensor] = []
         self._bags: Bags | None = None
 
-    def __enter__(self) -> Injection:
-        if self._handles:
-            raise HostError("this adapter is attached already.", "Leave the first context before entering it again.")
+    def __str__(self) -> str:
+        return self._name
+
+    def __enter__(self) -> Attachment:
+        """:raises HostError: Another adapter is attached to the host, or the two are on different devices."""
+        use = use_of(self._host_map.base)
+        use.lock.acquire()
         try:
-            self._merge()
-            for layer in self._host_map.layers:
-                folded = self._folded.layers.get(layer.index)
-                # The first layer always gets a hook: it marks the start of a forward pass.
-                if layer.index == 0 or folded is not None or layer.index in self._folded.readout.taps:
-                    hook = self._layer_hook(layer.index)
-                    self._handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
-                if folded is not None:
-                    self._gains[layer.index] = torch.stack(list(folded.gains.values()))
-                    sites = (site for name, site in layer.sites.items() if name in folded.gains)
-                    self._handles.extend(self._attach(site, folded) for site in sites)
-            if self._folded.readout.layer is not None:
-                self._gains[_READOUT] = torch.stack(list(self._folded.readout.layer.gains.values()))
+            outer = use.attached
+            if isinstance(outer, Attachment) and outer._adapter is self._adapter:
+                self._nested += 1
+                return outer
+            if outer is not None:
+                raise HostError(
+                    f"{outer} is attached to this model already, so {self._name} cannot be.",
+                    "Leave its `attached()` context first, or port to a copy of the model.",
+                )
+            refuse_elsewhere(self._adapter, self._host_map)
+            use.attached = self
+            self._attach()
         except BaseException:
-            self._detach()
+            if use.attached is self and not self._nested:
+                self._detach()
+            use.lock.release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._detach()
+        try:
+            if self._nested:
+                self._nested -= 1
+            else:
+                self._detach()
+        finally:
+            use_of(self._host_map.base).lock.release()
+
+    def _attach(self) -> None:
+        readout = self._adapter.readout
+        layers = self._adapter.by_layer
+        for layer in self._host_map.layers:
+            folded = layers.get(layer.index)
+            # The first layer always gets a hook: it marks the start of a forward pass.
+            if layer.index == 0 or folded is not None or layer.index in self._taps:
+                hook = self._owned(self._layer_hook(layer.index, folded))
+                layer.module.register_forward_pre_hook(hook, with_kwargs=True)
+            if folded is not None:
+                self._gains[layer.index] = torch.stack([gain for _, gain in folded.gains.items()])
+                for name, site in layer.sites.items():
+                    if name in folded.gains:
+                        self._attach_site(site, folded)
+        if readout.layer is not None:
+            self._gains[_READOUT] = torch.stack([gain for _, gain in readout.layer.gains.items()])
 
     def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._gains.clear()
-        for module, weight, bias in self._replaced:
-            module._parameters["weight"], module._parameters["bias"] = weight, bias
-        self._replaced.clear()
-        self._start()
+        """Leave the host as it was; an interrupt that comes meanwhile is raised when that is done."""
 
-    def _merge(self) -> None:
-        """Put merged weights in place of the modules' own; the own parameters come back as the objects they were."""
-        for name, merged in self._folded.merged.items():
-            module = self._host_map.base.get_submodule(name)
-            self._replaced.append((module, module.get_parameter("weight"), module._parameters["bias"]))
-            module._parameters["weight"] = nn.Parameter(merged.weight, requires_grad=False)
-            module._parameters["bias"] = nn.Parameter(merged.bias, requires_grad=False)
+        def free() -> None:
+            use_of(self._host_map.base).attached = None
+
+        surely([self._remove_hooks, self._gains.clear, self._start, free])
+
+    def _remove_hooks(self) -> None:
+        """Remove all hooks of this attachment, found by their owner: an interrupt may have lost a handle."""
+        modules = {site.module for layer in self._host_map.layers for site in layer.sites.values()}
+        for module in (*modules, *(layer.module for layer in self._host_map.layers)):
+            _remove_owned(self, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+            _remove_owned(self, module._forward_hooks, module._forward_hooks_with_kwargs)
+
+    def _owned(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        hook.owner = self  # type: ignore[attr-defined]
+        return hook
 
     @property
-    def readout(self) -> FoldedReadout:
+    def readout(self) -> PortedReadout:
         """The readout of the attached adapter."""
-        return self._folded.readout
+        return self._adapter.readout
 
     def _start(self) -> None:
         """Forget the forward pass before; the first layer's hook calls it, so that nothing piles up."""
@@ -143,19 +172,17 @@ class Injection:
 
     def readout_features(self, final_state: Tensor) -> Tensor:
         """Input of the readout's activation, float32 [batch, tokens, readout_size], after a forward pass."""
-        readout = self._folded.readout
+        readout = self._adapter.readout
         self._tap(self._host_map.num_hidden_layers, final_state)
         assert self._features is not None  # _tap or the layers' hooks have set it: taps are never empty
         features = self._features + (readout.bias if readout.shift is None else readout.bias + readout.shift)
         flat = final_state.reshape(-1, final_state.shape[-1])
         if self._noise is not None:
-            noise_map = self._folded.noise_maps["readout"]
+            noise_map = self._adapter.noise_maps["readout"]
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
             routed, before = self._respond(readout.layer, self._gains[_READOUT], final_state), features
             features = self._added(before, routed, routed.weights[0], readout.layer.edits["readout"])
-            if self._observer is not None:
-                self._observe("readout", "readout", final_state, features - before)
         self._features = None
         return features
 
@@ -167,9 +194,9 @@ class Injection:
         counts = torch.stack(self._fired).sum(-1)
         return (counts * seen).sum() / (seen.sum().clamp_min(1) * len(self._fired))
 
-    def _layer_hook(self, index: int) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
-        folded = self._folded.layers.get(index)
-
+    def _layer_hook(
+        self, index: int, folded: PortedLayer | None
+    ) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
         def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             state = read_layer_input(args, kwargs)
             if index == 0:
@@ -180,23 +207,23 @@ class Injection:
         return hook
 
     def _tap(self, index: int, state: Tensor) -> None:
-        tap = self._folded.readout.taps.get(index)
+        tap = self._taps.get(index)
         if tap is not None:
-            part = (state @ plain(tap, state.dtype).T).float()
+            part = (state @ row_values(tap, state.dtype).T).float()
             self._features = part if self._features is None else self._features + part
 
-    def _respond(self, folded: FoldedLayer, gains: Tensor, state: Tensor) -> _Routed:
+    def _respond(self, folded: PortedLayer, gains: Tensor, state: Tensor) -> _Routed:
         """Routing of a stream state [batch, tokens, d], and the chosen atoms' responses to it; `gains` [types, M]."""
         flat = state.reshape(-1, state.shape[-1])
-        read = plain(folded.read, flat.dtype)
-        logits = functional.linear(flat, plain(folded.router, flat.dtype), folded.router_bias)
+        read = row_values(folded.read, flat.dtype)
+        logits = functional.linear(flat, row_values(folded.router, flat.dtype), folded.router_bias)
         noise = None
         if self._noise is not None and self._noise.updates > 0:
-            maps = self._folded.noise_maps
+            maps = self._adapter.noise_maps
             both = torch.cat([maps["router"], maps["read"]])
             noise = self._noise.sample(len(flat), both, self._noise.updates)
             logits = logits + noise[:, : len(logits[0])]
-        routing = route(logits.float(), self._folded.threshold.float())
+        routing = route(logits.float(), self._adapter.threshold.float())
         self._fired.append(routing.fires)
         responses = self._responses(flat, read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
@@ -216,41 +243,36 @@ class Injection:
             self._bags = Bags.of(indices.shape[0], indices.shape[1], indices.device)
         return self._bags
 
-    def _added(self, to: Tensor, routed: _Routed, weights: Tensor, edit: Rows) -> Tensor:
+    def _added(self, to: Tensor, routed: _Routed, weights: Tensor, edit: Tensor) -> Tensor:
         """`to` [..., columns] plus the sum over the chosen atoms of `weights` [T * k] times edit row."""
         indices = routed.routing.indices
         if self._dense:
-            table = plain(edit, weights.dtype)
+            table = row_values(edit, weights.dtype)
             return to + (spread(weights.view_as(indices), indices, len(table)) @ table).view_as(to).to(to.dtype)
         change = row_sums(edit, indices, weights, self._bags_of(indices)).view_as(to).to(to.dtype)
         # In place, because fresh memory for every site costs more than the sum.
         return to + change if torch.is_grad_enabled() else change.add_(to)
 
-    def _attach(self, site: Site, folded: FoldedLayer) -> RemovableHandle:
+    def _attach_site(self, site: Site, folded: PortedLayer) -> None:
         edit, row = folded.edits[edit_name(site)], list(folded.gains).index(site.type)
         if site.type in READERS and not site.fused:
-            return site.module.register_forward_pre_hook(self._input_hook(site, edit, row))
-        return site.module.register_forward_hook(self._output_hook(site, edit, row))
-
-    def _observe(self, name: str, type_: str, source: Tensor, update: Tensor) -> None:
-        assert self._observer is not None
-        self._observer(name, type_, source.reshape(-1, source.shape[-1]), update.reshape(-1, update.shape[-1]))
+            site.module.register_forward_pre_hook(self._owned(self._input_hook(edit, row)))
+        else:
+            site.module.register_forward_hook(self._owned(self._output_hook(site, edit, row)))
 
     def _input_hook(
-        self, site: Site, edit: Rows, row: int
+        self, edit: Tensor, row: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if self._routed is None:
                 return None
             changed = self._added(args[0], self._routed, self._routed.weights[row], edit)
-            if self._observer is not None:
-                self._observe(site.name, site.type, args[0], changed - args[0])
             return (changed, *args[1:])
 
         return hook
 
     def _output_hook(
-        self, site: Site, edit: Rows, row: int
+        self, site: Site, edit: Tensor, row: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         writer = site.type in WRITERS
 
@@ -266,8 +288,6 @@ class Injection:
                 weights = routed.weights[row]
             own = output[..., site.columns] if site.fused else output
             part = self._added(own, routed, weights, edit)
-            if self._observer is not None:
-                self._observe(site.name, site.type, output if writer else args[0], part - own)
             if not site.fused:
                 return part
             changed = output.clone()
@@ -275,3 +295,22 @@ class Injection:
             return changed
 
         return hook
+
+
+def refuse_elsewhere(adapter: PortedAdapter, host_map: HostMap) -> None:
+    """Return only if adapter and host are on one device.
+
+    :raises HostError: They are not; the hint says how to move the host.
+    """
+    here, there = adapter.threshold.device, host_map.embeddings.weight.device
+    if here != there:
+        raise HostError(
+            f"the adapter is on {here}, its host on {there}.",
+            f"Move the model as well with model.to('{here}'), or the adapter back with ported.to('{there}').",
+        )
+
+
+def _remove_owned(owner: Attachment, hooks: dict[int, Callable[..., Any]], with_kwargs: dict[int, bool]) -> None:
+    for key in [key for key, hook in hooks.items() if getattr(hook, "owner", None) is owner]:
+        with_kwargs.pop(key, None)
+        del hooks[key]

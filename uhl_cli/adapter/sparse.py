@@ -1,8 +1,15 @@
-"""Tables of rows in eight bits: what keeps a ported adapter small beside its host, and its weighted sums fast.
+"""Tables of rows of which each token takes a few: eight-bit storage, weighted sums and scalar products.
 
-A folded adapter is mostly tables of M rows, of which each token takes a few.  In eight bits they hold a quarter of the
-bytes, and fewer bytes pass through the memory for every sum.  The file's own parameters have eight bits or fewer, so
-that nothing they say is lost by it (figures: tests/benchmarks/README.md).
+A ported adapter is mostly such tables.  In eight bits they hold a quarter of the bytes, and fewer bytes pass through
+the memory for every sum.  The file's own parameters have eight bits or fewer, so packing loses nothing that they say
+(figures: tests/benchmarks/README.md).
+
+Neither operator copies the chosen rows: a weighted sum of rows is an embedding bag, and scalar products with rows are
+what torch computes for the gradient of such a bag's weights.  On a CPU that takes a tenth of the time of gathering and
+multiplying, and a sum of packed rows takes three quarters of that.
+
+A table is a tensor [M, columns] of floating-point numbers while it is trained.  Once it is only read it is packed:
+uint8 [M, columns + 8], the layout of torch's quantised embedding bags.  The dtype tells the two apart.
 """
 
 from __future__ import annotations
@@ -13,67 +20,57 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Behind a row's codes: its step and its smallest value, float32 each.
+# After a row's codes: its step and its smallest value, float32 each.
 TAIL_BYTES = 8
 _LEVELS = 255
 _UNPACK = getattr(torch.ops.quantized, "embedding_bag_byte_unpack", None)
+_RESPONSES = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
+_PACKED_SUMS = getattr(torch.ops.quantized, "embedding_bag_byte_rowwise_offsets", None)
+_SUM = 0  # the operator's number for a bag that is summed
 
 
-@dataclass(frozen=True)
-class CompactRows:
-    """Rows [M, columns] as `packed` uint8 [M, columns + 8], the layout of torch's quantised embedding bags.
+def is_packed(table: Tensor) -> bool:
+    """Whether a table is stored in eight bits."""
+    return table.dtype == torch.uint8
+
+
+def num_columns(table: Tensor) -> int:
+    """Columns that a table stands for."""
+    return table.shape[1] - TAIL_BYTES if is_packed(table) else table.shape[1]
+
+
+def pack_rows(table: Tensor) -> Tensor:
+    """The table in eight bits, uint8 [M, columns + 8]; a packed one is returned as it is.
 
     Guarantee: every value is within half a step, which is the row's range / 510, of what was packed, and a row of equal
     values is exact.
     """
-
-    packed: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns that the table stands for."""
-        return self.packed.shape[0], self.packed.shape[1] - TAIL_BYTES
-
-    def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[M, columns] in `dtype`, a new tensor."""
-        if self.packed.is_meta:  # there is nothing to unpack
-            return torch.empty(self.shape, dtype=dtype, device=self.packed.device)
-        if _UNPACK is not None and runs_natively(self.packed):
-            found: Tensor = _UNPACK(self.packed)
-            return found.to(dtype)
-        tail = self.packed[:, -TAIL_BYTES:].contiguous().view(torch.float32)
-        return (self.packed[:, :-TAIL_BYTES].float() * tail[:, :1] + tail[:, 1:]).to(dtype)
-
-
-Rows = Tensor | CompactRows
-"""A table [M, columns]: plain while it is trained, compact while it is only read."""
-
-
-def pack_rows(table: Rows) -> CompactRows:
-    """The table in eight bits; one that is packed already is given back."""
-    if isinstance(table, CompactRows):
+    if is_packed(table):
         return table
     table = table.detach().float()
     low, high = table.aminmax(dim=1, keepdim=True)
     step = (high - low) / _LEVELS
     codes = torch.where(step > 0, (table - low) / step, torch.zeros_like(table)).round_().clamp_(0, _LEVELS)
     tail = torch.cat([step, low], dim=1).contiguous().view(torch.uint8)
-    return CompactRows(torch.cat([codes.to(torch.uint8), tail], dim=1))
+    return torch.cat([codes.to(torch.uint8), tail], dim=1)
 
 
-def plain(table: Rows, dtype: torch.dtype) -> Tensor:
-    """The table for a product with states of `dtype`; a plain one is given back as it is."""
-    return table.values(dtype) if isinstance(table, CompactRows) else table
+def row_values(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[M, columns] for a product with states of `dtype`: a packed table unpacked, another one as it is."""
+    if not is_packed(table):
+        return table
+    if table.is_meta:  # there is nothing to unpack
+        return torch.empty(len(table), num_columns(table), dtype=dtype, device=table.device)
+    if _UNPACK is not None and runs_natively(table):
+        found: Tensor = _UNPACK(table)
+        return found.to(dtype)
+    tail = table[:, -TAIL_BYTES:].contiguous().view(torch.float32)
+    return (table[:, :-TAIL_BYTES].float() * tail[:, :1] + tail[:, 1:]).to(dtype)
 
 
 def runs_natively(packed: Tensor) -> bool:
-    """Whether torch's own operators on such tables are to be used; elsewhere plain ones do the same."""
+    """Whether torch's own operators on packed tables are used; elsewhere plain ones do the same."""
     return packed.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-_RESPONSES = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)
-_COMPACT_SUMS = getattr(torch.ops.quantized, "embedding_bag_byte_rowwise_offsets", None)
-_SUM = 0  # the operator's number for a bag that is summed
 
 
 @dataclass(frozen=True)
@@ -97,29 +94,29 @@ def chosen(values: Tensor, indices: Tensor) -> Tensor:
 
 
 def row_responses(states: Tensor, table: Tensor, indices: Tensor, bags: Bags) -> Tensor:
-    """Scalar products of each state with its chosen rows: [T, k] of states [T, d], table [M, d], indices [T, k]."""
+    """Scalar products of states [T, d] with chosen rows: [T, k] of a plain table [M, d] and indices [T, k]."""
     # The operator has no derivative of its own.
     if _RESPONSES is None or torch.is_grad_enabled() or states.dtype != table.dtype:
         return (table[indices] * states.unsqueeze(1)).sum(-1)
     given = (states, table)
-    if states.is_cuda and states.dtype == torch.bfloat16:  # torch has none of it there: pytorch #185808
+    if states.is_cuda and states.dtype == torch.bfloat16:  # torch has no such kernel: pytorch #185808
         given = (states.float(), table.float())
     flat: Tensor = _RESPONSES(*given, indices.view(-1), bags.starts, bags.owner, _SUM)
     return flat.view(indices.shape).to(states.dtype)
 
 
-def row_sums(table: Rows, indices: Tensor, weights: Tensor, bags: Bags) -> Tensor:
+def row_sums(table: Tensor, indices: Tensor, weights: Tensor, bags: Bags) -> Tensor:
     """Weighted sums of each token's chosen rows: [T, columns] of table [M, columns], indices and weights [T, k].
 
-    In the table's own precision, or in float32 where it is compact.
+    In the table's own precision, or in float32 where it is packed.
     """
-    if isinstance(table, CompactRows):
+    if is_packed(table):
         # The operator has no derivative of its own.
-        if _COMPACT_SUMS is not None and runs_natively(table.packed) and not torch.is_grad_enabled():
-            given = (table.packed, indices.view(-1), bags.starts)
-            sums: Tensor = _COMPACT_SUMS(*given, False, _SUM, False, weights.float().view(-1), None, False)
+        if _PACKED_SUMS is not None and runs_natively(table) and not torch.is_grad_enabled():
+            given = (table, indices.view(-1), bags.starts)
+            sums: Tensor = _PACKED_SUMS(*given, False, _SUM, False, weights.float().view(-1), None, False)
             return sums
-        table = table.values()
+        table = row_values(table)
     weights = weights.to(table.dtype).view(-1)
     return functional.embedding_bag(indices.view(-1), table, bags.starts, mode="sum", per_sample_weights=weights)
 

@@ -19,6 +19,7 @@ from uhl_cli.align.bank import AnchorBank, depth_index
 from uhl_cli.align.features import FeatureMaps
 from uhl_cli.align.ridge import RidgeMap, fit_ridge
 from uhl_cli.align.states import WordStates
+from uhl_cli.host.hostmap import HostMap
 
 
 @dataclass(frozen=True)
@@ -206,3 +207,36 @@ def _mean_r2(fit: RidgeMap, targets: Tensor) -> float:
     """Mean held-out R^2 over the coordinates that vary at all."""
     varies = targets.std(0) > 0
     return float(fit.r2[varies].mean())
+
+
+def align_shapes(
+    bank: AnchorBank,
+    host_map: HostMap,
+    *,
+    tap_depths: Sequence[int],
+    feature_depths: Sequence[int] | None,
+    readout_size: int,
+) -> Alignment:
+    """What `align_anchors` gives for a host without weights: the same shapes, on the meta device, without values.
+
+    The readout listens to all depths that it may; a fit may find that fewer serve better, so that a ported adapter
+    costs at most as much.
+
+    :param feature_depths: Depths that a feature bank's maps listen to; None without a bank.
+    """
+    canonical, width, depth = bank.scales.shape[1], host_map.hidden_size, host_map.num_hidden_layers
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    layers = tuple(
+        LayerMaps(index / depth, empty(width), empty(canonical, width), *(empty(width, canonical) for _ in range(3)))
+        for index in range(depth + 1)
+    )
+    rows = len(bank.knots) * canonical
+    features = None
+    if feature_depths is not None:
+        taps = {index: empty(readout_size, width) for index in feature_depths}
+        features = FeatureMaps(taps, empty(readout_size), empty(0, width), empty(0), 0.0)
+    taps = {index: empty(rows, width) for index in tap_depths}
+    return Alignment("anchors", width, layers, taps, empty(rows), (), (), features)

@@ -63,7 +63,6 @@ class FeatureMaps:
     `taps[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
     `head_bias` [labels] give the head-only control's logits from the final state.  `quality` is the held-out R^2 of
     the features, averaged.  On held-out words, a perfect map reaches some 0.85 only, because the codes are coarse.
-    `shift` [readout_size], if any, is added while updates are on.
     """
 
     taps: dict[int, Tensor]
@@ -71,14 +70,12 @@ class FeatureMaps:
     head: Tensor
     head_bias: Tensor
     quality: float
-    shift: Tensor | None = None
 
     def to(self, device: torch.device) -> FeatureMaps:
         """The same with all maps on a device."""
         taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
         head, head_bias = self.head.to(device), self.head_bias.to(device)
-        shift = None if self.shift is None else self.shift.to(device)
-        return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias, shift=shift)
+        return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from uhl_cli.budget.report import (
 from uhl_cli.budget.sizes import FileSizes, file_sizes
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.errors import FormatError, UsageError
-from uhl_cli.formats.adapter import AdapterFile, read_adapter
+from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.formats.task import TaskFile, adapter_digest, read_task, task_parameter_shapes
 from uhl_cli.reports import Reporter, silent
 
@@ -32,7 +32,7 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
     sizes = file_sizes(options.adapter, parameter_shapes(content.manifest.config))
     task, task_sizes = _task(options)
     _refuse_unknowable(options, (content.manifest.config if task is None else task.record.config).top_k)
-    target = _target(options, content, task, reporter)
+    target = _target(options, reporter)
     limits = Limits(
         bytes=options.max_bytes,
         flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
@@ -81,22 +81,18 @@ def _task(options: BudgetOptions) -> tuple[TaskFile | None, FileSizes | None]:
     return task, file_sizes(options.task_file, task_parameter_shapes(task.record))
 
 
-def _target(
-    options: BudgetOptions, content: AdapterFile, task: TaskFile | None, reporter: Reporter
-) -> TargetBudget | None:
+def _target(options: BudgetOptions, reporter: Reporter) -> TargetBudget | None:
+    target = options.target or options.target_config
+    if target is None:
+        return None
     # Imported late: both need torch.
-    if options.target is not None:
-        from uhl_cli.budget.target import host_budget
+    from uhl_cli.api import UniversalAdapter
+    from uhl_cli.budget.target import target_budget
 
-        return host_budget(options, options.target, reporter)
-    if options.target_config is not None:
-        from uhl_cli.budget.target import config_budget
-
-        config = content.manifest.config if task is None else task.record.config
-        # A readout of another task is new to the bank.
-        featured = content.features is not None and (task is None or task.record.own_task)
-        return config_budget(options, options.target_config, config, reporter, featured=featured)
-    return None
+    adapter = UniversalAdapter.load(options.adapter)
+    if options.task_file is not None:
+        adapter = adapter.with_task(options.task_file)
+    return target_budget(adapter, options, target, reporter)
 
 
 def _atoms_limit(options: BudgetOptions, target: TargetBudget | None) -> float | None:

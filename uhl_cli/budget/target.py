@@ -1,20 +1,20 @@
-"""`budget` on a loaded host: the adapter is ported as `port` does it, then counted and measured."""
+"""`budget` on a target: the adapter is ported as `port` does it, then counted and measured.
+
+Of a target whose configuration alone is there, everything but weights, atoms and time is the same, on the meta device.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from uhl_cli.adapter.fold import FoldedAdapter
-from uhl_cli.align.alignment import Alignment
-from uhl_cli.align.bank import depth_index
-from uhl_cli.align.features import depths_within
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.texts import word_spans
-from uhl_cli.api import UniversalAdapter, align
+from uhl_cli.api import UniversalAdapter
 from uhl_cli.budget.report import (
     MAX_FLOPS,
     AtomsBudget,
@@ -27,17 +27,17 @@ from uhl_cli.budget.report import (
 )
 from uhl_cli.commands.options import HostOptions
 from uhl_cli.commands.scoring import host_record, load
-from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops, count_map_flops
+from uhl_cli.cost.flops import count_map_flops
 from uhl_cli.cost.flops_fvcore import count_flops_fvcore
-from uhl_cli.cost.flops_shapes import shape_only
-from uhl_cli.cost.memory import adapter_bytes, peak_bytes
-from uhl_cli.cost.passes import PassShape, forward_pass
-from uhl_cli.cost.plan import PortPlan, adapter_flops_per_token, full_plan, make_plan
+from uhl_cli.cost.memory import peak_bytes
+from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
+from uhl_cli.cost.plan import adapter_flops_per_token, full_plan
 from uhl_cli.data import TASKS, Examples, load_task
 from uhl_cli.errors import BudgetError, DataError, HostError, first_line
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.config_only import ConfigHost, load_config_host
+from uhl_cli.host.config_only import load_config_host
 from uhl_cli.host.hostmap import HostMap
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase, silent
 from uhl_cli.schema import AdapterConfig
@@ -46,58 +46,61 @@ from uhl_cli.schema import AdapterConfig
 _TEXTS_PER_BATCH = 32
 
 
-def host_budget(options: BudgetOptions, target: HostOptions, reporter: Reporter = silent) -> TargetBudget:
-    """Load file and host, port, and measure what the options ask for.
+def target_budget(
+    adapter: UniversalAdapter, options: BudgetOptions, target: HostOptions, reporter: Reporter = silent
+) -> TargetBudget:
+    """Load the target, or its configuration alone where `options.target_config` names it, and measure the adapter.
 
-    :raises HostError: When the host cannot be loaded.
+    :raises HostError: When the target cannot be loaded, or cannot be run without values.
     :raises AlignmentError: When it cannot be aligned.
     :raises DataError: When the data that was asked for cannot be had.
     """
-    adapter = UniversalAdapter.load(options.adapter)
-    if options.task_file is not None:
-        adapter = adapter.with_task(options.task_file)
-    examples, source = _examples(adapter, options, offline=target.offline)
-    host = load(target)
-    return measure_host(adapter, host, options, examples=examples, source=source, reporter=reporter)
+    if options.target is not None:
+        examples, source = _examples(adapter, options, offline=target.offline)
+        return measure(adapter, load(target), options, examples=examples, source=source, reporter=reporter)
+    host = load_config_host(target.name, revision=target.revision, dtype=target.dtype, offline=target.offline)
+    try:
+        return measure(adapter, host, options, reporter=reporter)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise HostError(
+            f"'{target.name}' cannot be counted without weights: {first_line(error)}",
+            "Load it with --target; DistilBERT and Llama-like configurations need transformers 5.",
+        ) from error
 
 
-def measure_host(
+def measure(
     adapter: UniversalAdapter,
     host: Host,
     options: BudgetOptions,
     *,
-    examples: Examples,
-    source: str,
+    examples: Examples | None = None,
+    source: str = "",
     reporter: Reporter = silent,
 ) -> TargetBudget:
-    """The same for a loaded adapter, a loaded host and the examples that active atoms are measured on.
+    """What a loaded adapter costs on a loaded host.
 
+    :param examples: What active atoms are measured on; None for a host without weights.
     :param source: What the examples are, for the report.
     """
-    alignment, plan, host_flops, refused = _align(adapter, host, options, reporter)
-    ported = adapter.inject(host, alignment, plan, host_flops)
+    aligned, refused = _align(adapter, host, options, reporter)
+    ported = adapter.port(aligned)
     shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
-    flops = measure_flops(host.map, ported.folded, shape, phase(reporter, "counting"))
-    memory = measure_memory(host.map, ported.folded, shape)
-    atoms = _atoms(adapter, ported, examples, source, reporter)
+    flops = measure_flops(host.map, ported.adapter, shape, phase(reporter, "counting"))
+    memory = measure_memory(host.map, ported.adapter, shape)
+    atoms = None if examples is None else _atoms(ported, examples, source, reporter)
     seconds = None
     if options.time:
-        seconds = measure_time(
-            host.map,
-            ported.folded,
-            shape,
-            repetitions=options.repetitions,
-            progress=phase(reporter, "timing"),
-        )
+        progress = phase(reporter, "timing")
+        seconds = measure_time(host.map, ported.adapter, shape, repetitions=options.repetitions, progress=progress)
     record = host_record(host)
-    tokens = plan_tokens(host.max_length)
+    per_token = aligned.host_flops / min(SEQUENCE_LENGTH, host.max_length)
     return TargetBudget(
         name=record.name,
         model_type=record.fingerprint.model_type,
         hidden_size=host.hidden_size,
         num_hidden_layers=host.num_hidden_layers,
-        parameters=sum(parameter.numel() for parameter in host.model.parameters()),
-        weights_loaded=True,
+        parameters=sum(parameter.numel() for parameter in host.map.base.parameters()),
+        weights_loaded=aligned.has_weights,
         dtype=str(host.map.embeddings.weight.dtype).removeprefix("torch."),
         device=str(host.device),
         sequence_length=shape.tokens,
@@ -106,39 +109,27 @@ def measure_host(
         memory=memory,
         atoms=atoms,
         time=seconds,
-        left_out=plan.left_out,
-        whole_percent=whole_percent(host.map, adapter.manifest.config, host_flops / tokens),
+        left_out=aligned.plan.left_out,
+        whole_percent=whole_percent(host.map, adapter.manifest.config, per_token),
         refused=refused,
     )
 
 
 def _align(
     adapter: UniversalAdapter, host: Host, options: BudgetOptions, reporter: Reporter
-) -> tuple[Alignment, PortPlan, int, str | None]:
+) -> tuple[AlignedHost, str | None]:
     """What `port` would align by; where it would refuse, everything, and why it would."""
-    progress = phase(reporter, "aligning")
+    progress, limit = phase(reporter, "aligning"), options.max_flops or MAX_FLOPS
     try:
-        alignment, plan, host_flops = adapter.align(
-            host, strategy=options.strategy, max_flops=options.max_flops or MAX_FLOPS, progress=progress
-        )
+        return adapter.align(host, strategy=options.strategy, max_flops=limit, progress=progress), None
     except BudgetError as error:
-        plan = full_plan(host.map)
-        strategy = options.strategy or adapter.manifest.config.strategy
-        alignment = align(host, adapter.bank, strategy, plan=plan, progress=progress)
-        return alignment, plan, count_flops(host, None), error.message.rstrip(".")
-    return alignment, plan, host_flops, None
+        whole = adapter.align(host, strategy=options.strategy, max_flops=math.inf, progress=progress)
+        return whole, error.message.rstrip(".")
 
 
-def _atoms(
-    adapter: UniversalAdapter, ported: PortedModel, examples: Examples, source: str, reporter: Reporter
-) -> AtomsBudget:
-    predictions = ported.predict(
-        examples,
-        batch_size=_TEXTS_PER_BATCH,
-        max_length=min(adapter.manifest.training.config.max_length, ported.host.max_length),
-        progress=phase(reporter, "active atoms"),
-    )
-    return AtomsBudget(per_token=predictions.atoms_per_token, data=source, texts=len(examples))
+def _atoms(ported: PortedModel, examples: Examples, source: str, reporter: Reporter) -> AtomsBudget:
+    found = ported.classes_of(examples, batch_size=_TEXTS_PER_BATCH, progress=phase(reporter, "active atoms"))
+    return AtomsBudget(per_token=found.atoms_per_token, data=source, texts=len(examples))
 
 
 def _examples(adapter: UniversalAdapter, options: BudgetOptions, *, offline: bool) -> tuple[Examples, str]:
@@ -170,88 +161,17 @@ def anchor_examples(adapter: UniversalAdapter) -> Examples:
     return Examples(texts, words=spans, tags=tuple((0,) * len(row) for row in spans))
 
 
-def config_budget(
-    options: BudgetOptions,
-    target: HostOptions,
-    config: AdapterConfig,
-    reporter: Reporter = silent,
-    *,
-    featured: bool = False,
-) -> TargetBudget:
-    """Count what an adapter of this shape costs on the host that a configuration describes; no weight is read.
-
-    Without weights nothing is aligned, so that no active atoms are measured, and the readout is counted at every
-    depth that the plan lets it listen to (see `shape_only`).
-
-    :param featured: Whether a feature bank fits the readout, which listens to fewer depths of a wide host then.
-    :raises HostError: When the configuration cannot be had, or the model cannot be run without values.
-    """
-    host = load_config_host(target.name, revision=target.revision, dtype=target.dtype, offline=target.offline)
-    try:
-        return _measured(options, host, config, reporter, featured)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise HostError(
-            f"'{target.name}' cannot be counted without weights: {first_line(error)}",
-            "Load it with --target; DistilBERT and Llama-like configurations need transformers 5.",
-        ) from error
-
-
-def _measured(
-    options: BudgetOptions, host: ConfigHost, config: AdapterConfig, reporter: Reporter, featured: bool
-) -> TargetBudget:
-    tokens = plan_tokens(host.max_length)
-    per_token = count_map_flops(host.map, None, PassShape(1, tokens)) / tokens
-    refused = None
-    try:
-        plan = make_plan(
-            host.map, config, host_flops_per_token=per_token, max_flops_percent=options.max_flops or MAX_FLOPS
-        )
-    except BudgetError as error:
-        plan, refused = full_plan(host.map), error.message.rstrip(".")
-    by_anchors = (options.strategy or config.strategy) == "anchors"
-    if not by_anchors:
-        plan = _at_knots(plan, host.map.num_hidden_layers, config)
-    elif featured:
-        plan = replace(plan, tap_depths=tuple(depths_within(plan.tap_depths, config.knots, host.map)))
-    folded = shape_only(host.map, plan, config, shifted=by_anchors and featured)
-    shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
-    return TargetBudget(
-        name=host.name,
-        model_type=host.model_type,
-        hidden_size=host.map.hidden_size,
-        num_hidden_layers=host.map.num_hidden_layers,
-        parameters=sum(parameter.numel() for parameter in host.map.base.parameters()),
-        weights_loaded=False,
-        dtype=str(host.map.embeddings.weight.dtype).removeprefix("torch."),
-        device="meta",
-        sequence_length=shape.tokens,
-        batch_size=shape.batch_size,
-        flops=measure_flops(host.map, folded, shape, phase(reporter, "counting")),
-        memory=measure_memory(host.map, folded, shape),
-        atoms=None,
-        time=None,
-        left_out=plan.left_out,
-        whole_percent=whole_percent(host.map, config, per_token),
-        refused=refused,
-    )
-
-
-def _at_knots(plan: PortPlan, depth: int, config: AdapterConfig) -> PortPlan:
-    """The plan of a strategy that gives the readout one depth a knot."""
-    return replace(plan, tap_depths=tuple(sorted({depth_index(knot, depth) for knot in config.knots})))
-
-
 WARM_UP_PASSES = 3
 Progress = Callable[[int, int], None]
 
 
 def measure_flops(
-    host_map: HostMap, folded: FoldedAdapter, shape: PassShape, progress: Progress | None = None
+    host_map: HostMap, adapter: PortedAdapter, shape: PassShape, progress: Progress | None = None
 ) -> FlopBudget:
     """FLOPs of one pass by both counters, host alone and with the adapter attached."""
     counts: list[int] = []
     uncounted: set[str] = set()
-    for done, attached in enumerate((None, folded)):
+    for done, attached in enumerate((None, adapter)):
         count, names = count_flops_fvcore(host_map, attached, shape)
         uncounted |= names
         counts += [count, count_map_flops(host_map, attached, shape)]
@@ -277,26 +197,21 @@ def whole_percent(host_map: HostMap, config: AdapterConfig, host_flops_per_token
     return 100 * whole / host_flops_per_token
 
 
-def plan_tokens(max_length: int) -> int:
-    """Tokens at which `port` makes its plan."""
-    return min(SEQUENCE_LENGTH, max_length)
-
-
-def measure_memory(host_map: HostMap, folded: FoldedAdapter, shape: PassShape) -> MemoryBudget:
+def measure_memory(host_map: HostMap, adapter: PortedAdapter, shape: PassShape) -> MemoryBudget:
     """Bytes of the weights and, measured on one pass each, of the peak beside them."""
     host_peak = peak_bytes(host_map, None, shape)
     return MemoryBudget(
         host_weights=sum(parameter.nbytes for parameter in host_map.base.parameters()),
-        adapter_weights=adapter_bytes(folded),
+        adapter_weights=adapter.nbytes,
         host_peak=host_peak,
-        adapter_peak=peak_bytes(host_map, folded, shape) - host_peak,
+        adapter_peak=peak_bytes(host_map, adapter, shape) - host_peak,
     )
 
 
 @torch.inference_mode()
 def measure_time(
     host_map: HostMap,
-    folded: FoldedAdapter,
+    adapter: PortedAdapter,
     shape: PassShape,
     *,
     repetitions: int,
@@ -309,7 +224,7 @@ def measure_time(
     alone: list[float] = []
     attached: list[float] = []
     for index in range(WARM_UP_PASSES + repetitions):
-        pair = _seconds(host_map, None, shape), _seconds(host_map, folded, shape)
+        pair = _seconds(host_map, None, shape), _seconds(host_map, adapter, shape)
         if index >= WARM_UP_PASSES:
             alone.append(pair[0])
             attached.append(pair[1])
@@ -327,8 +242,8 @@ def measure_time(
     )
 
 
-def _seconds(host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape) -> float:
-    with forward_pass(host_map, folded, shape) as (module, ids):
+def _seconds(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> float:
+    with forward_pass(host_map, adapter, shape) as (module, ids):
         _wait_for(ids.device)
         started = time.perf_counter()
         module(ids)

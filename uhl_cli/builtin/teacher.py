@@ -41,6 +41,7 @@ def word_targets(teacher: Host, texts: list[str], path: Path, reporter: Reporter
     rows = np.arange(len(texts))
     order = batches(texts_tokens.lengths(), rows, tokens=BATCH_TOKENS, seed=0, epoch=0)
     depth, width = teacher.num_hidden_layers, teacher.hidden_size
+    assert teacher.tokenizer is not None  # it was loaded with its weights
     padding = int(teacher.tokenizer.pad_token_id or 0)
 
     def states(chosen: list[int]) -> tuple[Integers, Tensor]:

@@ -14,7 +14,8 @@ from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import compress_text, pack_levels
 from uhl_cli.errors import AlignmentError, BudgetError, DataError
-from uhl_cli.ported.controls import head_logits, without_updates
+from uhl_cli.host.running import evaluating
+from uhl_cli.ported.controls import head_logits
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import update_shift
 from uhl_cli.reports import Reporter, phase
@@ -68,14 +69,14 @@ def feature_bank(
     :returns: None where the source itself takes in fewer than `MIN_WORDS` of the words.
     """
     columns = adapter.manifest.config.readout_size + adapter.manifest.config.num_labels
-    bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
     values = torch.zeros(anchors.num_words, columns)
     seen = torch.zeros(anchors.num_words, dtype=torch.bool)
     host = ported.host
-    with torch.no_grad(), bare.attached() as injection:
+    readout = ported.with_adapter(ported.adapter.without_updates())
+    with torch.no_grad(), evaluating(host.map.base), readout.attached() as attachment:
         for batch in word_batches(host, anchors, progress=phase(reporter, "features")):
             final = host.map.base(**batch.encoded.model_inputs()).last_hidden_state
-            features = injection.readout_features(final)
+            features = attachment.readout_features(final)
             parts = (features.reshape(-1, features.shape[-1]), final.reshape(-1, final.shape[-1]).float())
             seen_by_readout, states = (batch.weights @ part.float() for part in parts)
             head = head_logits(states.cpu(), adapter.stored["head_weight"], adapter.stored["head_bias"], own)
@@ -94,7 +95,7 @@ def feature_bank(
         bank = quantise_features(first, values[: first.num_words], no_shift, step=step)
         size = _text_bytes(first) + len(pack_levels(bank.codes.numpy())) + 8 * columns + _OVERHEAD_BYTES
         if room is None or size <= room or count == 1:
-            return replace(bank, shift=update_shift(ported, bank))
+            return replace(bank, shift=update_shift(host, ported.adapter, bank))
         count = max(1, min(count - 1, math.floor(count * room / size)))
 
 

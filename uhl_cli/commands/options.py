@@ -15,6 +15,15 @@ DEFAULT_HOST = "builtin:base"
 DEFAULT_TASK = "reviews"
 
 
+def _deciding(options: Frozen, *others: str) -> dict[str, object]:
+    """All options but those that do not decide the course of a run, for its identity.
+
+    A host, data and files are named by digests of their content instead, so how they are named does not count.
+    """
+    apart = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size", *others}
+    return options.model_dump(mode="json", exclude=apart)
+
+
 class HostOptions(Frozen):
     """Which host, and how it is loaded."""
 
@@ -66,6 +75,10 @@ class PretrainOptions(Frozen):
     resume: bool = False
     overwrite: bool = False
     save_every: int = Field(200, ge=1)
+
+    def deciding(self) -> dict[str, object]:
+        """Every option that decides the course of a run; a checkpoint of others is refused."""
+        return _deciding(self, "host", "licence") | {"dtype": self.host.dtype}
 
     def command(self) -> str:
         """The command line that makes the same file: every option that decides its content, none that does not.
@@ -193,6 +206,10 @@ class TuneOptions(Frozen):
             return self.output
         names = (re.sub(r"[^A-Za-z0-9_-]+", "-", Path(part).name).strip("-") for part in (task, self.target.name))
         return self.adapter.with_name(".".join([self.adapter.stem, *names, "task.safetensors"]))
+
+    def deciding(self) -> dict[str, object]:
+        """Every option that decides the course of a run; a checkpoint of others is refused."""
+        return _deciding(self, "adapter", "target", "optimise") | {"dtype": self.target.dtype}
 
     def command(self, task: str) -> str:
         """The command line that makes the same file; see `PretrainOptions.command`."""

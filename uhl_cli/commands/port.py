@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from uhl_cli.api import UniversalAdapter, align
+from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import PortOptions
 from uhl_cli.commands.scoring import (
     Classes,
@@ -21,6 +21,7 @@ from uhl_cli.errors import DataError, LabelError, OutputError
 from uhl_cli.formats.ported import FILE_NAME, save_ported
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import paired_difference, score
+from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import PortReport, Reporter, phase, silent
 from uhl_cli.schema import HostRecord
@@ -72,12 +73,12 @@ def port(
     """
     times = dict(seconds or {})
     started = time.monotonic()
-    alignment, plan, host_flops = adapter.align(
+    aligned = adapter.align(
         host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
     )
     times["align"] = time.monotonic() - started
     started = time.monotonic()
-    ported = adapter.inject(host, alignment, plan, host_flops)
+    ported = adapter.port(aligned)
     times["inject"] = time.monotonic() - started
     predictions: dict[str, Classes] = {}
     atoms, truncated = None, 0
@@ -89,12 +90,11 @@ def port(
         predictions["readout_only"] = predictor.readout_only(ported)
         predictions["untouched"] = predictor.untouched()
         predictions["random_update"] = predictor.random_update(ported, options.seed)
-        if adapter.head_fitted:
-            predictions["head_only"] = predictor.head_only(host, alignment)
-        by_size = adapter.inject(host, align(host, adapter.bank, "size", plan=plan), plan, host_flops)
-        predictions["size"] = predictor.carried(by_size, "size").classes
+        if adapter.own_task:
+            predictions["head_only"] = predictor.head_only(host, aligned.alignment)
+        predictions["size"] = predictor.carried(adapter.port(by_size(aligned, adapter.bank)), "size").classes
         times["score"] = time.monotonic() - started
-    manifest = adapter.manifest
+    manifest, features = adapter.manifest, aligned.alignment.features
     scores, gains = {}, {}
     if examples is not None:
         references, task = references_of(examples), manifest.task
@@ -108,15 +108,15 @@ def port(
         adapter=str(options.adapter),
         bytes=options.adapter.stat().st_size if options.adapter.exists() else 0,
         target=host_record(host),
-        strategy=alignment.strategy,
+        strategy=aligned.alignment.strategy,
         task=manifest.task.name,
         source=manifest.source.name,
         source_score=manifest.score,
-        quality=depth_quality(alignment),
-        readout_quality=alignment.tap_quality,
-        feature_quality=None if alignment.features is None else alignment.features.quality,
-        left_out=plan.left_out,
-        flops=flop_report(host, ported, host_flops),
+        quality=depth_quality(aligned.alignment),
+        readout_quality=aligned.alignment.tap_quality,
+        feature_quality=None if features is None else features.quality,
+        left_out=aligned.plan.left_out,
+        flops=flop_report(ported, aligned.host_flops),
         seconds=times,
         data=None if data is None else data.source,
         scores=scores,

@@ -23,7 +23,7 @@ from uhl_cli.align.texts import (
     read_texts,
 )
 from uhl_cli.align.views import width_views
-from uhl_cli.api import UniversalAdapter, align
+from uhl_cli.api import UniversalAdapter
 from uhl_cli.builtin.corpus import opinions
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank, texts_that_fit
@@ -38,15 +38,17 @@ from uhl_cli.commands.scoring import (
     refuse_overwriting,
     versions,
 )
-from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops
-from uhl_cli.cost.plan import PortPlan, make_plan
+from uhl_cli.cost.flops import count_flops
+from uhl_cli.cost.plan import plan_for
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import BudgetError, DataError, UsageError
 from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.convert import to_file
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.running import bare
 from uhl_cli.metrics import Score, score
+from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, TrainingRecord
 from uhl_cli.train.head import fit_head
@@ -109,12 +111,11 @@ def pretrain(
         note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
         reporter("training", report.step, report.steps, note)
 
-    identity = {
-        "training": training.model_dump(),
-        "adapter": config.model_dump(),
-        "hosts": [host.fingerprint.model_dump()],
-        "data": manifest.training.train_digest,
-        "anchors": prepared.bank.anchors.digest,
+    identity = options.deciding() | {
+        "config": config.model_dump(mode="json"),
+        "host": host.fingerprint.model_dump(mode="json"),
+        "train_digest": manifest.training.train_digest,
+        "anchor_digest": prepared.bank.anchors.digest,
         "steps": steps,
         "processes": accelerator.num_processes,
     }
@@ -133,7 +134,7 @@ def pretrain(
     )
     weight, bias = fit_head(
         host,
-        prepared.own,
+        prepared.aligned.alignment,
         examples,
         num_labels=config.num_labels,
         seed=training.seed,
@@ -165,8 +166,10 @@ def _finish(
     texts, room = more_texts
     bare = to_file(adapter, prepared.bank, manifest)
     loaded = UniversalAdapter.from_file(bare)
-    trained = loaded.inject(host, prepared.own, prepared.plan, prepared.host_flops)
-    features = None if texts is None else feature_bank(loaded, trained, prepared.own, texts, reporter, room=room)
+    trained = loaded.port(prepared.aligned)
+    features = (
+        None if texts is None else feature_bank(loaded, trained, prepared.aligned.alignment, texts, reporter, room=room)
+    )
     if features is not None:
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
@@ -174,8 +177,8 @@ def _finish(
         anchors = manifest.anchors.model_copy(update={"features": record})
         manifest = manifest.model_copy(update={"anchors": anchors})
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
-    own, plan, host_flops = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
-    ported = loaded.inject(host, own, plan, host_flops)
+    aligned = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
+    ported = loaded.port(aligned)
     scores: dict[str, Score] = {}
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
@@ -184,7 +187,7 @@ def _finish(
         found = {
             "adapter": classes,
             "readout_only": predictor.readout_only(ported),
-            "head_only": predictor.head_only(host, own),
+            "head_only": predictor.head_only(host, aligned.alignment),
         }
         references = references_of(data.evaluation)
         scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
@@ -208,30 +211,24 @@ def _finish(
         readout_only=scores.get("readout_only"),
         atoms_per_token=atoms,
         truncated=truncated,
-        quality=depth_quality(own),
+        quality=depth_quality(aligned.alignment),
         anchor_words=prepared.bank.anchors.num_words,
         feature_words=0 if features is None else features.anchors.num_words,
-        flops=flop_report(host, ported, prepared.host_flops),
+        flops=flop_report(ported, aligned.host_flops),
     )
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training needs: the bank, and the source with its alignments, its own first."""
+    """What training needs: the bank, and the source host with its alignments."""
 
     bank: AnchorBank
     host: TrainingHost
-    host_flops: int
 
     @property
-    def own(self) -> Alignment:
-        """The source's own alignment."""
-        return self.host.views[0]
-
-    @property
-    def plan(self) -> PortPlan:
-        """The parts that the source carries."""
-        return self.host.plan
+    def aligned(self) -> AlignedHost:
+        """The source with its own alignment."""
+        return self.host.aligned
 
 
 def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Reporter) -> Prepared:
@@ -242,27 +239,22 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
     """
     config = options.adapter
     host_flops = count_flops(host, None)
-    tokens = min(SEQUENCE_LENGTH, host.max_length)
-    plan = make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=options.max_flops)
+    plan = plan_for(host, config, host_flops, options.max_flops)
     anchors = _anchors(data, options)
-    states = word_states(host, anchors, progress=phase(reporter, "anchors"))
+    with bare(host.map.base):
+        states = word_states(host, anchors, progress=phase(reporter, "anchors"))
     if not bool(states.present.all()):  # texts longer than the host takes
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     total = 2 + options.training.width_views
     reporter("aligning", 0, total)
     bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
-    views = [align(host, bank, config.strategy, plan=plan, states=states)]
+    own = align_host(host, bank, config.strategy, plan=plan, states=states)
+    views: list[Alignment] = []
     if config.strategy == "anchors":
-        views += width_views(
-            bank,
-            states,
-            views[0],
-            plan.tap_depths,
-            count=options.training.width_views,
-            seed=options.training.seed,
-        )
+        count, seed = options.training.width_views, options.training.seed
+        views = width_views(bank, states, own, plan.tap_depths, count=count, seed=seed)
     reporter("aligning", total, total)
-    return Prepared(bank, TrainingHost(host, views, plan), host_flops)
+    return Prepared(bank, TrainingHost(AlignedHost(host, own, plan, host_flops), tuple(views)))
 
 
 # More words than this bring a readout nothing (figures: tests/benchmarks/README.md).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +14,13 @@ from uhl_cli import __version__
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import HostOptions
-from uhl_cli.cost.flops import SEQUENCE_LENGTH, count_flops
+from uhl_cli.cost.flops import count_flops
+from uhl_cli.cost.passes import SEQUENCE_LENGTH
 from uhl_cli.data import Examples
 from uhl_cli.errors import OutputError
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class
-from uhl_cli.ported.controls import head_logits, mean_final_states, randomised, without_updates
+from uhl_cli.ported.controls import head_logits, mean_final_states, randomised
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import update_shift
 from uhl_cli.reports import DepthQuality, FlopReport, Reporter, phase
@@ -92,9 +92,10 @@ def depth_quality(alignment: Alignment) -> tuple[DepthQuality, ...]:
     )
 
 
-def flop_report(host: Host, ported: PortedModel, host_flops: int) -> FlopReport:
+def flop_report(ported: PortedModel, host_flops: int) -> FlopReport:
     """The adapter's FLOPs, counted as the difference that attaching it makes."""
-    added = count_flops(host, ported.folded) - host_flops
+    host = ported.host
+    added = count_flops(host, ported.adapter) - host_flops
     return FlopReport(
         sequence_length=min(SEQUENCE_LENGTH, host.max_length),
         host=host_flops,
@@ -112,7 +113,7 @@ def references_of(examples: Examples) -> Classes:
 
 
 class Carried(NamedTuple):
-    """Predictions of a host that carries an adapter; see `adapter.ported.Predictions`."""
+    """Predictions of a host that carries an adapter; see `ported.model.ExampleClasses`."""
 
     classes: Classes
     atoms_per_token: float
@@ -127,32 +128,25 @@ class Predictor:
         self._examples = examples
         self._batch_size = batch_size
         self._reporter = reporter
-        self._max_length = adapter.max_length
 
     def carried(self, ported: PortedModel, label: str) -> Carried:
         """Classes by a ported model, its active atoms per token, and how many texts were cut."""
-        predictions = ported.predict(
-            self._examples,
-            batch_size=self._batch_size,
-            max_length=min(self._max_length, ported.host.max_length),
-            progress=phase(self._reporter, f"scoring: {label}"),
+        found = ported.classes_of(
+            self._examples, batch_size=self._batch_size, progress=phase(self._reporter, f"scoring: {label}")
         )
-        return Carried(predictions.for_metric(ported.task.kind), predictions.atoms_per_token, predictions.truncated)
+        return Carried(found.for_metric(ported.task.kind), found.atoms_per_token, found.truncated)
 
     def readout_only(self, ported: PortedModel) -> Classes:
         """Classes by the readout with updates off."""
-        bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
-        return self.carried(bare, "readout only").classes
+        return self.carried(ported.with_adapter(ported.adapter.without_updates()), "readout only").classes
 
     def random_update(self, ported: PortedModel, seed: int) -> Classes:
         """Classes with updates of the same norm in random directions; their shift is taken back like the own."""
-        redirected = PortedModel(ported.host, randomised(ported.folded, seed=seed), ported.task)
-        features, readout = self._adapter.features, redirected.folded.readout
-        if features is not None and readout.shift is not None:
-            redirected.folded = replace(redirected.folded, readout=replace(readout, shift=None))
-            shift = -update_shift(redirected, features).to(readout.bias)
-            redirected.folded = replace(redirected.folded, readout=replace(readout, shift=shift))
-        return self.carried(redirected, "random update").classes
+        redirected, features = randomised(ported.adapter, seed=seed), self._adapter.features
+        own = ported.adapter.readout.shift
+        if features is not None and own is not None:
+            redirected = redirected.with_shift(-update_shift(ported.host, redirected, features).to(own))
+        return self.carried(ported.with_adapter(redirected), "random update").classes
 
     def head_only(self, host: Host, alignment: Alignment) -> Classes:
         """Classes by the linear head on the untouched host's final state."""
@@ -160,7 +154,7 @@ class Predictor:
             host,
             self._examples,
             batch_size=self._batch_size,
-            max_length=min(self._max_length, host.max_length),
+            max_length=min(self._adapter.max_length, host.max_length),
             progress=phase(self._reporter, "scoring: head only"),
         )
         stored = self._adapter.stored

@@ -78,7 +78,7 @@ def optimise(
     ranges = RANGES | ({} if first.record.own_task else READOUT_RANGES)
     start = {name: float(getattr(options.training, name)) for name in ranges}
     ranges = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in ranges.items()}
-    kept = _KeptTrials(files, _digest(options, first, ranges), resume=options.resume)
+    kept = _KeptTrials(files, _digest(first, ranges), resume=options.resume)
     trials = kept.read()
     while len(trials) < options.optimise:
         number = len(trials)
@@ -185,20 +185,8 @@ def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed:
     return Trial(number=number, score=0.0, **study.ask(fixed_distributions=space).params)
 
 
-def _digest(options: TuneOptions, setting: Setting, ranges: Ranges) -> str:
-    record = setting.record
-    return run_digest(
-        {
-            "training": options.training.model_dump(),
-            "adapter": record.adapter,
-            "config": record.config.model_dump(),
-            "host": setting.host.fingerprint.model_dump(),
-            "data": record.training.train_digest,
-            "ranges": ranges,
-            "max_flops": options.max_flops,
-            "align": setting.alignment.strategy,
-        }
-    )
+def _digest(setting: Setting, ranges: Ranges) -> str:
+    return run_digest(setting.identity() | {"ranges": ranges})
 
 
 class _KeptTrials:

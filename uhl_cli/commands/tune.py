@@ -17,11 +17,12 @@ from uhl_cli.commands.scoring import (
     refuse_overwriting,
 )
 from uhl_cli.commands.search import optimise
-from uhl_cli.commands.tune_setting import Aligned, settle, train_task
+from uhl_cli.commands.tune_setting import settle, train_task
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Difference, Score, paired_difference, score
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.reports import Reporter, TuneReport, silent
 from uhl_cli.train.loop import RunFiles, accelerator_for
 from uhl_cli.train.task_adapter import TaskAdapter
@@ -69,7 +70,7 @@ def tune(
     accelerator: Accelerator,
     files: RunFiles | None = None,
     reporter: Reporter = silent,
-    aligned: Aligned | None = None,
+    aligned: AlignedHost | None = None,
 ) -> TuneReport:
     """Tune a loaded adapter on a loaded host and write the task file.
 
@@ -121,8 +122,8 @@ def tune(
         gains=gains,
         atoms_per_token=atoms,
         truncated=truncated,
-        flops=flop_report(host, ported, setting.host_flops),
-        left_out=setting.plan.left_out,
+        flops=flop_report(ported, setting.aligned.host_flops),
+        left_out=setting.aligned.plan.left_out,
     )
 
 

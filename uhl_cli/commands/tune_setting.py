@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from torch import Tensor
 
-from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import TuneOptions
 from uhl_cli.commands.scoring import (
@@ -15,12 +14,12 @@ from uhl_cli.commands.scoring import (
     host_record,
     versions,
 )
-from uhl_cli.cost.plan import PortPlan
 from uhl_cli.data import TaskData
 from uhl_cli.errors import DataError, UsageError
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.task import TaskRecord
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.schema import TrainingRecord
@@ -38,15 +37,22 @@ class Setting:
     data: TaskData
     options: TuneOptions
     record: TaskRecord
-    alignment: Alignment
-    plan: PortPlan
-    host_flops: int
+    aligned: AlignedHost
     reporter: Reporter
 
     def ported(self, parameters: dict[str, Tensor]) -> PortedModel:
         """The target with these parameters in place of the adapter's own."""
-        tuned = self.adapter.with_parameters(self.record, parameters)
-        return tuned.inject(self.host, self.alignment, self.plan, self.host_flops)
+        return self.adapter.with_parameters(self.record, parameters).port(self.aligned)
+
+    def identity(self) -> dict[str, object]:
+        """All that decides the course of a run: every option but those that do not, and digests of what they name."""
+        return self.options.deciding() | {
+            "training": self.record.training.config.model_dump(mode="json"),
+            "adapter": self.record.adapter,
+            "config": self.record.config.model_dump(mode="json"),
+            "host": self.host.fingerprint.model_dump(mode="json"),
+            "train_digest": self.record.training.train_digest,
+        }
 
     def predictor(self) -> Predictor | None:
         """A predictor on the evaluation examples, or None without any."""
@@ -57,16 +63,13 @@ class Setting:
         return Predictor(tuned, self.data.evaluation, batch_size=batch_size, reporter=self.reporter)
 
 
-Aligned = tuple[Alignment, PortPlan, int]
-
-
 def settle(
     adapter: UniversalAdapter,
     host: Host,
     data: TaskData,
     options: TuneOptions,
     reporter: Reporter,
-    aligned: Aligned | None = None,
+    aligned: AlignedHost | None = None,
 ) -> Setting:
     """Align the host and say what the task file will be.
 
@@ -110,8 +113,7 @@ def settle(
         aligned = adapter.with_parameters(record, {}).align(
             host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
         )
-    alignment, plan, host_flops = aligned
-    return Setting(adapter, host, data, options, record, alignment, plan, host_flops, reporter)
+    return Setting(adapter, host, data, options, record, aligned, reporter)
 
 
 def train_task(trained: TaskAdapter, setting: Setting, accelerator: Accelerator, files: RunFiles | None) -> None:
@@ -127,25 +129,16 @@ def train_task(trained: TaskAdapter, setting: Setting, accelerator: Accelerator,
         note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
         setting.reporter("tuning", report.step, report.steps, note)
 
-    plan = setting.plan
-    identity = {
-        "tuning": training.model_dump(),
-        "adapter": record.adapter,
-        "config": record.config.model_dump(),
-        "host": setting.host.fingerprint.model_dump(),
-        "data": record.training.train_digest,
-        "plan": (plan.types, plan.layers, plan.tap_depths, setting.alignment.strategy),
-        "processes": accelerator.num_processes,
-    }
     setting.reporter("tuning", 0, record.training.steps)
+    shift = setting.adapter.shift(setting.aligned) if record.own_task else None
     train(
         trained,
-        TrainingHost(setting.host, [setting.alignment], plan),
+        TrainingHost(setting.aligned, shift=shift),
         setting.data.train,
         training,
         accelerator=accelerator,
         files=files,
-        digest=run_digest(identity),
+        digest=run_digest(setting.identity() | {"processes": accelerator.num_processes}),
         resume=options.resume,
         save_every=options.save_every,
         on_step=on_step,

@@ -14,7 +14,6 @@ from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import EvaluationSection
 from uhl_cli.compare.results import Costs
 from uhl_cli.cost.flops import counted_operators
-from uhl_cli.cost.memory import adapter_bytes
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
 from uhl_cli.ported.model import PortedModel, forward
@@ -34,11 +33,11 @@ def ported_costs(
     def attached(encoded: Encoded) -> object:
         # A word a token: what a token task's readout averages over words is next to nothing.
         words = torch.eye(encoded.content_mask.numel(), device=bare.device) if ported.task.kind == "tokens" else None
-        with ported.attached() as injection:
-            return forward(ported.host, injection, encoded, words)
+        with ported.attached() as attachment:
+            return forward(ported.host, attachment, encoded, words)
 
     flops, clock = _overheads(bare, attached, evaluation)
-    memory = adapter_bytes(ported.folded) / _MEGABYTE
+    memory = ported.adapter.nbytes / _MEGABYTE
     return Costs(
         adapter_bytes=file_bytes, memory_mb=memory, flops_percent=flops, atoms_per_token=atoms, wall_clock_percent=clock
     )

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from uhl_cli.api import align
 from uhl_cli.commands.options import TuneOptions
 from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
@@ -21,6 +20,7 @@ from uhl_cli.compare.workshop import Carrying, Workshop
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
 from uhl_cli.metrics import Difference, Score, paired_difference, score
+from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.train.loop import RunFiles, accelerator_for
@@ -128,7 +128,7 @@ def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
     if run.method == "head-only":
         parameters = carrying.adapter.stored["head_weight"].numel() + carrying.adapter.stored["head_bias"].numel()
         costs = Costs(adapter_bytes=size, memory_mb=4e-6 * parameters, flops_percent=0.0)
-        return Outcome(predictor.head_only(host, carrying.alignment), costs, carrying=carrying)
+        return Outcome(predictor.head_only(host, carrying.aligned.alignment), costs, carrying=carrying)
     ported = carried(run, carrying)
     if run.method == "random-update":
         predictions = predictor.random_update(ported, run.seed)
@@ -141,10 +141,8 @@ def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
 
 def carried(run: RunConfig, carrying: Carrying) -> PortedModel:
     """The adapter on its host; of `size-only` by the control's alignment."""
-    host, plan, alignment = carrying.host, carrying.plan, carrying.alignment
-    if run.method == "size-only":
-        alignment = align(host, carrying.adapter.bank, "size", plan=plan)
-    return carrying.adapter.inject(host, alignment, plan, carrying.host_flops)
+    adapter, aligned = carrying.adapter, carrying.aligned
+    return adapter.port(by_size(aligned, adapter.bank) if run.method == "size-only" else aligned)
 
 
 def _own_task(run: RunConfig, carrying: Carrying, data: TaskData) -> Carrying:
@@ -160,8 +158,7 @@ def _own_task(run: RunConfig, carrying: Carrying, data: TaskData) -> Carrying:
 def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[str, Search]) -> Outcome:
     """`uhl tune`, after a search of delta-theta's learning rate where one is asked for."""
     carrying = workshop.carrying(run)
-    host, adapter = carrying.host, carrying.adapter
-    aligned = (carrying.alignment, carrying.plan, carrying.host_flops)
+    host, adapter, aligned = carrying.host, carrying.adapter, carrying.aligned
     folder = RunFolder(workshop.results, run.run_id).path
     known = adapter.manifest.task
     own = (known.name, known.kind, known.labels) == (data.task.name, data.task.kind, data.task.labels)
@@ -191,10 +188,10 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
             aligned=aligned,
         )
         changed = adapter.with_task(output)
-        return changed.inject(host, *(aligned if own else changed.align(host, max_flops=run.budget.max_flops)))
+        return changed.port(aligned if own else changed.align(host, max_flops=run.budget.max_flops))
 
     def classes(ported: PortedModel, examples: Examples, label: str) -> tuple[Classes, float]:
-        found = ported.predict(
+        found = ported.classes_of(
             examples,
             batch_size=run.evaluation.batch_size,
             max_length=min(run.training.max_length, host.max_length),
@@ -214,7 +211,7 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
     predictions, atoms = classes(ported, _evaluation(data), "tuned")
     before = None
     if own:
-        bare = adapter.inject(host, *aligned)
+        bare = adapter.port(aligned)
         before = classes(bare, _evaluation(data), "zero-shot")[0]
     (folder / "search.task.safetensors").unlink(missing_ok=True)
     size = carrying.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size

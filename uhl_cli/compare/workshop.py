@@ -11,16 +11,15 @@ from pathlib import Path
 
 import torch
 
-from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import load
 from uhl_cli.compare.config import DatasetSection, RunConfig
-from uhl_cli.cost.plan import PortPlan
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import DataError, UsageError
 from uhl_cli.host.checkpoint import Host, device_of
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.reports import Reporter
 
 # A budget holds an adapter and the task file that tuning adds to it (2.6 kB for the adapter's own task).
@@ -33,10 +32,12 @@ class Carrying:
 
     adapter: UniversalAdapter
     path: Path
-    host: Host
-    alignment: Alignment
-    plan: PortPlan
-    host_flops: int
+    aligned: AlignedHost
+
+    @property
+    def host(self) -> Host:
+        """The host that the adapter is aligned to."""
+        return self.aligned.host
 
 
 class Workshop:
@@ -114,8 +115,8 @@ class Workshop:
         key = (adapter.digest, run.host)
         if self._carrying is None or self._carrying[0] != key:
             self._carrying = None
-            alignment, plan, host_flops = adapter.align(host, max_flops=run.budget.max_flops)
-            self._carrying = (key, Carrying(adapter, path, host, alignment, plan, host_flops))
+            aligned = adapter.align(host, max_flops=run.budget.max_flops)
+            self._carrying = (key, Carrying(adapter, path, aligned))
         return self._carrying[1]
 
     def _adapter(self, path: Path) -> UniversalAdapter:

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from uhl_cli.adapter.fold import FoldedAdapter
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.adapter.sparse import TAIL_BYTES
-from uhl_cli.cost.passes import PassShape, forward_pass
+from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import HostMap
-
-SEQUENCE_LENGTH = 128
-
 
 Shape = tuple[int, ...]
 
@@ -67,20 +64,20 @@ def counted_operators() -> dict[Any, Any]:
 
 
 def count_flops(
-    host: Host, folded: FoldedAdapter | None, *, sequence_length: int = SEQUENCE_LENGTH, batch_size: int = 1
+    host: Host, adapter: PortedAdapter | None, *, sequence_length: int = SEQUENCE_LENGTH, batch_size: int = 1
 ) -> int:
     """FLOPs of one forward pass: of the host alone, or with the adapter attached.
 
     :param sequence_length: Tokens of each sequence; no more than the host takes are counted.
     """
-    return count_map_flops(host.map, folded, PassShape(batch_size, min(sequence_length, host.max_length)))
+    return count_map_flops(host.map, adapter, PassShape(batch_size, min(sequence_length, host.max_length)))
 
 
 @torch.inference_mode()
-def count_map_flops(host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape) -> int:
+def count_map_flops(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> int:
     """The same for a model of which only the map is there, such as one on the meta device."""
     with (
-        forward_pass(host_map, folded, shape) as (module, ids),
+        forward_pass(host_map, adapter, shape) as (module, ids),
         FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter,
     ):
         module(ids)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from fvcore.nn import FlopCountAnalysis
 
-from uhl_cli.adapter.fold import FoldedAdapter
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.adapter.sparse import TAIL_BYTES
 from uhl_cli.cost.passes import PassShape, forward_pass
 from uhl_cli.host.hostmap import HostMap
@@ -77,12 +77,14 @@ HANDLERS: dict[str, Callable[[Values, Values], int]] = {
 }
 
 
-def count_flops_fvcore(host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape) -> tuple[int, frozenset[str]]:
+def count_flops_fvcore(
+    host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape
+) -> tuple[int, frozenset[str]]:
     """FLOPs of one pass, two for a multiply-add, and the names of the operators that it ran and that count nothing.
 
     Those are element-wise work and look-ups (`aten::gelu`, `aten::embedding`, ...), as in `flops`.
     """
-    with torch.no_grad(), forward_pass(host_map, folded, shape) as (module, ids):
+    with torch.no_grad(), forward_pass(host_map, adapter, shape) as (module, ids):
         analysis = FlopCountAnalysis(module, (ids,)).set_op_handle(**HANDLERS)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         total = FLOPS_PER_MULTIPLY_ADD * int(analysis.total())

@@ -1,9 +1,9 @@
-"""Memory at run time, measured: bytes that a folded adapter's tensors hold, and the peak that a pass allocates."""
+"""Memory at run time, measured: the peak that a pass allocates."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,49 +11,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from uhl_cli.adapter.fold import FoldedAdapter, FoldedLayer
-from uhl_cli.adapter.sparse import CompactRows, Rows
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.cost.passes import PassShape, forward_pass
 from uhl_cli.host.hostmap import HostMap
 
 
-def adapter_bytes(folded: FoldedAdapter) -> int:
-    """Bytes of all tensors that a folded adapter adds to the host's weights, in their own precision."""
-    return sum(int(tensor.nbytes) for tensor in _tensors(folded))
-
-
-def _tensors(folded: FoldedAdapter) -> Iterator[Tensor]:
-    readout = folded.readout
-    yield folded.threshold
-    for layer in (*folded.layers.values(), readout.layer):
-        if layer is not None:
-            yield from _of_layer(layer)
-    yield from map(_held, readout.taps.values())
-    yield from (readout.bias, readout.out_weight, readout.out_bias)
-    yield from (part for part in (readout.pool, readout.shift) if part is not None)
-    for merged in folded.merged.values():
-        yield from (merged.weight, merged.bias)
-
-
-def _of_layer(layer: FoldedLayer) -> Iterator[Tensor]:
-    yield from map(_held, (layer.router, layer.read, *layer.edits.values()))
-    yield from (layer.router_bias, layer.read_bias)
-    yield from layer.gains.values()
-
-
-def _held(table: Rows) -> Tensor:
-    return table.packed if isinstance(table, CompactRows) else table
-
-
 @torch.inference_mode()
-def peak_bytes(host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape) -> int:
+def peak_bytes(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> int:
     """The most bytes that one pass holds at a time, beyond the weights and the adapter's own tensors.
 
     Measured on the running model, on any device: every tensor that an operator gives out counts from then until it
     is freed, and so does what attaching the adapter makes.  What an operator uses inside itself (the work space of
     a matrix product), and what an allocator rounds up, is not seen.
     """
-    with PeakMemory() as meter, forward_pass(host_map, folded, shape) as (module, ids):
+    with PeakMemory() as meter, forward_pass(host_map, adapter, shape) as (module, ids):
         module(ids)
     peak: int = meter.peak
     return peak

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.adapter.attach import Injection
-from uhl_cli.adapter.fold import FoldedAdapter
+from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.host.hostmap import HostMap
-from uhl_cli.ported.model import readout_logits
+from uhl_cli.host.running import bare, evaluating
+
+SEQUENCE_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,13 @@ class ForwardPass(nn.Module):
     A module, because that is what fvcore traces; the host's base is its only part.
     """
 
-    def __init__(self, host_map: HostMap, injection: Injection | None = None, kind: str = "sequence") -> None:
+    def __init__(self, host_map: HostMap, attachment: Attachment | None = None) -> None:
         super().__init__()
         self.base = host_map.base
-        self._injection = injection
-        self._kind = kind
+        self._attachment = attachment
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """All that the host gives out and, behind it, the logits of the adapter.
+        """All that the host gives out and, after it, the logits of the adapter.
 
         :param ids: int64 [batch, tokens], all of them real tokens.  Of a token task every token counts as a word.
         """
@@ -45,24 +46,26 @@ class ForwardPass(nn.Module):
         output = self.base(input_ids=ids, attention_mask=mask)
         # Everything is handed on, a pooler's result too: a trace leaves out what leads to no result.
         given = tuple(value for value in output.values() if isinstance(value, Tensor))
-        if self._injection is None:
+        if self._attachment is None:
             return given
-        features = self._injection.readout_features(output.last_hidden_state)
+        readout = self._attachment.readout
+        features = self._attachment.readout_features(output.last_hidden_state)
         seen = torch.ones_like(ids, dtype=torch.bool)
-        words = torch.eye(ids.numel(), device=ids.device) if self._kind == "tokens" else None
-        return (*given, readout_logits(self._injection.readout, features, seen, words))
+        words = torch.eye(ids.numel(), device=ids.device) if readout.pool is None else None
+        return (*given, readout.logits(features, seen, words))
 
 
 @contextmanager
 def forward_pass(
-    host_map: HostMap, folded: FoldedAdapter | None, shape: PassShape
+    host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape
 ) -> Iterator[tuple[ForwardPass, Tensor]]:
-    """The pass and its input; within it the adapter, if any, is attached to the host."""
+    """The pass and its input; within it the host is in eval mode and the adapter, if any, is attached to it."""
     device = host_map.embeddings.weight.device
     ids = torch.arange(shape.batch_size * shape.tokens, device=device) * 7919 % host_map.embeddings.num_embeddings
     ids = ids.view(shape.batch_size, shape.tokens)
-    if folded is None:
-        yield ForwardPass(host_map), ids
+    if adapter is None:
+        with bare(host_map.base):
+            yield ForwardPass(host_map), ids
         return
-    with Injection(host_map, folded) as injection:
-        yield ForwardPass(host_map, injection, folded.kind), ids
+    with evaluating(host_map.base), Attachment(host_map, adapter) as attachment:
+        yield ForwardPass(host_map, attachment), ids

@@ -7,12 +7,14 @@ readout listens to, those farthest from a knot first.  One depth a knot always s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from uhl_cli.adapter.fold import READERS
+from uhl_cli.adapter.module import READERS
 from uhl_cli.align.bank import depth_index
-from uhl_cli.cost.flops import SEQUENCE_LENGTH
+from uhl_cli.cost.passes import SEQUENCE_LENGTH
 from uhl_cli.errors import BudgetError
+from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import AdapterConfig
 
@@ -23,13 +25,15 @@ DROPPABLE_TYPES = ("gate", "up", "down", "k")
 class PortPlan:
     """Module types and layers that get updates, and depths (0 to L) that the readout is regressed on.
 
-    `left_out` says in words what is missing, in the order in which it was dropped.
+    `left_out` says in words what is missing, in the order in which it was dropped; `max_flops` is the limit that the
+    plan was made for, in percent of the host's own FLOPs.
     """
 
     types: tuple[str, ...]
     layers: tuple[int, ...]
     tap_depths: tuple[int, ...]
     left_out: tuple[str, ...] = ()
+    max_flops: float = math.inf
 
 
 def full_plan(host_map: HostMap) -> PortPlan:
@@ -72,7 +76,7 @@ def make_plan(
 
     :raises BudgetError: When even the smallest readout is beyond it.
     """
-    plan = full_plan(host_map)
+    plan = replace(full_plan(host_map), max_flops=max_flops_percent)
     # The counted figure holds softmax pooling too; a thousandth is kept back for such small change.
     limit = host_flops_per_token * max_flops_percent / 100 * 0.999
     for smaller in _reductions(plan, host_map.num_hidden_layers, config):
@@ -87,6 +91,15 @@ def make_plan(
         f"the limit is {max_flops_percent:g} %.",
         "Raise --max-flops, or choose a larger target.",
     )
+
+
+def plan_for(host: Host, config: AdapterConfig, host_flops: int, max_flops: float) -> PortPlan:
+    """The parts that a host carries within a limit in percent of its own FLOPs, which are `host_flops` at 128 tokens.
+
+    :raises BudgetError: When nothing that fits the limit is left.
+    """
+    tokens = min(SEQUENCE_LENGTH, host.max_length)
+    return make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=max_flops)
 
 
 def _reductions(plan: PortPlan, depth: int, config: AdapterConfig) -> list[PortPlan]:

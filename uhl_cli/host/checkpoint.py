@@ -28,18 +28,19 @@ _FALLBACK_LENGTH = 512
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A frozen base model with everything that uhl needs to read it.
+    """A base model with everything that uhl needs to read it.
 
     :param name: The name it was loaded by.
-    :param model: Base model without a head, in eval mode, no parameter requires a gradient.
-    :param tokenizer: Fast, pads and cuts on the right, has a padding token.
+    :param model: Base model without a head.
+    :param tokenizer: Fast, pads and cuts on the right, has a padding token; None for a host without weights, which
+        `config_only` makes.
     :param max_length: Longest input in tokens, special tokens included.
     :param revision: Commit on the hub, or None for a folder, a builtin or a model in memory.
     """
 
     name: str
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     map: HostMap
     max_length: int
     fingerprint: Fingerprint
@@ -86,8 +87,8 @@ def load_host(
 ) -> Host:
     """The host `name`: `builtin:NAME`, a local folder, or a hub id, with a proven map.
 
-    Only safetensors weights are loaded, every weight but a pooler's must be in the checkpoint, and
-    the caller's random state is left as it was.
+    The model is frozen and in eval mode.  Only safetensors weights are loaded, every weight but a pooler's must be in
+    the checkpoint, and the caller's random state is left as it was.
 
     :param revision: Branch, tag or commit of a hub id.
     :param device: A torch device, or "auto": CUDA, else MPS, else CPU.
@@ -120,13 +121,14 @@ def load_host(
                 f"'{name}' does not fit on {target}: {first_line(error)}",
                 "Use --device cpu, or --dtype bfloat16.",
             ) from error
+        model.eval().requires_grad_(False)
         return _host(name, model, tokenizer, located.revision)
 
 
 def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
     """A host from objects; no file is read.
 
-    The model's base is put in eval mode and frozen in place.  The tokenizer is copied, so that the
+    The model keeps its training flags and what of it requires a gradient.  The tokenizer is copied, so that the
     caller's keeps its settings.
 
     :raises UnknownFamilyError: The model's type has no row.
@@ -140,7 +142,6 @@ def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str
 def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revision: str | None) -> Host:
     family_of(getattr(model, "config", None))
     base: nn.Module = getattr(model, "base_model", model)
-    base.eval().requires_grad_(False)
     host_map = resolve(base)
     rows = host_map.embeddings.num_embeddings
     if len(tokenizer) > rows:
@@ -153,21 +154,20 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
         model=base,
         tokenizer=tokenizer,
         map=host_map,
-        max_length=_max_length(base, tokenizer, host_map.family),
+        max_length=longest_input(base.config, host_map.family, tokenizer),
         fingerprint=fingerprint(host_map),
         revision=revision,
     )
 
 
-def _max_length(base: nn.Module, tokenizer: PreTrainedTokenizerBase, family: Family) -> int:
-    """Longest input that both the tokenizer and the model's positions allow, in tokens."""
+def longest_input(config: Any, family: Family, tokenizer: PreTrainedTokenizerBase | None) -> int:  # noqa: ANN401
+    """Longest input, in tokens, that the model's positions and the tokenizer, if any, allow."""
     limits = [_FALLBACK_LENGTH]
-    config: Any = base.config
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         unused = config.pad_token_id + 1 if family.positions_after_padding else 0
         limits = [positions - unused]
-    if 0 < tokenizer.model_max_length < _NO_LIMIT:
+    if tokenizer is not None and 0 < tokenizer.model_max_length < _NO_LIMIT:
         limits.append(int(tokenizer.model_max_length))
     return min(limits)
 

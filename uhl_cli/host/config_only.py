@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,23 @@ from transformers import AutoModel
 
 from uhl_cli.errors import HostError, HostNotFoundError, UsageError, first_line
 from uhl_cli.host.builtin import PREFIX, builtin_path
-from uhl_cli.host.checkpoint import DTYPES
-from uhl_cli.host.families import Family, family_of
-from uhl_cli.host.hostmap import HostMap, find_map
+from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
+from uhl_cli.host.families import family_of
+from uhl_cli.host.fingerprint import shape_fingerprint
+from uhl_cli.host.hostmap import find_map
 from uhl_cli.host.loading import load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE
 
-_FALLBACK_LENGTH = 512
 # Errors of the connection derive from this one, whichever HTTP library this release of the hub uses.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 
-@dataclass(frozen=True, eq=False)
-class ConfigHost:
-    """What can be known of a host without its weights.
+def load_config_host(name: str, *, revision: str | None = None, dtype: str = "float32", offline: bool = False) -> Host:
+    """The host that a configuration describes, without weights: on the meta device, and without a tokenizer.
 
-    :param name: The name it was found by; of a local path the last part alone, or its folder's for a config.json.
-    :param map: Its map, by shapes alone; every tensor is on the meta device.
-    :param max_length: Longest input in tokens that its positions allow; a tokenizer may allow fewer.
-    """
-
-    name: str
-    model_type: str
-    map: HostMap
-    max_length: int
-
-
-def load_config_host(
-    name: str, *, revision: str | None = None, dtype: str = "float32", offline: bool = False
-) -> ConfigHost:
-    """The host that a configuration describes, its modules found by its family's row.
-
-    Nothing is proved about the row, since a proof runs the model; shapes are checked as `hostmap.resolve` does.
+    Its name is the one it was found by; of a local path the last part alone, or its folder's for a config.json.  Its
+    `max_length` is what its positions allow; a tokenizer may allow less.  Nothing is proved about the row, since a
+    proof runs the model; shapes are checked as `hostmap.find_map` does.
 
     :param name: A config.json, a folder that holds one, `builtin:NAME`, or a hub id, of which only that file is read.
     :param dtype: As in `checkpoint.load_host`; "auto" takes the configuration's own, or float32.
@@ -60,7 +44,7 @@ def load_config_host(
     with quiet():
         config = load_config(name, path, trust_remote_code=False)
         family = family_of(config)
-        max_length = _max_length(config, family)
+        max_length = longest_input(config, family, None)
         try:
             with torch.device("meta"):
                 # Plain attention: transformers 4 looks at the mask's values before it calls the fused one.
@@ -72,7 +56,8 @@ def load_config_host(
     # Some models look for padding among the tokens' values, which the meta device has none of.
     model.config.pad_token_id = None
     model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
-    return ConfigHost(_shown(name, path), str(config.model_type), find_map(model), max_length)
+    host_map = find_map(model)
+    return Host(_shown(name, path), model, None, host_map, max_length, shape_fingerprint(host_map), revision)
 
 
 def _config_path(name: str, revision: str | None, offline: bool) -> Path:
@@ -93,13 +78,6 @@ def _config_path(name: str, revision: str | None, offline: bool) -> Path:
             f"The configuration of '{name}' could not be fetched: {first_line(error)}",
             "Check the id and the network, or pass a config.json.",
         ) from error
-
-
-def _max_length(config: Any, family: Family) -> int:  # noqa: ANN401 - any family's configuration class
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return _FALLBACK_LENGTH
-    return positions - (config.pad_token_id + 1 if family.positions_after_padding else 0)
 
 
 def _dtype(dtype: str, config: Any) -> torch.dtype:  # noqa: ANN401

@@ -88,7 +88,8 @@ def encode(
             "Pass at least one text, and as many pairs as texts.",
         )
     if not getattr(tokenizer, "is_fast", False):
-        raise TokenizerError("The tokenizer is not fast.", "Use one that gives character offsets.")
+        problem = "A host without weights has no tokenizer." if tokenizer is None else "The tokenizer is not fast."
+        raise TokenizerError(problem, "Use one that gives character offsets.")
     sink = _sink(tokenizer) if not isinstance(host, Host) or host.decoder else None
     room = _limit(host, tokenizer, max_length) - (sink is not None)
     if room <= tokenizer.num_special_tokens_to_add(pairs is not None):

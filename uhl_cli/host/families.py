@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from uhl_cli.errors import UnknownFamilyError
@@ -46,7 +45,6 @@ class Family:
     :param layers: Dotted path from the base model to the list of layers.
     :param sites: Module type -> rule; types that the family lacks are absent.
     :param embeddings: Dotted path to the input embedding.
-    :param embedding_norm: Dotted path to the norm on the embeddings, if any.
     :param embedding_projection: Dotted path to a linear map from embedding to hidden size; a model
         may lack the module where both sizes are equal.
     :param decoder: Each token sees only those before it.
@@ -61,7 +59,6 @@ class Family:
     layers: str
     sites: Mapping[str, SiteRule]
     embeddings: str
-    embedding_norm: str | None
     embedding_projection: str | None
     decoder: bool
     pre_norm: bool
@@ -70,7 +67,7 @@ class Family:
 
 
 def _sites(**paths: str) -> Mapping[str, SiteRule]:
-    return MappingProxyType({kind: SiteRule(path) for kind, path in paths.items()})
+    return {kind: SiteRule(path) for kind, path in paths.items()}
 
 
 _BERT_SITES = _sites(
@@ -89,7 +86,6 @@ FAMILIES: tuple[Family, ...] = (
         layers="encoder.layer",
         sites=_BERT_SITES,
         embeddings="embeddings.word_embeddings",
-        embedding_norm="embeddings.LayerNorm",
         embedding_projection=None,
         decoder=False,
         pre_norm=False,
@@ -108,7 +104,6 @@ FAMILIES: tuple[Family, ...] = (
             down="ffn.lin2",
         ),
         embeddings="embeddings.word_embeddings",
-        embedding_norm="embeddings.LayerNorm",
         embedding_projection=None,
         decoder=False,
         pre_norm=False,
@@ -119,7 +114,6 @@ FAMILIES: tuple[Family, ...] = (
         layers="encoder.layer",
         sites=_BERT_SITES,
         embeddings="embeddings.word_embeddings",
-        embedding_norm="embeddings.LayerNorm",
         embedding_projection=None,
         decoder=False,
         pre_norm=False,
@@ -132,7 +126,6 @@ FAMILIES: tuple[Family, ...] = (
         layers="encoder.layer",
         sites=_BERT_SITES,
         embeddings="embeddings.word_embeddings",
-        embedding_norm="embeddings.LayerNorm",
         embedding_projection="embeddings_project",
         decoder=False,
         pre_norm=False,
@@ -151,7 +144,6 @@ FAMILIES: tuple[Family, ...] = (
             gate="mlp.gate_proj",
         ),
         embeddings="embed_tokens",
-        embedding_norm=None,
         embedding_projection=None,
         decoder=True,
         pre_norm=True,
@@ -160,18 +152,15 @@ FAMILIES: tuple[Family, ...] = (
         name="gpt2",
         model_types=frozenset({"gpt2"}),
         layers="h",
-        sites=MappingProxyType(
-            {
-                "q": SiteRule("attn.c_attn", slice=(0, 3), transposed=True),
-                "k": SiteRule("attn.c_attn", slice=(1, 3), transposed=True),
-                "v": SiteRule("attn.c_attn", slice=(2, 3), transposed=True),
-                "o": SiteRule("attn.c_proj", transposed=True),
-                "up": SiteRule("mlp.c_fc", transposed=True),
-                "down": SiteRule("mlp.c_proj", transposed=True),
-            }
-        ),
+        sites={
+            "q": SiteRule("attn.c_attn", slice=(0, 3), transposed=True),
+            "k": SiteRule("attn.c_attn", slice=(1, 3), transposed=True),
+            "v": SiteRule("attn.c_attn", slice=(2, 3), transposed=True),
+            "o": SiteRule("attn.c_proj", transposed=True),
+            "up": SiteRule("mlp.c_fc", transposed=True),
+            "down": SiteRule("mlp.c_proj", transposed=True),
+        },
         embeddings="wte",
-        embedding_norm=None,
         embedding_projection=None,
         decoder=True,
         pre_norm=True,

@@ -29,20 +29,18 @@ def fingerprint(host_map: HostMap) -> Fingerprint:
 
     :raises HostError: The weights are on the meta device, so have no values.
     """
-    pooler = host_map.family.pooler
-    skipped = f"{pooler}." if pooler is not None else None
-    shapes = {
-        name: tuple(parameter.shape)
-        for name, parameter in host_map.base.named_parameters()
-        if skipped is None or not name.startswith(skipped)
-    }
-    digest = hashlib.sha256(json.dumps(sorted(shapes.items())).encode())
+    digest = hashlib.sha256(json.dumps(sorted(_shapes(host_map).items())).encode())
     for tensor in (
         host_map.embeddings.weight.detach()[:_EMBEDDING_ROWS],
         host_map.layers[0].sites["q"].weight(),
         host_map.layers[-1].sites["down"].weight(),
     ):
         digest.update(_bytes(tensor))
+    return shape_fingerprint(host_map).model_copy(update={"digest": digest.hexdigest()})
+
+
+def shape_fingerprint(host_map: HostMap) -> Fingerprint:
+    """The same of a host whose weights are not there: the digest is empty."""
     config = host_map.base.config
     return Fingerprint(
         architecture=type(host_map.base).__name__,
@@ -50,9 +48,20 @@ def fingerprint(host_map: HostMap) -> Fingerprint:
         hidden_size=host_map.hidden_size,
         num_hidden_layers=host_map.num_hidden_layers,
         vocab_size=host_map.embeddings.num_embeddings,
-        parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
-        digest=digest.hexdigest(),
+        parameters=sum(torch.Size(shape).numel() for shape in _shapes(host_map).values()),
+        digest="",
     )
+
+
+def _shapes(host_map: HostMap) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters by name, without those of a pooler."""
+    pooler = host_map.family.pooler
+    skipped = None if pooler is None else f"{pooler}."
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in host_map.base.named_parameters()
+        if skipped is None or not name.startswith(skipped)
+    }
 
 
 def _bytes(tensor: Tensor) -> bytes:

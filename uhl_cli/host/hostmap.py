@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -143,8 +142,6 @@ def _module(root: nn.Module, path: str, what: str) -> nn.Module:
 
 def _check_embeddings(base: nn.Module, family: Family, embeddings: nn.Embedding, hidden_size: int) -> None:
     """Embeddings reach the hidden size, by themselves or through the row's projection."""
-    if family.embedding_norm is not None:
-        _module(base, family.embedding_norm, "embedding norm")
     if embeddings.embedding_dim == hidden_size:
         return
     if family.embedding_projection is not None:
@@ -166,7 +163,7 @@ def _layer(family: Family, index: int, layer: nn.Module, hidden_size: int) -> Ho
             raise HostMapError(f"'{site.name}' ({kind}) {verb} {width} features, not {hidden_size}.", _HINT)
     _check_widths(sites)
     _check_parts(sites)
-    return HostLayer(index=index, module=layer, sites=MappingProxyType(sites))
+    return HostLayer(index=index, module=layer, sites=sites)
 
 
 def _site(family: Family, kind: str, rule: SiteRule, index: int, layer: nn.Module) -> Site:

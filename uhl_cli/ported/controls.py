@@ -12,46 +12,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from uhl_cli.adapter.fold import FoldedAdapter, FoldedLayer
-from uhl_cli.adapter.sparse import Rows, plain
+from uhl_cli.adapter.module import PortedAdapter, PortedLayer
+from uhl_cli.adapter.sparse import row_values
 from uhl_cli.align.alignment import Alignment
+from uhl_cli.align.bank import AnchorBank
 from uhl_cli.data.examples import Examples
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.running import bare
+from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.ported.model import encode_examples
 
 CONTROLS = ("untouched", "random_update", "head_only", "size")
 Progress = Callable[[int, int], None]
 
 
-def randomised(folded: FoldedAdapter, *, seed: int) -> FoldedAdapter:
-    """The same adapter with every edit's direction drawn at random and its norm kept.
+def randomised(adapter: PortedAdapter, *, seed: int) -> PortedAdapter:
+    """The same adapter with every edit's direction drawn at random and its norm kept; it has no shift.
 
     Routers and responses stay, so each token gets an update of exactly the same size as before.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def redirect(layer: FoldedLayer) -> FoldedLayer:
-        return replace(layer, edits={name: _random_rows(edit, generator) for name, edit in layer.edits.items()})
+    def redirect(layer: PortedLayer) -> PortedLayer:
+        edits = {name: _random_rows(edit, generator) for name, edit in layer.edits.items()}
+        gains = dict(layer.gains.items())
+        return PortedLayer(layer.router, layer.router_bias, layer.read, layer.read_bias, edits, gains)
 
-    readout = folded.readout
-    if readout.layer is not None:
-        readout = replace(readout, layer=redirect(readout.layer))
-    layers = {index: redirect(layer) for index, layer in folded.layers.items()}
-    return replace(folded, layers=layers, readout=readout)
-
-
-def without_updates(folded: FoldedAdapter) -> FoldedAdapter:
-    """The readout alone."""
-    return replace(folded, layers={}, readout=replace(folded.readout, layer=None, shift=None))
+    own = adapter.readout.layer
+    readout = adapter.readout.changed(layer=None if own is None else redirect(own), shift=None)
+    layers = {index: redirect(layer) for index, layer in adapter.by_layer.items()}
+    return PortedAdapter(adapter.threshold, layers, readout)
 
 
-def _random_rows(table: Rows, generator: torch.Generator) -> Tensor:
-    rows = plain(table, torch.float32)  # the result is not packed again, so that norms stay exact
+def by_size(aligned: AlignedHost, bank: AnchorBank) -> AlignedHost:
+    """The same host and parts, aligned by the host's width alone."""
+    alignment = align_host(aligned.host, bank, "size")
+    return AlignedHost(aligned.host, alignment, aligned.plan, aligned.host_flops)
+
+
+def _random_rows(table: Tensor, generator: torch.Generator) -> Tensor:
+    rows = row_values(table)  # the result is not packed again, so that norms stay exact
     drawn = torch.randn(rows.shape, generator=generator).to(device=rows.device, dtype=torch.float32)
     norms = rows.float().norm(dim=1, keepdim=True)
     scaled: Tensor = drawn / drawn.norm(dim=1, keepdim=True) * norms
@@ -78,7 +82,8 @@ def mean_final_states(
         rows = order[start : start + batch_size]
         encoded, words, counts = encode_examples(host, examples, rows, max_length=max_length)
         encoded = encoded.to(host.device)
-        final = host.map.base(**encoded.model_inputs()).last_hidden_state.float()
+        with bare(host.map.base):
+            final = host.map.base(**encoded.model_inputs()).last_hidden_state.float()
         if words is None:
             mask = encoded.content_mask.unsqueeze(-1).float()
             pooled = (final * mask).sum(1) / mask.sum(1)

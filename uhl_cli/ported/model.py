@@ -1,136 +1,52 @@
-"""A ported model: host, folded adapter and task together, ready to be called."""
+"""A ported model: host, adapter and task together, ready to be called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from uhl_cli.adapter.attach import Injection
-from uhl_cli.adapter.fold import FoldedAdapter, FoldedReadout
+from uhl_cli.adapter.attach import Attachment, refuse_elsewhere
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.states import pooling_matrix
+from uhl_cli.align.texts import word_spans
+from uhl_cli.cost.plan import PortPlan
 from uhl_cli.data.examples import Examples
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import UsageError
+from uhl_cli.data.texts import Texts, as_texts
+from uhl_cli.errors import HostError, UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
+from uhl_cli.host.running import evaluating, use_of
 
 Progress = Callable[[int, int], None]
-
-
-def readout_logits(readout: FoldedReadout, features: Tensor, content_mask: Tensor, words: Tensor | None) -> Tensor:
-    """Logits of the canonical readout (DESIGN 2.7).
-
-    :param features: [batch, tokens, readout_size], see `Injection.readout_features`.
-    :param content_mask: bool [batch, tokens]; the attention pool sees these tokens only.
-    :param words: For token tasks, averaging weights [words, batch * tokens].
-    :returns: [batch, labels] for sequence tasks, [words, labels] for token tasks.
-    """
-    hidden = functional.gelu(features)
-    if readout.pool is not None:
-        scores = (hidden @ readout.pool.to(hidden.dtype)).masked_fill(~content_mask, -torch.inf)
-        hidden = (functional.softmax(scores, dim=1).unsqueeze(-1) * hidden).sum(1)
-    logits = hidden @ readout.out_weight.to(hidden.dtype).T
-    if readout.pool is None:
-        assert words is not None
-        # Averaged after the linear layer, which commutes with it and leaves fewer columns to average.
-        logits = words.to(logits.dtype) @ logits.reshape(-1, logits.shape[-1])
-    return logits + readout.out_bias.to(hidden.dtype)
-
-
-def forward(host: Host, injection: Injection, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One forward pass of an attached host: logits (see `readout_logits`) and mean active atoms per token."""
-    output = host.map.base(**encoded.model_inputs())
-    features = injection.readout_features(output.last_hidden_state)
-    logits = readout_logits(injection.readout, features, encoded.content_mask, words)
-    return logits, injection.active_atoms(encoded.content_mask)
-
-
-@dataclass
-class PortedModel:
-    """A host that carries an adapter.
-
-    Calling it gives logits; the host itself is changed only while a call runs or inside `attached()`, and is
-    bit for bit as before afterwards.  `retask` makes the same of another task file, see `with_task`.
-    """
-
-    host: Host
-    folded: FoldedAdapter
-    task: Task
-    report: dict[str, object] = field(default_factory=dict)
-    retask: Callable[[PortedModel, str | Path], PortedModel] | None = field(default=None, repr=False)
-
-    def with_task(self, path: str | Path) -> PortedModel:
-        """The same host with the task of a task file, without another alignment; this model stays as it is.
-
-        The two share the host and the updates' tensors: a task costs its gains and its readout, and using one
-        after the other is all there is to switching.
-
-        :raises UsageError: When the model was not ported with `switchable=True`, or the FLOP limit makes the host
-            carry other parts for that task.
-        :raises FormatError: When the file is damaged or was tuned on another adapter.
-        """
-        if self.retask is None:
-            raise UsageError(
-                "this ported model has no alignment to take a task file with.",
-                "Port it again with adapter.port(model, tokenizer, switchable=True).",
-            )
-        return self.retask(self, path)
-
-    def attached(self) -> Injection:
-        """Context manager: inside it the host's own forward pass (any head it has) carries the updates."""
-        return Injection(self.host.map, self.folded)
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tensor:
-        """Logits [texts, labels] of a sequence task for raw texts.
-
-        :raises ValueError: For a token task; use `predict` with word spans.
-        """
-        if self.task.kind != "sequence":
-            raise ValueError("a token task needs word spans: use predict(examples)")
-        with self.attached() as injection:
-            return self._logits(injection, encode(self.host, texts, pairs), None)[0]
-
-    def _logits(self, injection: Injection, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
-        return forward(self.host, injection, encoded.to(self.host.device), words)
-
-    @torch.inference_mode()
-    def predict(
-        self,
-        examples: Examples,
-        *,
-        batch_size: int = 64,
-        max_length: int | None = None,
-        progress: Progress | None = None,
-    ) -> Predictions:
-        """Predicted classes of every example, in order, and the mean number of active atoms per token."""
-        order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
-        classes: dict[int, list[int]] = {}
-        active, tokens, truncated = 0.0, 0, 0
-        with self.attached() as injection:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                encoded, words, counts = encode_examples(self.host, examples, rows, max_length=max_length)
-                logits, mean_active = self._logits(injection, encoded, words)
-                truncated += encoded.truncated
-                best = logits.argmax(-1).tolist()
-                for row, count in zip(rows, counts, strict=True):
-                    classes[row], best = best[:count], best[count:]
-                size = int(encoded.content_mask.sum())
-                active, tokens = active + float(mean_active) * size, tokens + size
-                if progress:
-                    progress(min(start + batch_size, len(order)), len(order))
-        ordered = [classes[row] for row in range(len(examples))]
-        return Predictions(ordered, active / max(tokens, 1), truncated)
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Prediction:
+    """The most probable label of a text, and the probability of every label."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class WordPrediction(Prediction):
+    """The same of one word of a text, with the characters [start, end) that it takes there."""
+
+    word: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ExampleClasses:
     """Classes per example (one for a sequence task, one a word for a token task), and active atoms per token.
 
     `truncated` counts the texts that were cut because they are longer than the host or `max_length` takes.
@@ -143,6 +59,195 @@ class Predictions:
     def for_metric(self, kind: str) -> list[int] | list[list[int]]:
         """As `metrics.score` wants them."""
         return [row[0] for row in self.classes] if kind == "sequence" else self.classes
+
+
+class PortedModel(nn.Module):
+    """A host that carries an adapter; make one with `UniversalAdapter.port`.
+
+    Calling it gives logits.  The host is changed only while a call runs or inside `attached()`, and is bit for bit as
+    before afterwards.  Calls run in eval mode; one thread at a time uses a host, and others wait.
+
+    The host is referenced and no submodule: `state_dict()`, `parameters()` and `.to()` are those of the adapter alone.
+    `copy.deepcopy` and `pickle` copy the host as well.  On disk an adapter is kept by `save_ported`.
+
+    :param strategy: How the host was aligned.
+    :param plan: The parts that the host carries; None when that is not known.
+    :param max_length: Longest input in tokens that the adapter was trained with; longer texts are cut there.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        adapter: PortedAdapter,
+        task: Task,
+        *,
+        strategy: str = "anchors",
+        plan: PortPlan | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.host = host
+        self.adapter = adapter
+        self.task = task
+        self.strategy = strategy
+        self.plan = plan
+        self.max_length = max_length
+
+    def __repr__(self) -> str:
+        readout = f"readout on depths {', '.join(self.adapter.readout.taps)}"
+        carried = f"updates in {len(self.adapter.layers)} layers" if self.adapter.updates else "no updates"
+        return (
+            f"PortedModel({self.task.name!r}, {len(self.task.labels)} labels, on {self.host.name!r}: "
+            f"{self.host.num_hidden_layers} layers of {self.host.hidden_size})\n"
+            f"  {carried}, {readout}, {self.adapter.nbytes:,} bytes on {self.adapter.threshold.device}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """:raises HostError: The adapter is attached; the copy's host would keep the hooks."""
+        if use_of(self.host.map.base).attached is not None:
+            raise HostError("a model with an attached adapter cannot be copied.", "Leave its `attached()` first.")
+        return dict(self.__dict__)
+
+    def with_adapter(self, adapter: PortedAdapter) -> PortedModel:
+        """The same host and task with another adapter."""
+        return PortedModel(
+            self.host, adapter, self.task, strategy=self.strategy, plan=self.plan, max_length=self.max_length
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> PortedModel:  # noqa: ANN401 - the signature is torch's
+        """Move the adapter; a warning says what to do where the host is elsewhere then.
+
+        Floating-point tensors take a new dtype, packed tables keep theirs.
+        """
+        found = super().to(*args, **kwargs)
+        try:
+            refuse_elsewhere(self.adapter, self.host.map)
+        except HostError as error:
+            warnings.warn(str(error), stacklevel=2)
+        return found
+
+    def attached(self) -> Attachment:
+        """Context manager: inside it the host's own forward pass (any head it has) carries the updates.
+
+        :raises HostError: On entering, when another adapter is attached, or adapter and host are on two devices.
+        """
+        return Attachment(self.host.map, self.adapter, name=f"the adapter for {self.task.name}")
+
+    def forward(
+        self,
+        texts: Texts,
+        pairs: Texts | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_length: int | None = None,
+        gradients: bool = False,
+    ) -> Tensor:
+        """Logits float32 [texts, labels] of a sequence task, in the order of the texts.
+
+        Texts go through the host in batches of like length, so that one long text costs one batch only.
+
+        :param texts: A string is one text; lists, numpy arrays and pandas columns of strings are many.
+        :param max_length: Longest input in tokens; by default what the adapter was trained with, or the host takes.
+        :param gradients: Record the graph, so that gradients flow to the host's parameters and the adapter's buffers.
+        :raises DataError: An entry is no string, or there are more or fewer pairs than texts.
+        :raises UsageError: The task labels words; use `predict`.
+        """
+        if self.task.kind != "sequence":
+            raise UsageError(
+                f"{self.task.name} labels words, and logits of words are not of texts.", "Use predict(texts)."
+            )
+        examples = _examples(texts, pairs)
+        with torch.set_grad_enabled(True) if gradients else torch.inference_mode():
+            found = self._run(examples, batch_size=batch_size, max_length=max_length).logits
+            return torch.cat(found)
+
+    def predict(
+        self,
+        texts: Texts,
+        pairs: Texts | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Prediction] | list[list[WordPrediction]]:
+        """Label and probabilities of every text, or of every word of every text for a token task; see `forward`.
+
+        Words are runs of letters and single punctuation marks, see `align.texts.word_spans`.
+
+        :raises DataError: An entry is no string, or there are more or fewer pairs than texts.
+        """
+        examples = _examples(texts, pairs, words=self.task.kind == "tokens")
+        with torch.inference_mode():
+            logits = self._run(examples, batch_size=batch_size, max_length=max_length, progress=progress).logits
+            rows = [part.float().softmax(-1).tolist() for part in logits]
+        if examples.words is None:
+            return [Prediction(*self._named(row[0])) for row in rows]
+        return [
+            [
+                WordPrediction(*self._named(values), text[start:end], start, end)
+                for values, (start, end) in zip(row, spans, strict=True)
+            ]
+            for row, text, spans in zip(rows, examples.texts, examples.words, strict=True)
+        ]
+
+    def _named(self, probabilities: Sequence[float]) -> tuple[str, dict[str, float]]:
+        named = dict(zip(self.task.labels, probabilities, strict=True))
+        return max(named, key=lambda label: named[label]), named
+
+    @torch.inference_mode()
+    def classes_of(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> ExampleClasses:
+        """Predicted classes of every example, in order, and the mean number of active atoms per token."""
+        found = self._run(examples, batch_size=batch_size, max_length=max_length, progress=progress)
+        classes = [part.argmax(-1).tolist() for part in found.logits]
+        return ExampleClasses(classes, found.atoms_per_token, found.truncated)
+
+    def _run(
+        self, examples: Examples, *, batch_size: int, max_length: int | None, progress: Progress | None = None
+    ) -> _Run:
+        """Logits [predictions, labels] of every example, in order."""
+        longest = self.max_length if max_length is None else max_length
+        order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
+        logits: dict[int, Tensor] = {}
+        active, tokens, truncated = 0.0, 0, 0
+        with self._attached_for_a_call() as attachment:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                encoded, words, counts = encode_examples(self.host, examples, rows, max_length=longest)
+                found, mean_active = forward(self.host, attachment, encoded.to(self.host.device), words)
+                truncated += encoded.truncated
+                logits.update(zip(rows, torch.split(found, counts), strict=True))
+                size = int(encoded.content_mask.sum())
+                active, tokens = active + float(mean_active) * size, tokens + size
+                if progress:
+                    progress(min(start + batch_size, len(order)), len(order))
+        return _Run([logits[row] for row in range(len(examples))], active / max(tokens, 1), truncated)
+
+    @contextmanager
+    def _attached_for_a_call(self) -> Iterator[Attachment]:
+        with evaluating(self.host.map.base), self.attached() as attachment:
+            yield attachment
+
+
+@dataclass(frozen=True)
+class _Run:
+    logits: list[Tensor]
+    atoms_per_token: float
+    truncated: int
+
+
+def forward(host: Host, attachment: Attachment, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One forward pass of an attached host: logits (see `PortedReadout.logits`) and mean active atoms per token."""
+    output = host.map.base(**encoded.model_inputs())
+    features = attachment.readout_features(output.last_hidden_state)
+    logits = attachment.readout.logits(features, encoded.content_mask, words)
+    return logits, attachment.active_atoms(encoded.content_mask)
 
 
 def encode_examples(
@@ -161,3 +266,13 @@ def encode_examples(
     spans = [list(examples.words[row]) for row in rows]
     weights, _ = pooling_matrix(encoded, spans)
     return encoded, weights.to(host.device), [len(row) for row in spans]
+
+
+def _examples(texts: Texts, pairs: Texts | None, *, words: bool = False) -> Examples:
+    """Unlabelled examples of texts, with the spans of their words if asked."""
+    given = tuple(as_texts(texts))
+    second = None if pairs is None else tuple(as_texts(pairs))
+    if not words:
+        return Examples(texts=given, pairs=second, labels=(0,) * len(given))  # the labels are never read
+    spans = tuple(tuple(word_spans(text)) for text in given)
+    return Examples(texts=given, words=spans, tags=tuple((0,) * len(row) for row in spans))

@@ -11,9 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.features import FeatureBank
 from uhl_cli.align.states import word_batches
-from uhl_cli.ported.model import PortedModel
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.running import evaluating
 
 # One batch of texts in this many is enough for a mean.
 _EVERY = 4
@@ -22,18 +25,19 @@ SAME = 0.25
 
 
 @torch.no_grad()
-def update_shift(ported: PortedModel, bank: FeatureBank) -> Tensor:
-    """Mean change of the readout's features [readout_size] by a ported model's updates, float32 on the CPU.
+def update_shift(host: Host, adapter: PortedAdapter, bank: FeatureBank) -> Tensor:
+    """Mean change of the readout's features [readout_size] by an adapter's updates, float32 on the CPU.
 
-    The features without them are the bank's own, which the model's maps were fitted to; `ported` must not be shifted.
+    The features without them are the bank's own, which the readout's maps were fitted to; a shift that the adapter
+    has already takes no part.
     """
-    size = ported.folded.readout.bias.shape[0]
+    size = adapter.readout.bias.shape[0]
     values = bank.values[:, :size]
     total, words = torch.zeros(size), 0
-    with ported.attached() as injection:
-        for batch in word_batches(ported.host, bank.anchors, every=_EVERY):
-            final = ported.host.map.base(**batch.encoded.model_inputs()).last_hidden_state
-            features = injection.readout_features(final).reshape(-1, size).float()
+    with evaluating(host.map.base), Attachment(host.map, adapter.with_shift(None)) as attachment:
+        for batch in word_batches(host, bank.anchors, every=_EVERY):
+            final = host.map.base(**batch.encoded.model_inputs()).last_hidden_state
+            features = attachment.readout_features(final).reshape(-1, size).float()
             total += (batch.weights @ features).sum(0).cpu() - values[batch.rows].sum(0)
             words += len(batch.rows)
     return total / max(words, 1)

@@ -19,6 +19,7 @@ from uhl_cli.codes.layout import UPDATE_PARAMETERS
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import DataError, OutputError, TrainingError
 from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
+from uhl_cli.host.running import frozen
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
@@ -122,7 +123,7 @@ def train(
 
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
-    steps = total_steps(len(examples), config)
+    steps, source = total_steps(len(examples), config), host.aligned.host
     model = TrainedModel(adapter, host.to(accelerator.device), config)
     optimizer = optimizer_for(adapter, config)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -137,37 +138,40 @@ def train(
     window = _Window(accelerator.device)
     started = time.monotonic()
     batches = batches_from(examples, batch_size=config.batch_size, seed=config.seed, first_step=first, last_step=steps)
-    for step, rows in batches:
-        mine = rows[rank::world] or rows[:1]  # a rank without a row repeats one, so that all ranks take the step
-        factor = learning_rate_factor(step, steps, config.warmup_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        length = min(config.max_length, host.host.max_length)
-        encoded, words, _ = encode_examples(host.host, examples, mine, max_length=length)
-        targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
-        with accelerator.autocast():
-            seed = (config.seed * 1_000_003 + step) * RANKS + rank
-            losses = model(encoded.to(accelerator.device), words, targets, seed)
-        accelerator.backward(losses.total)
-        accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        window.add(losses, len(targets))
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == steps:
-            report = window.report(accelerator, done, steps, config.learning_rate * factor, time.monotonic() - started)
-            if not math.isfinite(report.loss):
-                raise TrainingError(
-                    f"the loss is {report.loss} at step {done}.",
-                    "Try a smaller --learning-rate or --dtype float32.",
+    with frozen(source.map.base):
+        for step, rows in batches:
+            mine = rows[rank::world] or rows[:1]  # a rank without a row repeats one, so that all ranks take the step
+            factor = learning_rate_factor(step, steps, config.warmup_fraction)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            length = min(config.max_length, source.max_length)
+            encoded, words, _ = encode_examples(source, examples, mine, max_length=length)
+            targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
+            with accelerator.autocast():
+                seed = (config.seed * 1_000_003 + step) * RANKS + rank
+                losses = model(encoded.to(accelerator.device), words, targets, seed)
+            accelerator.backward(losses.total)
+            accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            window.add(losses, len(targets))
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == steps:
+                report = window.report(
+                    accelerator, done, steps, config.learning_rate * factor, time.monotonic() - started
                 )
-            if accelerator.is_main_process:
-                if files is not None:
-                    _append_log(files.log, report)
-                if on_step:
-                    on_step(report)
-        if files is not None and accelerator.is_main_process and (done % save_every == 0 or done == steps):
-            save_checkpoint(files.checkpoint, bare.adapter, _inner(optimizer), step=done, digest=digest)
+                if not math.isfinite(report.loss):
+                    raise TrainingError(
+                        f"the loss is {report.loss} at step {done}.",
+                        "Try a smaller --learning-rate or --dtype float32.",
+                    )
+                if accelerator.is_main_process:
+                    if files is not None:
+                        _append_log(files.log, report)
+                    if on_step:
+                        on_step(report)
+            if files is not None and accelerator.is_main_process and (done % save_every == 0 or done == steps):
+                save_checkpoint(files.checkpoint, bare.adapter, _inner(optimizer), step=done, digest=digest)
     accelerator.wait_for_everyone()
     return steps
 

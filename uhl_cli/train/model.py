@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from uhl_cli.adapter.attach import AlignmentNoise, Injection
+from uhl_cli.adapter.attach import AlignmentNoise, Attachment
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.fold import FoldedAdapter, fold, refold
+from uhl_cli.adapter.fold import fold, refold
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
-from uhl_cli.cost.plan import PortPlan
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
+from uhl_cli.host.running import evaluating
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import forward
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.task_adapter import TaskAdapter
@@ -42,15 +44,20 @@ class Losses:
 
 @dataclass(frozen=True)
 class TrainingHost:
-    """A frozen host to train on: its alignments, the host's own first, and the parts that it carries."""
+    """A frozen host to train on.
 
-    host: Host
-    views: list[Alignment]
-    plan: PortPlan
+    :param views: The host as other widths would show it (see `align.views`); its own alignment is `aligned`'s.
+    :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
+    """
+
+    aligned: AlignedHost
+    views: tuple[Alignment, ...] = ()
+    shift: Tensor | None = None
 
     def to(self, device: torch.device) -> TrainingHost:
         """The same with all alignments on a device."""
-        return replace(self, views=[view.to(device) for view in self.views])
+        own = replace(self.aligned, alignment=self.aligned.alignment.to(device))
+        return replace(self, aligned=own, views=tuple(view.to(device) for view in self.views))
 
 
 class TrainedModel(nn.Module):
@@ -61,7 +68,7 @@ class TrainedModel(nn.Module):
         self.adapter = adapter
         self._host = host
         self._config = config
-        self._base: FoldedAdapter | None = None
+        self._base: PortedAdapter | None = None
         if not config.updates:
             for name, parameter in adapter.named_parameters():
                 if name in UPDATE_PARAMETERS:
@@ -78,38 +85,37 @@ class TrainedModel(nn.Module):
         cpu = torch.Generator().manual_seed(seed // RANKS)
         updated = config.updates and float(torch.rand((), generator=cpu)) >= config.update_dropout
         # Every other step shows the host's own width; the views share the rest.
-        here = self._host
-        view = here.views[0]
-        if len(here.views) > 1 and torch.rand((), generator=cpu) < 0.5:
-            view = here.views[1 + int(torch.randint(len(here.views) - 1, (), generator=cpu))]
+        host, view, views = self._host.aligned.host, self._host.aligned.alignment, self._host.views
+        if views and torch.rand((), generator=cpu) < 0.5:
+            view = views[int(torch.randint(len(views), (), generator=cpu))]
         noise = None
         if config.noise + config.update_noise > 0:
             generator = torch.Generator(device=targets.device).manual_seed(seed)
             noise = AlignmentNoise(config.noise, config.update_noise, generator)
         folded = self._folded(view, updated)
         with (
-            _precision(here.host),
-            plain_attention(here.host),
-            Injection(here.host.map, folded, dense=True, noise=noise) as injection,
+            _precision(host),
+            plain_attention(host),
+            evaluating(host.map.base),
+            Attachment(host.map, folded, dense=True, noise=noise) as attachment,
         ):
-            logits, active = forward(here.host, injection, encoded, words)
+            logits, active = forward(host, attachment, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
 
-    def _folded(self, view: Alignment, updated: bool) -> FoldedAdapter:
-        """The adapter in a host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
-        stored, here = self.adapter.stored(), self._host
-
-        def full(values: dict[str, Tensor]) -> FoldedAdapter:
-            plan, kind = here.plan, self.adapter.config.kind
-            return fold(values, view, here.host.map, kind=kind, layers=plan.layers, types=plan.types, updates=updated)
-
+    def _folded(self, view: Alignment, updated: bool) -> PortedAdapter:
+        """The adapter in the host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
+        stored, aligned = self.adapter.stored(), self._host.aligned
+        plan, host_map = aligned.plan, aligned.host.map
         if not isinstance(self.adapter, TaskAdapter):
-            return full(stored)
+            return fold(stored, view, host_map, layers=plan.layers, types=plan.types, updates=updated)
         if self._base is None:
-            self._base = full({name: value.detach() for name, value in stored.items()})
+            fixed = {name: value.detach() for name, value in stored.items()}
+            self._base = fold(
+                fixed, view, host_map, layers=plan.layers, types=plan.types, updates=updated, shift=self._host.shift
+            )
         return refold(self._base, stored, view, new_readout=self.adapter.new_readout)
 
 

@@ -1,0 +1,326 @@
+"""A ported adapter: what `fold` makes of a canonical adapter for one host, as a module of buffers.
+
+Moving, copying, saving and counting are torch's own: `.to`, `deepcopy`, `state_dict`, `buffers`.  The host is no part
+of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uhl_cli.adapter.sparse import TAIL_BYTES, pack_rows
+from uhl_cli.host.hostmap import HostMap, Site
+from uhl_cli.schema import Frozen
+
+READERS = ("q", "k", "v", "up", "gate")
+WRITERS = ("o", "down")
+_TABLE = re.compile(r"(.*\.)?(router|read|(edits|taps)\.\w+)")
+
+
+class Structure(Frozen):
+    """What a ported adapter carries: everything that its shapes follow from, beside its host and task.
+
+    :param layers: Types of the modules that get updates, by layer.
+    :param taps: Depths, 0 to L, that the readout listens to.
+    :param readout_update: Whether the readout has an update of its own; `shift`: whether it has a shift.
+    """
+
+    num_atoms: int = Field(ge=1, le=1024)
+    top_k: int = Field(ge=1, le=2)
+    readout_size: int = Field(ge=1, le=1024)
+    layers: dict[int, Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]] = Field(max_length=10_000)
+    taps: tuple[int, ...] = Field(min_length=1, max_length=10_000)
+    readout_update: bool
+    shift: bool
+
+    @model_validator(mode="after")
+    def _chosen_atoms_exist(self) -> Structure:
+        if self.top_k > self.num_atoms and (self.layers or self.readout_update):
+            raise ValueError("no layer can choose more atoms than it has")
+        if len(set(self.taps)) != len(self.taps) or any(
+            len(set(types)) != len(types) for types in self.layers.values()
+        ):
+            raise ValueError("a tap or a module type is named twice")
+        return self
+
+
+class Buffers(nn.Module):
+    """Buffers by name, read like a mapping."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name, value)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_buffer(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._buffers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._buffers)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        """Names and tensors, in the order in which they were given."""
+        return [(name, self[name]) for name in self]
+
+
+class PortedLayer(nn.Module):
+    """Maps of one layer of a host of width d; M atoms.
+
+    `router` [M, d] and `router_bias` [M] give the logits of a stream state; `read` [M, d] and `read_bias` [M]
+    the atoms' responses v_j . z.  A type with `gains[type]` [M], which is g(t, type), is edited: the rows of
+    `edits[edit_name(site)]`, weighted by routing weight times response times gain, are added.  To what a reader reads,
+    [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host); to what a writer writes, [M, d], and there
+    the response is that of its own output; to the output of a part of a fused module, [M, out_features], because its
+    parts have a gain each and one input.  Gains stay apart because they alone differ between the task files of one
+    adapter.  `router`, `read` and the edits are tables, see `sparse`.
+    """
+
+    router: Tensor
+    router_bias: Tensor
+    read: Tensor
+    read_bias: Tensor
+
+    def __init__(
+        self,
+        router: Tensor,
+        router_bias: Tensor,
+        read: Tensor,
+        read_bias: Tensor,
+        edits: Mapping[str, Tensor],
+        gains: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("router", router)
+        self.register_buffer("router_bias", router_bias)
+        self.register_buffer("read", read)
+        self.register_buffer("read_bias", read_bias)
+        self.edits = Buffers(edits)
+        self.gains = Buffers(gains)
+
+    def with_gains(self, gains: Mapping[str, Tensor]) -> PortedLayer:
+        """The same layer with other gains; all else is shared."""
+        return PortedLayer(self.router, self.router_bias, self.read, self.read_bias, dict(self.edits.items()), gains)
+
+
+class PortedReadout(nn.Module):
+    """The canonical readout on a host: a tap [readout_size, d] for each depth it listens to, and the layers after them.
+
+    `layer` routes the readout's own update from the final state; it is None when the update is left out, and
+    its single edit "readout" is [M, readout_size].  `pool` is None for token tasks.  `shift` [readout_size], if any,
+    is added to the features while updates are on (see `ported.shift`).
+    """
+
+    bias: Tensor
+    pool: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor
+    shift: Tensor | None
+
+    def __init__(
+        self,
+        taps: Mapping[int, Tensor],
+        bias: Tensor,
+        layer: PortedLayer | None,
+        pool: Tensor | None,
+        out_weight: Tensor,
+        out_bias: Tensor,
+        shift: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.taps = Buffers({str(depth): tap for depth, tap in taps.items()})
+        self.register_buffer("bias", bias)
+        self.layer = layer
+        self.register_buffer("pool", pool)
+        self.register_buffer("out_weight", out_weight)
+        self.register_buffer("out_bias", out_bias)
+        self.register_buffer("shift", shift)
+
+    @property
+    def by_depth(self) -> dict[int, Tensor]:
+        """The taps by depth, 0 to L."""
+        return {int(depth): tap for depth, tap in self.taps.items()}
+
+    def changed(self, *, layer: PortedLayer | None, shift: Tensor | None) -> PortedReadout:
+        """The same readout with another update of its own and another shift; all else is shared."""
+        return PortedReadout(self.by_depth, self.bias, layer, self.pool, self.out_weight, self.out_bias, shift)
+
+    def logits(self, features: Tensor, content_mask: Tensor, words: Tensor | None) -> Tensor:
+        """Logits of the canonical readout (DESIGN 2.7).
+
+        :param features: [batch, tokens, readout_size], see `Attachment.readout_features`.
+        :param content_mask: bool [batch, tokens]; the attention pool sees these tokens only.
+        :param words: For token tasks, averaging weights [words, batch * tokens].
+        :returns: [batch, labels] for sequence tasks, [words, labels] for token tasks.
+        """
+        hidden = functional.gelu(features)
+        if self.pool is not None:
+            scores = (hidden @ self.pool.to(hidden.dtype)).masked_fill(~content_mask, -torch.inf)
+            hidden = (functional.softmax(scores, dim=1).unsqueeze(-1) * hidden).sum(1)
+        logits = hidden @ self.out_weight.to(hidden.dtype).T
+        if self.pool is None:
+            assert words is not None
+            # Averaged after the linear layer, which commutes with it and leaves fewer columns to average.
+            logits = words.to(logits.dtype) @ logits.reshape(-1, logits.shape[-1])
+        return logits + self.out_bias.to(hidden.dtype)
+
+
+class PortedAdapter(nn.Module):
+    """An adapter in the shape of one host: what `attach` attaches and a ported folder keeps.
+
+    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        threshold: Tensor,
+        layers: Mapping[int, PortedLayer],
+        readout: PortedReadout,
+        noise_maps: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("threshold", threshold)
+        self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
+        self.readout = readout
+        self.noise_maps = dict(noise_maps or {})
+
+    @property
+    def by_layer(self) -> dict[int, PortedLayer]:
+        """The layers that carry updates, by index."""
+        return {int(index): layer for index, layer in self.layers.items()}  # type: ignore[misc]
+
+    @property
+    def kind(self) -> str:
+        """Kind of task that the readout serves."""
+        return "tokens" if self.readout.pool is None else "sequence"
+
+    @property
+    def updates(self) -> bool:
+        """Whether anything but the readout itself is carried."""
+        return len(self.layers) > 0 or self.readout.layer is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, in their own precision."""
+        return sum(int(buffer.nbytes) for buffer in self.buffers())
+
+    def with_shift(self, shift: Tensor | None) -> PortedAdapter:
+        """The same adapter whose readout adds `shift` [readout_size] to its features."""
+        readout = self.readout.changed(layer=self.readout.layer, shift=shift)
+        return PortedAdapter(self.threshold, self.by_layer, readout, self.noise_maps)
+
+    def without_updates(self) -> PortedAdapter:
+        """The readout alone."""
+        return PortedAdapter(self.threshold, {}, self.readout.changed(layer=None, shift=None))
+
+    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> PortedAdapter:
+        """The same structure with `change(name, tensor)` in place of each buffer, and without noise maps."""
+        found = _mapped(self, "", change)
+        found.noise_maps = {}
+        return found
+
+    def for_inference(self, device: torch.device, dtype: torch.dtype) -> PortedAdapter:
+        """The same adapter detached and on a device: tables packed, all other tensors in `dtype`."""
+
+        def change(name: str, value: Tensor) -> Tensor:
+            if is_table(name):
+                return pack_rows(value).to(device)
+            return value.detach().to(device=device, dtype=dtype).contiguous()
+
+        return self.mapped(change)
+
+    @property
+    def structure(self) -> Structure:
+        """What it carries, without its tensors."""
+        own = self.readout.layer
+        some = [*self.by_layer.values(), *([] if own is None else [own])]
+        return Structure(
+            num_atoms=max((len(layer.read_bias) for layer in some), default=1),
+            top_k=len(self.threshold),
+            readout_size=len(self.readout.bias),
+            layers={index: tuple(layer.gains) for index, layer in self.by_layer.items()},
+            taps=tuple(self.readout.by_depth),
+            readout_update=own is not None,
+            shift=self.readout.shift is not None,
+        )
+
+    @classmethod
+    def empty(cls, structure: Structure, host_map: HostMap, *, kind: str, num_labels: int) -> PortedAdapter:
+        """The packed adapter of this structure on a host: its shapes, on the meta device, in the host's dtype.
+
+        :raises KeyError: The host has no such layer, module type or depth.
+        """
+        width, atoms, size = host_map.hidden_size, structure.num_atoms, structure.readout_size
+        dtype = host_map.embeddings.weight.dtype
+
+        def values(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        def table(rows: int, columns: int) -> Tensor:
+            return torch.empty(rows, columns + TAIL_BYTES, dtype=torch.uint8, device="meta")
+
+        def layer(edits: Mapping[str, int], types: Iterable[str]) -> PortedLayer:
+            tables = {name: table(atoms, columns) for name, columns in edits.items()}
+            gains = {name: values(atoms) for name in types}
+            return PortedLayer(table(atoms, width), values(atoms), table(atoms, width), values(atoms), tables, gains)
+
+        places = {place.index: place.sites for place in host_map.layers}
+        layers = {
+            index: layer(edit_columns([places[index][name] for name in types], width), types)
+            for index, types in structure.layers.items()
+        }
+        beyond = set(structure.taps).difference(range(host_map.num_hidden_layers + 1))
+        if beyond:
+            raise KeyError(f"depth {min(beyond)}")
+        readout = PortedReadout(
+            {depth: table(size, width) for depth in structure.taps},
+            values(size),
+            layer({"readout": size}, ("readout",)) if structure.readout_update else None,
+            values(size) if kind == "sequence" else None,
+            values(num_labels, size),
+            values(num_labels),
+            values(size) if structure.shift else None,
+        )
+        return cls(values(structure.top_k), layers, readout)
+
+
+def is_table(name: str) -> bool:
+    """Whether the buffer of this name in a `PortedAdapter`'s state is a table of rows, see `sparse`."""
+    return _TABLE.fullmatch(name) is not None
+
+
+def edit_name(site: Site) -> str:
+    """Which of a layer's edits a site takes: that of its space, or its own if it is a part of a fused module."""
+    return site.type if site.fused else site.space
+
+
+def edit_columns(sites: Iterable[Site], width: int) -> dict[str, int]:
+    """Columns of the edits that these sites of one layer take, on a host of this width."""
+    return {edit_name(site): site.out_features if site.fused else width for site in sites}
+
+
+def _mapped(module: nn.Module, prefix: str, change: Callable[[str, Tensor], Tensor]) -> PortedAdapter:
+    found = copy.copy(module)
+    found.__dict__["_buffers"] = {
+        name: None if value is None else change(prefix + name, value) for name, value in module._buffers.items()
+    }
+    found.__dict__["_modules"] = {
+        name: None if part is None else _mapped(part, f"{prefix}{name}.", change)
+        for name, part in module._modules.items()
+    }
+    return found  # type: ignore[return-value]

@@ -1,0 +1,97 @@
+"""Running a host: one thread at a time, in eval mode, with at most one adapter attached.
+
+The lock and the name of what is attached belong to the base model, so that two hosts of one model share them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from uhl_cli.errors import HostError
+
+
+@dataclass(eq=False)
+class Use:
+    """Who uses a base model: its lock, and the adapter that is attached to it, if any."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    attached: object | None = None
+
+
+_USES: WeakKeyDictionary[nn.Module, Use] = WeakKeyDictionary()
+_USES_LOCK = threading.Lock()
+
+
+def use_of(base: nn.Module) -> Use:
+    """The one `Use` of a base model."""
+    with _USES_LOCK:
+        return _USES.setdefault(base, Use())
+
+
+def surely(actions: Iterable[Callable[[], object]]) -> None:
+    """Run all actions, each until it has returned; an interrupt that arrives meanwhile is raised at the end.
+
+    Each action must be safe to repeat.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    for action in actions:
+        while True:
+            try:
+                action()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+@contextmanager
+def evaluating(base: nn.Module) -> Iterator[None]:
+    """Within it the model is this thread's and in eval mode; its training flags come back afterwards."""
+    with use_of(base).lock:
+        training = [module for module in base.modules() if module.training]
+        try:
+            _set_training(training, False)
+            yield
+        finally:
+            surely([lambda: _set_training(training, True)])
+
+
+@contextmanager
+def bare(base: nn.Module) -> Iterator[None]:
+    """`evaluating`, for passes that must see the model itself.
+
+    :raises HostError: An adapter is attached to it.
+    """
+    with evaluating(base):
+        attached = use_of(base).attached
+        if attached is not None:
+            raise HostError(f"{attached} is attached to this model.", "Leave its `attached()` context first.")
+        yield
+
+
+@contextmanager
+def frozen(base: nn.Module) -> Iterator[None]:
+    """Within it no parameter of the model takes a gradient; the flags come back afterwards."""
+    trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    try:
+        _set_trainable(trainable, False)
+        yield
+    finally:
+        surely([lambda: _set_trainable(trainable, True)])
+
+
+def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
+    for module in modules:
+        module.training = training
+
+
+def _set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(trainable)

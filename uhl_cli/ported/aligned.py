@@ -1,0 +1,93 @@
+"""A host with everything that porting an adapter to it needs: its alignment, the plan, and its own FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from uhl_cli.adapter.module import PortedAdapter
+from uhl_cli.align.alignment import Alignment, align_anchors, align_size
+from uhl_cli.align.bank import AnchorBank
+from uhl_cli.align.states import WordStates, word_states
+from uhl_cli.cost.plan import PortPlan
+from uhl_cli.errors import UsageError
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.running import bare
+from uhl_cli.schema import Strategy
+
+Progress = Callable[[int, int], None]
+Served = Literal["own", "other", "any"]
+
+
+@dataclass
+class Carried:
+    """What all tasks of one adapter share on a host: its own parts there, and the readout's shift once measured."""
+
+    adapter: PortedAdapter
+    shift: Tensor | None = None
+    measured: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedHost:
+    """One host aligned to an adapter's canonical space; `UniversalAdapter.align` makes it, `port` takes it.
+
+    Porting several tasks of an adapter to one `AlignedHost` aligns once, and they share the updates' tensors.
+
+    :param plan: The parts that the host carries within a limit of FLOPs.
+    :param host_flops: FLOPs of the host's own forward pass, see `cost.flops`.
+    :param serves: Readouts that the alignment is good for: the adapter's own, those of other tasks, or any.
+    """
+
+    host: Host
+    alignment: Alignment
+    plan: PortPlan
+    host_flops: int
+    serves: Served = "any"
+    carried: dict[object, Carried] = field(default_factory=dict, repr=False)
+
+    @property
+    def has_weights(self) -> bool:
+        """False for a host of which the configuration alone is there."""
+        return not self.host.map.embeddings.weight.is_meta
+
+    def refuse_task(self, *, own: bool) -> None:
+        """Return only if the alignment serves the adapter's own readout, or that of another task.
+
+        :raises UsageError: It does not.
+        """
+        if self.serves not in ("any", "own" if own else "other"):
+            kind = "the adapter's own task" if own else "another task than the adapter's own"
+            raise UsageError(
+                f"this alignment of {self.host.name} does not serve {kind}.",
+                "Align it for all tasks with adapter.align(model, tokenizer, any_task=True).",
+            )
+
+
+def align_host(
+    host: Host,
+    bank: AnchorBank,
+    strategy: Strategy,
+    *,
+    plan: PortPlan | None = None,
+    states: WordStates | None = None,
+    joint: bool = True,
+    progress: Progress | None = None,
+) -> Alignment:
+    """Align a host to a bank's canonical space by the named strategy.
+
+    :param states: The host's word states, where they are known already.
+    :param joint: See `align_anchors`.
+
+    :raises AlignmentError: When the host takes in too few anchors, or its states are degenerate.
+    :raises HostError: When an adapter is attached to the host.
+    """
+    if strategy == "size":
+        return align_size(bank, hidden_size=host.hidden_size, num_hidden_layers=host.num_hidden_layers)
+    if states is None:
+        with bare(host.map.base):
+            states = word_states(host, bank.anchors, progress=progress)
+    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths, joint=joint)
