@@ -9,7 +9,7 @@ import torch
 from tiny_adapters import tiny_folded, tiny_universal
 from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
 
-from uhl_cli.adapter.attach import Injection
+from uhl_cli.adapter.attach import Attachment
 from uhl_cli.adapter.fold import compact, move
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.host.encode import encode
@@ -35,7 +35,7 @@ def test_zero_adapter_leaves_the_host_bit_for_bit(family, tmp_path):
     before = output_of(host)
     for table in (lambda folded: folded, compact):
         folded = move(table(tiny_folded(tiny_host(family), zero=True)[0]), host.device, torch.float32)
-        with Injection(host.map, folded):
+        with Attachment(host.map, folded):
             assert torch.equal(output_of(host), before)
 
 

@@ -9,7 +9,8 @@ from tiny_hosts import SENTENCES
 from torch import Tensor
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.adapter.fold import FoldedAdapter, fold
+from uhl_cli.adapter.fold import fold
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.alignment import Alignment, align_anchors
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.features import FeatureBank, quantise_features
@@ -97,7 +98,7 @@ def tiny_task(config: AdapterConfig = SMALL) -> Task:
         return Task(
             name="tags", kind="tokens", labels=labels, metric="accuracy", tokens_column="words", label_column="tags"
         )
-    return Task(name="moods", kind="sequence", labels=labels, metric="accuracy", text_column="t", label_column="l")
+    return Task(name="moods", labels=labels, metric="accuracy", text_column="t", label_column="l")
 
 
 def tiny_manifest(
@@ -201,7 +202,7 @@ def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:
 
 def tiny_folded(
     host: Host, config: AdapterConfig = SMALL, *, zero: bool = False, seed: int = 0
-) -> tuple[FoldedAdapter, Alignment, dict[str, Tensor]]:
+) -> tuple[PortedAdapter, Alignment, dict[str, Tensor]]:
     """A random adapter folded for a host, with the alignment and the stored parameters that it was folded from."""
     bank, states = host_bank(host, config)
     alignment = align_anchors(bank, states)
@@ -211,4 +212,4 @@ def tiny_folded(
             adapter.get_parameter("atoms_u").zero_()
     with torch.no_grad():
         stored = adapter.stored()
-        return fold(stored, alignment, host.map, kind=config.kind), alignment, stored
+        return fold(stored, alignment, host.map), alignment, stored

@@ -7,13 +7,13 @@ import torch
 from tiny_adapters import SMALL, tiny_folded, tiny_task
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host, tiny_model, tiny_tokenizer
 
-from uhl_cli.adapter.attach import AlignmentNoise, Injection
+from uhl_cli.adapter.attach import AlignmentNoise, Attachment
 from uhl_cli.adapter.fold import move
 from uhl_cli.data.examples import Examples, token_examples
 from uhl_cli.errors import HostError
 from uhl_cli.host.checkpoint import wrap_host
 from uhl_cli.host.encode import encode
-from uhl_cli.ported.controls import randomised, without_updates
+from uhl_cli.ported.controls import randomised
 from uhl_cli.ported.model import PortedModel, forward
 
 TOKENS = SMALL.model_copy(update={"kind": "tokens"})
@@ -46,7 +46,7 @@ def test_zero_adapter_leaves_the_host_bit_for_bit(family):
     before = output_of(host)
     assert before.isfinite().all()
     for dense in (False, True):
-        with Injection(host.map, folded, dense=dense):
+        with Attachment(host.map, folded, dense=dense):
             sites = {site.module for layer in host.map.layers for site in layer.sites.values()}
             assert all(module._forward_hooks or module._forward_pre_hooks for module in sites)
             assert hooks_of(host) >= len(sites) + len(host.map.layers)
@@ -58,13 +58,13 @@ def test_adapter_changes_the_host_and_leaves_no_trace(family):
     host = tiny_host(family)
     folded, _, _ = tiny_folded(host)
     before, parameters, hooks = output_of(host), parameters_of(host), hooks_of(host)
-    with Injection(host.map, folded):
+    with Attachment(host.map, folded):
         changed = output_of(host)
         assert hooks_of(host) > hooks
     assert not torch.allclose(changed, before, atol=1e-3)
 
     def fail():
-        with Injection(host.map, folded):
+        with Attachment(host.map, folded):
             output_of(host)
             raise RuntimeError("on purpose")
 
@@ -82,7 +82,7 @@ def test_error_in_the_forward_pass_leaves_no_trace():
     folded, _, _ = tiny_folded(host)
     bad = replace(folded.layers[1], router=folded.layers[1].router[:, :5])
     before = output_of(host)
-    with pytest.raises(RuntimeError), Injection(host.map, replace(folded, layers={**folded.layers, 1: bad})):
+    with pytest.raises(RuntimeError), Attachment(host.map, replace(folded, layers={**folded.layers, 1: bad})):
         output_of(host)
     assert hooks_of(host) == 0
     assert torch.equal(output_of(host), before)
@@ -97,7 +97,7 @@ def test_error_while_attaching_leaves_no_trace(monkeypatch):
         raise RuntimeError("no hook here")
 
     monkeypatch.setattr(last, "register_forward_hook", refuse)
-    with pytest.raises(RuntimeError, match="no hook here"), Injection(host.map, folded):
+    with pytest.raises(RuntimeError, match="no hook here"), Attachment(host.map, folded):
         pass
     assert hooks_of(host) == 0
 
@@ -105,16 +105,16 @@ def test_error_while_attaching_leaves_no_trace(monkeypatch):
 def test_entering_twice_is_an_error_and_entering_again_is_not():
     host = tiny_host("gpt2")
     folded, _, _ = tiny_folded(host)
-    injection = Injection(host.map, folded)
-    with injection:
+    attachment = Attachment(host.map, folded)
+    with attachment:
         changed = output_of(host)
         hooks = hooks_of(host)
         with pytest.raises(HostError, match="attached already") as caught:
-            injection.__enter__()
+            attachment.__enter__()
         assert caught.value.hint
         assert hooks_of(host) == hooks
     assert hooks_of(host) == 0
-    with injection:
+    with attachment:
         assert torch.equal(output_of(host), changed)
 
 
@@ -132,7 +132,7 @@ def test_half_precision_host(family):
     torch.testing.assert_close(logits.float(), reference, atol=0.1 * float(reference.abs().max()) + 0.1, rtol=0)
     silent, _, _ = tiny_folded(host, zero=True)
     before = output_of(host)
-    with Injection(host.map, move(silent, host.device, torch.bfloat16)):
+    with Attachment(host.map, move(silent, host.device, torch.bfloat16)):
         assert torch.equal(output_of(host), before)
 
 
@@ -161,7 +161,7 @@ def test_logits_of_a_text_do_not_depend_on_its_batch():
 def test_predictions_keep_the_examples_order():
     host = tiny_host("gpt2")
     ported = PortedModel(host, tiny_folded(host, seed=2)[0], tiny_task())
-    found = ported.predict(Examples(SENTENCES, labels=(0,) * len(SENTENCES)), batch_size=5)
+    found = ported.classes_of(Examples(SENTENCES, labels=(0,) * len(SENTENCES)), batch_size=5)
     expected = ported(SENTENCES).argmax(-1).tolist()
     assert found.for_metric("sequence") == expected
     assert len(set(expected)) > 1
@@ -175,7 +175,7 @@ def test_token_task_predicts_every_word():
     ported = PortedModel(host, folded, tiny_task(TOKENS))
     words = [text.split() for text in SENTENCES[:7]] + [["word"] * 90]  # the last does not fit into the host
     examples = token_examples(words, [[0] * len(row) for row in words])
-    found = ported.predict(examples, batch_size=3)
+    found = ported.classes_of(examples, batch_size=3)
     assert [len(row) for row in found.classes] == [len(row) for row in words]
     assert len({label for row in found.classes[:7] for label in row}) > 1
     with pytest.raises(ValueError, match="word spans"):
@@ -186,10 +186,10 @@ def test_readout_is_unaffected_by_what_ran_before():
     host = tiny_host("bert")
     folded, _, _ = tiny_folded(host)
     encoded = encode(host, SENTENCES[:3])
-    with torch.inference_mode(), Injection(host.map, folded) as injection:
-        first = forward(host, injection, encoded, None)[0]
+    with torch.inference_mode(), Attachment(host.map, folded) as attachment:
+        first = forward(host, attachment, encoded, None)[0]
         host.model(**encode(host, SENTENCES[5:9]).model_inputs())  # nobody asks for this pass's readout
-        assert torch.equal(forward(host, injection, encoded, None)[0], first)
+        assert torch.equal(forward(host, attachment, encoded, None)[0], first)
 
 
 def test_active_atoms_count_masked_tokens_only():
@@ -198,11 +198,11 @@ def test_active_atoms_count_masked_tokens_only():
     means = {}
     for name, threshold in (("none", 99.0), ("all", -99.0)):
         wide = replace(folded, threshold=torch.full((2,), threshold))
-        with torch.inference_mode(), Injection(host.map, wide) as injection:
-            means[name] = float(forward(host, injection, encode(host, SENTENCES[:4]), None)[1])
+        with torch.inference_mode(), Attachment(host.map, wide) as attachment:
+            means[name] = float(forward(host, attachment, encode(host, SENTENCES[:4]), None)[1])
     assert means == {"none": 0.0, "all": 2.0}
-    with torch.inference_mode(), Injection(host.map, without_updates(folded)) as injection:
-        assert float(forward(host, injection, encode(host, SENTENCES[:4]), None)[1]) == 0.0
+    with torch.inference_mode(), Attachment(host.map, folded.without_updates()) as attachment:
+        assert float(forward(host, attachment, encode(host, SENTENCES[:4]), None)[1]) == 0.0
 
 
 def test_alignment_noise_changes_training_only_and_follows_its_generator():
@@ -212,11 +212,11 @@ def test_alignment_noise_changes_training_only_and_follows_its_generator():
 
     def logits(readout, updates, seed):
         noise = AlignmentNoise(readout, updates, torch.Generator().manual_seed(seed))
-        with torch.inference_mode(), Injection(host.map, folded, dense=True, noise=noise) as injection:
-            return forward(host, injection, encoded, None)[0]
+        with torch.inference_mode(), Attachment(host.map, folded, dense=True, noise=noise) as attachment:
+            return forward(host, attachment, encoded, None)[0]
 
-    with torch.inference_mode(), Injection(host.map, folded, dense=True) as injection:
-        plain = forward(host, injection, encoded, None)[0]
+    with torch.inference_mode(), Attachment(host.map, folded, dense=True) as attachment:
+        plain = forward(host, attachment, encoded, None)[0]
     torch.testing.assert_close(logits(0.0, 0.0, 1), plain)
     for strengths in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         assert torch.equal(logits(*strengths, 1), logits(*strengths, 1))

@@ -10,7 +10,7 @@ from tiny_adapters import tiny_folded
 from tiny_hosts import FAMILIES, tiny_host
 
 from uhl_cli.adapter import sparse
-from uhl_cli.adapter.attach import Injection
+from uhl_cli.adapter.attach import Attachment
 from uhl_cli.adapter.fold import compact, move
 from uhl_cli.adapter.sparse import Bags, CompactRows, pack_rows, plain, row_sums, spread
 from uhl_cli.host.encode import encode
@@ -86,8 +86,8 @@ def test_gradients_pass_through_the_weights():
 
 def logits_of(host, folded):
     encoded = encode(host, ["the film is warm and funny", "two dogs ran"])
-    with torch.inference_mode(), Injection(host.map, folded) as injection:
-        return forward(host, injection, encoded, None)[0]
+    with torch.inference_mode(), Attachment(host.map, folded) as attachment:
+        return forward(host, attachment, encoded, None)[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

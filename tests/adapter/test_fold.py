@@ -5,7 +5,7 @@ import torch
 from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host
 
-from uhl_cli.adapter.attach import Injection
+from uhl_cli.adapter.attach import Attachment
 from uhl_cli.adapter.canonical import mix, size_gains
 from uhl_cli.adapter.fold import WRITERS, fold, move
 from uhl_cli.align.alignment import align_anchors
@@ -17,8 +17,8 @@ from uhl_cli.ported.model import forward
 def run(host, folded, **options):
     """Logits and active atoms of a few sentences."""
     encoded = encode(host, SENTENCES[:5])
-    with torch.inference_mode(), Injection(host.map, folded, **options) as injection:
-        return forward(host, injection, encoded, None)
+    with torch.inference_mode(), Attachment(host.map, folded, **options) as attachment:
+        return forward(host, attachment, encoded, None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,7 +58,7 @@ def observe(host, folded, kind, layer_index):
         layer.module.register_forward_pre_hook(stream, with_kwargs=True),
         site.module.register_forward_pre_hook(read),
     ]
-    with torch.inference_mode(), Injection(host.map, folded):
+    with torch.inference_mode(), Attachment(host.map, folded):
         handles.append(site.module.register_forward_hook(keep("changed")))
         host.model(**encode(host, SENTENCES[:4]).model_inputs())
     for handle in handles:
@@ -125,9 +125,9 @@ def test_readout_equals_the_construction_by_hand(family):
         )
         for layer in host.map.layers
     ]
-    with torch.inference_mode(), Injection(host.map, folded) as injection:
+    with torch.inference_mode(), Attachment(host.map, folded) as attachment:
         final = host.model(**encoded.model_inputs()).last_hidden_state
-        found = injection.readout_features(final)[0]
+        found = attachment.readout_features(final)[0]
     for handle in handles:
         handle.remove()
     states.append(final)
@@ -149,30 +149,30 @@ def test_folding_leaves_out_what_it_is_told_to():
     bank, states = host_bank(host)
     alignment = align_anchors(bank, states)
     stored = {name: value.detach() for name, value in random_adapter().stored().items()}
-    some = fold(stored, alignment, host.map, kind="sequence", layers=(1,), types=("q", "down"))
+    some = fold(stored, alignment, host.map, layers=(1,), types=("q", "down"))
     assert set(some.layers) == {1}
     assert set(some.layers[1].gains) == {"q", "down"}
     assert set(some.layers[1].edits) == {"attention", "stream"}
     assert some.readout.layer is None
-    full = fold(stored, alignment, host.map, kind="sequence")
+    full = fold(stored, alignment, host.map)
     assert set(full.layers) == {0, 1}
     assert set(full.layers[0].gains) == {"q", "k", "v", "o", "up", "down", "gate"}
     assert set(full.layers[0].edits) == {"attention", "mlp", "stream"}
     assert full.readout.layer is not None
-    none = fold(stored, alignment, host.map, kind="sequence", updates=False)
+    none = fold(stored, alignment, host.map, updates=False)
     assert not none.layers
     assert none.readout.layer is None
     assert set(none.readout.taps) == set(full.readout.taps)
-    assert not fold(stored, alignment, host.map, kind="sequence", types=("readout",)).layers
+    assert not fold(stored, alignment, host.map, types=("readout",)).layers
 
 
 def test_folding_carries_gradients_to_the_parameters_and_none_to_the_host():
     host = tiny_host("bert")
     bank, states = host_bank(host)
     adapter = random_adapter()
-    folded = fold(adapter.stored(), all_taps(align_anchors(bank, states)), host.map, kind="sequence")
-    with Injection(host.map, folded, dense=True) as injection:
-        logits, active = forward(host, injection, encode(host, SENTENCES[:5]), None)
+    folded = fold(adapter.stored(), all_taps(align_anchors(bank, states)), host.map)
+    with Attachment(host.map, folded, dense=True) as attachment:
+        logits, active = forward(host, attachment, encode(host, SENTENCES[:5]), None)
     (logits.square().sum() + active).backward()
     untouched = {name for name, value in adapter.named_parameters() if value.grad is None or not value.grad.any()}
     assert untouched == {"delta_theta", "head_weight", "head_bias"}
@@ -182,7 +182,7 @@ def test_folding_carries_gradients_to_the_parameters_and_none_to_the_host():
 def test_moving_detaches_and_casts():
     adapter, host = random_adapter(), tiny_host("bert")
     bank, states = host_bank(host)
-    folded = fold(adapter.stored(), align_anchors(bank, states), host.map, kind="sequence")
+    folded = fold(adapter.stored(), align_anchors(bank, states), host.map)
     assert folded.layers[0].router.requires_grad
     moved = move(folded, torch.device("cpu"), torch.bfloat16)
     parts = [moved.threshold, *moved.readout.taps.values(), moved.layers[1].edits["stream"], moved.readout.layer.read]

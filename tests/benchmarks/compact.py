@@ -36,12 +36,12 @@ def one(adapter: UniversalAdapter, where: str, shared: Path) -> dict[str, object
     alignment, plan, flops = adapter.align(host)
     compact = adapter.inject(host, alignment, plan, flops)
     with torch.no_grad():
-        folded = fold(adapter.stored, alignment, host.map, kind=task.kind, layers=plan.layers, types=plan.types)
+        folded = fold(adapter.stored, alignment, host.map, layers=plan.layers, types=plan.types)
     wide = replace(compact, folded=move(folded, host.device, host.map.embeddings.weight.dtype))
     references = references_of(examples)
 
     def classes(ported: PortedModel) -> list[int] | list[list[int]]:
-        return ported.predict(examples, max_length=adapter.max_length).for_metric(task.kind)
+        return ported.classes_of(examples, max_length=adapter.max_length).for_metric(task.kind)
 
     found = {"compact": classes(compact), "wide": classes(wide)}
     own = sum(value.nbytes for value in host.map.base.parameters())
@@ -52,7 +52,7 @@ def one(adapter: UniversalAdapter, where: str, shared: Path) -> dict[str, object
     difference = paired_difference(task.metric, found["compact"], found["wide"], references, task.labels)
     differing = sum(first != second for first, second in zip(found["compact"], found["wide"], strict=True))
     row |= {"difference": difference.model_dump(), "differing": differing, "examples": len(examples), "host_bytes": own}
-    return row | {"bytes": {"compact": adapter_bytes(compact.folded), "wide": adapter_bytes(wide.folded)}}
+    return row | {"bytes": {"compact": adapter_bytes(compact.adapter), "wide": adapter_bytes(wide.adapter)}}
 
 
 def main() -> None:

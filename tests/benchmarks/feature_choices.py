@@ -35,7 +35,6 @@ from uhl_cli.data import Examples, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import paired_difference, score
-from uhl_cli.ported.controls import without_updates
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import silent
 
@@ -164,10 +163,10 @@ def main() -> None:
         found, size = changed(adapter, source, states, rest, variant, arguments.seed)
         for target in arguments.targets if name == "no bank" else wanted:
             ported = ported_by(found, load_host(places[target], device="cpu"), variant)
-            bare = PortedModel(ported.host, without_updates(ported.folded), ported.task)
+            bare = PortedModel(ported.host, ported.adapter.without_updates(), ported.task)
             row: Row = {"words": 0 if found.features is None else found.features.anchors.num_words, "bytes": size}
             for part, model in (("ported", ported), ("readout_only", bare)):
-                classes = model.predict(held).for_metric("sequence")
+                classes = model.classes_of(held).for_metric("sequence")
                 row[part] = score(task.metric, classes, references, task.labels).model_dump()
                 first = before.setdefault(target, {}).setdefault(part, classes)  # the first variant is "no bank"
                 gain = paired_difference(task.metric, classes, first, references, task.labels)

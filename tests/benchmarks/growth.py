@@ -93,7 +93,7 @@ def throughput(host: Host, ported: PortedModel, examples: Examples, max_length: 
             host.map.base(**encoded.model_inputs())
 
     def carried() -> None:
-        ported.predict(examples, batch_size=BATCH_SIZE, max_length=max_length)
+        ported.classes_of(examples, batch_size=BATCH_SIZE, max_length=max_length)
 
     seconds: dict[str, list[float]] = {"host": [], "ported": []}
     for _ in range(TURNS + 1):
@@ -140,7 +140,7 @@ def one(name: str, arguments: argparse.Namespace) -> dict[str, object]:
         "seconds": clock[-1] - clock[0],
         "loaded_bytes": loaded,
         "peak_bytes": most,
-        "flops_percent": 100 * (count_flops(host, ported.folded) / bare - 1),
+        "flops_percent": 100 * (count_flops(host, ported.adapter) / bare - 1),
     }
 
 

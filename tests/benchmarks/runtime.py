@@ -31,7 +31,7 @@ from growth import host_of
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from uhl_cli.adapter.fold import FoldedAdapter, FoldedLayer
+from uhl_cli.adapter.fold import PortedAdapter, PortedLayer
 from uhl_cli.adapter.sparse import Rows, plain
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.cost.flops import count_map_flops
@@ -90,7 +90,7 @@ def compiled_case(
     """The host and the ported model, both by torch.compile, attached once."""
     torch.compiler.reset()
     bare, carrying = (load_host(name, device=device, dtype=dtype) for _ in range(2))
-    folded = adapter.port(carrying).folded
+    folded = adapter.port(carrying).adapter
     with (
         torch.inference_mode(),
         forward_pass(bare.map, None, shape) as (plain, ids),
@@ -100,10 +100,10 @@ def compiled_case(
         return compared(turns({"host": lambda: one(ids), "ported": lambda: other(ids)}, repetitions))
 
 
-def widened(folded: FoldedAdapter, dtype: torch.dtype) -> FoldedAdapter:
+def widened(folded: PortedAdapter, dtype: torch.dtype) -> PortedAdapter:
     """The same adapter, every table and tap a plain tensor."""
 
-    def layer(value: FoldedLayer) -> FoldedLayer:
+    def layer(value: PortedLayer) -> PortedLayer:
         edits: dict[str, Rows] = {name: plain(table, dtype) for name, table in value.edits.items()}
         return replace(value, router=plain(value.router, dtype), read=plain(value.read, dtype), edits=edits)
 
@@ -115,7 +115,7 @@ def widened(folded: FoldedAdapter, dtype: torch.dtype) -> FoldedAdapter:
 
 
 def forward_case(
-    host: Host, folded: FoldedAdapter, loras: dict[str, nn.Module], shape: PassShape, repetitions: int
+    host: Host, folded: PortedAdapter, loras: dict[str, nn.Module], shape: PassShape, repetitions: int
 ) -> Row:
     """One case, all systems."""
     ids = torch.arange(shape.batch_size * shape.tokens, device=host.device) % 20_000
@@ -126,7 +126,7 @@ def forward_case(
         wide = widened(folded, host.map.embeddings.weight.dtype)
         for name, carried in (("host", None), ("ported", folded), ("ported, wide", wide)):
 
-            def run(carried: FoldedAdapter | None = carried) -> object:
+            def run(carried: PortedAdapter | None = carried) -> object:
                 with forward_pass(host.map, carried, shape) as (module, tokens):
                     return module(tokens)
 
@@ -205,7 +205,7 @@ def measure(where: str, arguments: argparse.Namespace) -> None:
 
     for dtype in arguments.dtypes:
         host = load_host(where, device=arguments.device, dtype=dtype)
-        folded = adapter.port(host).folded
+        folded = adapter.port(host).adapter
         own = sum(value.nbytes for value in host.map.base.parameters())
         memory[dtype] = {"host": own, "adapter": adapter_bytes(folded), "percent": 100 * adapter_bytes(folded) / own}
         loras = {

@@ -27,7 +27,7 @@ from uhl_cli.commands.tune import tune
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class, score
-from uhl_cli.ported.controls import mean_final_states, without_updates
+from uhl_cli.ported.controls import mean_final_states
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import targets_of, train
@@ -133,8 +133,8 @@ def fresh_readout(target: Target, training: TrainingConfig) -> Row:
     train(trained, hosts, target.train, training, accelerator=Accelerator(cpu=True))
     stored = {name: value.detach() for name, value in trained.stored().items()}
     ported = replace(adapter, stored=stored).inject(host, alignment, plan, host_flops)
-    bare = PortedModel(host, without_updates(ported.folded), task)
-    predictions = bare.predict(target.evaluation, max_length=min(training.max_length, host.max_length))
+    bare = PortedModel(host, ported.adapter.without_updates(), task)
+    predictions = bare.classes_of(target.evaluation, max_length=min(training.max_length, host.max_length))
     parts = {name: part for name, part in trained.quantised().items() if name != "delta_theta"}
     size = sum(part.codes.size * bits_of(name) // 8 + part.scales.nbytes for name, part in parts.items())
     return target.row(predictions.for_metric(task.kind), size)

@@ -111,7 +111,7 @@ def test_report_of_a_host(family):
     adapter = tiny_universal(host)
     report = measured(host, adapter, batch_size=2, sequence_length=24)
     ported = adapter.port(host, max_flops=TINY_LIMIT)
-    bare, attached = (count_flops(host, folded, sequence_length=24, batch_size=2) for folded in (None, ported.folded))
+    bare, attached = (count_flops(host, folded, sequence_length=24, batch_size=2) for folded in (None, ported.adapter))
     for count in (report.flops.torch, report.flops.fvcore):
         assert (count.host, count.adapter) == (bare, attached - bare)
         assert count.percent == pytest.approx(100 * (attached - bare) / bare)
@@ -145,10 +145,10 @@ def test_active_atoms_are_measured_on_the_texts(kind):
     for text in texts:
         inputs = host.tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
         content = 1 - inputs.pop("special_tokens_mask")
-        with torch.inference_mode(), ported.attached() as injection:
+        with torch.inference_mode(), ported.attached() as attachment:
             state = host.model(**inputs).last_hidden_state
-            injection.readout_features(state)
-            total += float(injection.active_atoms(content)) * int(content.sum())
+            attachment.readout_features(state)
+            total += float(attachment.active_atoms(content)) * int(content.sum())
         tokens += int(content.sum())
     assert atoms.per_token == pytest.approx(total / tokens, rel=1e-4)
     assert 0 < atoms.per_token < 2
@@ -268,7 +268,7 @@ def test_configuration_alone_counts_the_depths_that_a_feature_bank_listens_to(tm
     file, bare = tmp_path / "adapter.safetensors", tmp_path / "bare.safetensors"
     adapter = saved(host, file, featured=True)
     saved(host, bare)
-    assert len(adapter.port(host, max_flops=TINY_LIMIT).folded.readout.taps) == 4
+    assert len(adapter.port(host, max_flops=TINY_LIMIT).adapter.readout.taps) == 4
     real = measured(host, adapter)
     hollow, joint = (
         run_budget(options_for(path, target_config=target(folder), max_flops=TINY_LIMIT)).target

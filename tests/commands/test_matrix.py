@@ -54,7 +54,7 @@ def test_pairs_and_tokens_are_carried_too(data, source, target, tmp_path):
     make_adapter(tiny_host(source), data(), path)
     ported, report = carry(path, tiny_host(target, hidden_size=40, num_hidden_layers=3), data())
     assert set(report.scores) == ALL_SCORES
-    predictions = ported.predict(data().evaluation)
+    predictions = ported.classes_of(data().evaluation)
     lengths = [1 if row is None else len(row) for row in data().evaluation.tags or [None] * len(data().evaluation)]
     assert [len(row) for row in predictions.classes] == lengths
 

@@ -79,10 +79,10 @@ def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
     shuffled = replace(adapter.features, codes=adapter.features.codes.flip(0))
     for name, features in (("bank", adapter.features), ("none", None), ("shuffled", shuffled)):
         ported = replace(adapter, features=features).port(host, max_flops=TINY_LIMIT)
-        with torch.inference_mode(), ported.attached() as injection:
+        with torch.inference_mode(), ported.attached() as attachment:
             encoded = encode(host, list(SENTENCES))
             final = host.map.base(**encoded.model_inputs()).last_hidden_state
-            outputs[name] = injection.readout_features(final)[encoded.content_mask]
+            outputs[name] = attachment.readout_features(final)[encoded.content_mask]
     spread = (outputs["none"] - outputs["none"].mean(0)).square().mean()
     assert float((outputs["bank"] - outputs["none"]).square().mean() / spread) < 0.1
     assert float((outputs["shuffled"] - outputs["none"]).square().mean() / spread) > 0.5  # the control

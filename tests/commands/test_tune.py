@@ -61,8 +61,8 @@ def test_a_file_with_a_feature_bank_is_tuned_and_scores_what_training_showed(fam
     tuned = UniversalAdapter.load(path).with_task(task).port(host, max_flops=TINY_LIMIT)
     plain = UniversalAdapter.load(path).port(host, max_flops=TINY_LIMIT)
     # The shift that is taken back is that of the file, not of what was tuned.
-    assert torch.equal(tuned.folded.readout.shift, plain.folded.readout.shift)
-    rows = tuned.predict(sequence_data().evaluation).for_metric("sequence")
+    assert torch.equal(tuned.adapter.readout.shift, plain.adapter.readout.shift)
+    rows = tuned.classes_of(sequence_data().evaluation).for_metric("sequence")
     right = sum(a == b for a, b in zip(rows, sequence_data().evaluation.labels, strict=True)) / len(rows)
     assert right == report.scores["tuned"].value
     # A task of its own has a readout that the bank knows nothing of.
@@ -70,7 +70,7 @@ def test_a_file_with_a_feature_bank_is_tuned_and_scores_what_training_showed(fam
     assert other.own_task is False
     tokens = UniversalAdapter.load(path).with_task(task.with_name("tokens.safetensors"))
     assert tokens.features is None
-    assert tokens.port(host, max_flops=TINY_LIMIT).folded.readout.shift is None
+    assert tokens.port(host, max_flops=TINY_LIMIT).adapter.readout.shift is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,7 +89,7 @@ def test_512_bytes_of_the_own_task_on_every_family(family, adapter, tmp_path):
     assert content.parameters["delta_theta"].codes.any(), "nothing was trained"
     assert content.record.score == report.scores["tuned"]
     tuned = UniversalAdapter.load(adapter).with_task(path).port(host, max_flops=TINY_LIMIT)
-    rows = tuned.predict(sequence_data().evaluation).for_metric("sequence")
+    rows = tuned.classes_of(sequence_data().evaluation).for_metric("sequence")
     right = sum(a == b for a, b in zip(rows, sequence_data().evaluation.labels, strict=True)) / len(rows)
     assert right == report.scores["tuned"].value
     _, carried = carry(adapter, host, sequence_data())
@@ -139,7 +139,7 @@ def test_another_task_gets_a_readout_of_its_own(data, adapter, tmp_path):
     assert report.readout_bytes == expected
     tuned = UniversalAdapter.load(adapter).with_task(path)
     assert tuned.manifest.task == data().task
-    predicted = tuned.port(host, max_flops=TINY_LIMIT).predict(data().evaluation).classes
+    predicted = tuned.port(host, max_flops=TINY_LIMIT).classes_of(data().evaluation).classes
     assert len(predicted) == len(data().evaluation)
     assert len({each for row in predicted for each in row}) > 1, "the readout has learnt nothing but one class"
 

@@ -116,7 +116,7 @@ def test_every_baseline_learns_and_a_rate_of_almost_nothing_does_not(method, dat
         curve = fit(model, examples, training, accelerator=accelerator_for("cpu", "no"))
         assert [point.step for point in curve] == [20, 40]
         losses[rate] = curve[-1].loss
-        found = model.predict(examples, batch_size=16, max_length=48)
+        found = model.classes_of(examples, batch_size=16, max_length=48)
         assert len(found) == len(examples)
     assert losses[5e-3] < 0.8 * losses[1e-9]
 

@@ -9,13 +9,13 @@ import torch
 from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded
 from tiny_hosts import DECODERS, FAMILIES, HEADS, tiny_host
 from transformers import AutoModel
+from uhl_cli.cost.flops_shapes import shape_only
 
-from uhl_cli.adapter.fold import FoldedAdapter, fold, move
+from uhl_cli.adapter.fold import PortedAdapter, fold, move
 from uhl_cli.align.alignment import align_anchors
 from uhl_cli.cost import flops_fvcore
 from uhl_cli.cost.flops import count_flops, count_map_flops
 from uhl_cli.cost.flops_fvcore import count_flops_fvcore
-from uhl_cli.cost.flops_shapes import shape_only
 from uhl_cli.cost.passes import PassShape
 from uhl_cli.cost.plan import full_plan
 from uhl_cli.host.hostmap import find_map
@@ -69,11 +69,11 @@ def adapter_flops_by_hand(family: str, batch: int, tokens: int) -> int:
     return batch * (tokens * (LAYERS * layer + own + taps + pool) + 2 * readout * labels)
 
 
-def folded_with_all_taps(host, config=SMALL) -> FoldedAdapter:
+def folded_with_all_taps(host, config=SMALL) -> PortedAdapter:
     bank, states = host_bank(host, config)
     alignment = all_taps(align_anchors(bank, states))
     with torch.no_grad():
-        folded = fold(random_adapter(config).stored(), alignment, host.map, kind=config.kind)
+        folded = fold(random_adapter(config).stored(), alignment, host.map)
     return move(folded, torch.device("cpu"), torch.float32)
 
 
@@ -152,7 +152,7 @@ def test_counting_leaves_the_host_as_it_was(family):
         assert torch.equal(host.model(input_ids=ids).last_hidden_state, before)
 
 
-def shapes_of(folded: FoldedAdapter) -> dict[str, tuple[int, ...]]:
+def shapes_of(folded: PortedAdapter) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a folded adapter, by where it is."""
     readout = folded.readout
     found = {"threshold": folded.threshold, "bias": readout.bias, "weight": readout.out_weight, "out": readout.out_bias}
@@ -197,7 +197,7 @@ def test_shapes_follow_the_plan():
     alignment = replace(alignment, taps={depth: alignment.taps[depth] for depth in plan.tap_depths})
     with torch.no_grad():
         stored = random_adapter().stored()
-        folded = fold(stored, alignment, host.map, kind="sequence", layers=plan.layers, types=plan.types)
+        folded = fold(stored, alignment, host.map, layers=plan.layers, types=plan.types)
     shaped = shapes_of(shape_only(host.map, plan, SMALL))
     assert shaped == shapes_of(folded)
     assert len(shaped) < len(shapes_of(shape_only(host.map, full_plan(host.map), SMALL)))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_adapters import SMALL, tiny_folded
 from tiny_hosts import FAMILIES, tiny_host
+from uhl_cli.cost.flops_shapes import shape_only
 
 from uhl_cli.adapter.fold import compact, move
 from uhl_cli.adapter.sparse import TAIL_BYTES
-from uhl_cli.cost.flops_shapes import shape_only
 from uhl_cli.cost.memory import PeakMemory, adapter_bytes, peak_bytes
 from uhl_cli.cost.passes import PassShape
 from uhl_cli.cost.plan import full_plan
@@ -60,7 +60,7 @@ def test_bytes_of_the_adapter(family):
     assert adapter_bytes(folded) == 4 * (values + table)
     assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * (values + table)
     assert adapter_bytes(compact(folded)) == 4 * values + table + 8 * rows
-    assert adapter_bytes(move(compact(folded), torch.device("cpu"), torch.bfloat16)) == 2 * values + table + 8 * rows
+    assert adapter_bytes(folded.for_inference(torch.device("cpu"), torch.bfloat16)) == 2 * values + table + 8 * rows
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
@@ -88,6 +88,6 @@ def test_attaching_makes_no_copy_of_the_edits():
 def test_bytes_are_counted_without_weights_too():
     host = tiny_host("bert")
     shaped = shape_only(host.map, full_plan(host.map), SMALL)
-    folded = move(compact(tiny_folded(host)[0]), torch.device("cpu"), torch.float32)
+    folded = tiny_folded(host)[0].for_inference(torch.device("cpu"), torch.float32)
     missing = set(range(3)) - set(folded.readout.taps)
     assert adapter_bytes(shaped) == adapter_bytes(folded) + (32 + TAIL_BYTES) * SMALL.readout_size * len(missing)

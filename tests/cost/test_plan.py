@@ -24,7 +24,7 @@ def folded_for(host, plan, config):
     alignment = replace(alignment, taps={depth: alignment.taps[depth] for depth in plan.tap_depths})
     with torch.no_grad():
         stored = random_adapter(config).stored()
-        return fold(stored, alignment, host.map, kind=config.kind, layers=plan.layers, types=plan.types)
+        return fold(stored, alignment, host.map, layers=plan.layers, types=plan.types)
 
 
 @pytest.mark.parametrize("kind", ["sequence", "tokens"])

@@ -32,7 +32,7 @@ def ported_to(family, folder, config=SMALL, **options):
 def test_loaded_logits_are_the_saved_ones_bit_for_bit(tmp_path, family):
     ported, path = ported_to(family, tmp_path / "folder")
     assert path == tmp_path / "folder" / FILE_NAME
-    assert set(ported.folded.layers) == {0, 1}
+    assert set(ported.adapter.layers) == {0, 1}
     loaded = load_ported(
         tmp_path / "folder", tiny_model(family, tokenizer=tiny_tokenizer(family)), tiny_tokenizer(family)
     )
@@ -53,16 +53,16 @@ def test_token_task_and_left_out_parts_come_back(tmp_path):
     examples = token_examples(words, [[0] * len(row) for row in words])
     ported, _ = ported_to("bert", tmp_path, TOKENS, strategy="size")
     loaded = load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
-    assert loaded.predict(examples) == ported.predict(examples)
-    assert loaded.folded.readout.pool is None
+    assert loaded.classes_of(examples) == ported.classes_of(examples)
+    assert loaded.adapter.readout.pool is None
     assert loaded.report["strategy"] == "size"
     host = tiny_host("bert")
     poor = tiny_universal(host).port(host, max_flops=2.0)
-    assert not poor.folded.layers
-    assert poor.folded.readout.layer is None
+    assert not poor.adapter.layers
+    assert poor.adapter.readout.layer is None
     save_ported(tmp_path, poor, HostRecord(name=host.name, fingerprint=host.fingerprint))
     again = load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
-    assert again.folded.readout.layer is None
+    assert again.adapter.readout.layer is None
     assert torch.equal(again(SENTENCES[:3]), poor(SENTENCES[:3]))
 
 

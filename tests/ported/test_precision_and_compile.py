@@ -5,7 +5,7 @@ import torch
 from tiny_adapters import tiny_folded
 from tiny_hosts import SENTENCES, tiny_host
 
-from uhl_cli.adapter.attach import Injection
+from uhl_cli.adapter.attach import Attachment
 from uhl_cli.adapter.fold import compact
 from uhl_cli.host.encode import encode
 from uhl_cli.ported.model import readout_logits
@@ -13,10 +13,10 @@ from uhl_cli.ported.model import readout_logits
 
 def logits_of(host, folded, base):
     encoded = encode(host, SENTENCES[:4])
-    with Injection(host.map, folded) as injection:
+    with Attachment(host.map, folded) as attachment:
         final = base(**encoded.model_inputs()).last_hidden_state
-        features = injection.readout_features(final)
-        return readout_logits(injection.readout, features, encoded.content_mask, None)
+        features = attachment.readout_features(final)
+        return readout_logits(attachment.readout, features, encoded.content_mask, None)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])

@@ -13,7 +13,6 @@ from uhl_cli.commands.scoring import host_record
 from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.host.encode import encode
 from uhl_cli.ported import shift
-from uhl_cli.ported.controls import without_updates
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import SAME, correction, update_shift
 
@@ -29,10 +28,10 @@ def featured(host):
 def mean_features(ported, bank):
     """Mean of the readout's features over all words of the bank, written apart from `update_shift`."""
     found = []
-    with torch.inference_mode(), ported.attached() as injection:
+    with torch.inference_mode(), ported.attached() as attachment:
         for batch in word_batches(ported.host, bank.anchors, batch_size=7):
             final = ported.host.map.base(**batch.encoded.model_inputs()).last_hidden_state
-            features = injection.readout_features(final)
+            features = attachment.readout_features(final)
             found.append(batch.weights @ features.reshape(-1, features.shape[-1]))
     return torch.cat(found).mean(0)
 
@@ -44,11 +43,11 @@ def test_a_targets_features_keep_their_mean_under_updates(family, monkeypatch):
     adapter = featured(host)
     bank = adapter.features
     ported = adapter.port(host, max_flops=LIMIT)
-    assert ported.folded.readout.shift is not None  # the random shift in the file is none that these updates make
-    bare = mean_features(PortedModel(host, without_updates(ported.folded), ported.task), bank)
+    assert ported.adapter.readout.shift is not None  # the random shift in the file is none that these updates make
+    bare = mean_features(PortedModel(host, ported.adapter.without_updates(), ported.task), bank)
     wanted = bank.values[:, : adapter.manifest.config.readout_size].mean(0)
     assert_close(bare, wanted, atol=0.02, rtol=0)  # the taps have eight bits
-    unshifted = replace(ported.folded, readout=replace(ported.folded.readout, shift=None))
+    unshifted = replace(ported.adapter, readout=replace(ported.adapter.readout, shift=None))
     moved = mean_features(PortedModel(host, unshifted, ported.task), bank) - bare
     assert float(moved.norm()) > 0.1  # the control: these updates do shift the mean
     assert_close(mean_features(ported, bank), wanted, atol=1e-3, rtol=0)  # the shift makes good for the eight bits too
@@ -58,11 +57,11 @@ def test_on_the_source_the_shift_stays():
     host = tiny_host("bert")
     adapter = featured(host)
     found = adapter.port(host, max_flops=LIMIT)
-    plain = PortedModel(host, replace(found.folded, readout=replace(found.folded.readout, shift=None)), found.task)
+    plain = PortedModel(host, replace(found.adapter, readout=replace(found.adapter.readout, shift=None)), found.task)
     own = update_shift(plain, adapter.features)
     as_source = replace(adapter, features=replace(adapter.features, shift=own))
-    assert as_source.port(host, max_flops=LIMIT).folded.readout.shift is None
-    assert_close(found.folded.readout.shift, -own)
+    assert as_source.port(host, max_flops=LIMIT).adapter.readout.shift is None
+    assert_close(found.adapter.readout.shift, -own)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +84,10 @@ def test_updates_that_do_nothing_shift_nothing():
 def test_readout_only_has_no_shift_and_a_ported_folder_keeps_it(tmp_path):
     host = tiny_host("bert")
     ported = featured(host).port(host, max_flops=LIMIT)
-    assert without_updates(ported.folded).readout.shift is None
+    assert ported.adapter.without_updates().readout.shift is None
     save_ported(tmp_path, ported, host_record(host))
     again = load_ported(tmp_path, host.model, host.tokenizer)
-    assert_close(again.folded.readout.shift, ported.folded.readout.shift)
+    assert_close(again.adapter.readout.shift, ported.adapter.readout.shift)
     assert torch.equal(again(list(SENTENCES)), ported(list(SENTENCES)))
 
 
@@ -97,8 +96,8 @@ def test_the_hosts_own_output_does_not_depend_on_the_shift():
     ported = featured(host).port(host, max_flops=LIMIT)
     encoded = encode(host, list(SENTENCES))
     outputs = []
-    for value in (ported.folded.readout.shift, None):
-        folded = replace(ported.folded, readout=replace(ported.folded.readout, shift=value))
+    for value in (ported.adapter.readout.shift, None):
+        folded = replace(ported.adapter, readout=replace(ported.adapter.readout, shift=value))
         with torch.inference_mode(), PortedModel(host, folded, ported.task).attached():
             outputs.append(host.map.base(**encoded.model_inputs()).last_hidden_state)
     assert torch.equal(*outputs)

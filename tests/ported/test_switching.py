@@ -11,7 +11,7 @@ from tiny_hosts import FAMILIES, tiny_host
 from toy_runs import TINY_LIMIT, make_adapter, pair_data, sequence_data, token_data
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.cost.flops import SEQUENCE_LENGTH
+from uhl_cli.cost.passes import SEQUENCE_LENGTH
 from uhl_cli.cost.plan import adapter_flops_per_token
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.host.encode import encode
@@ -57,10 +57,10 @@ def test_switching_is_porting_anew_and_back(family, adapter, tasks):
             switched = host.map.base(**inputs).last_hidden_state
         with torch.inference_mode(), anew.attached():
             assert torch.equal(host.map.base(**inputs).last_hidden_state, switched)
-        assert current.predict(examples).classes == anew.predict(examples).classes
-        assert current.predict(examples).atoms_per_token == anew.predict(examples).atoms_per_token
-        for index, layer in first.folded.layers.items():
-            shared = current.folded.layers[index].edits
+        assert current.classes_of(examples).classes == anew.classes_of(examples).classes
+        assert current.classes_of(examples).atoms_per_token == anew.classes_of(examples).atoms_per_token
+        for index, layer in first.adapter.layers.items():
+            shared = current.adapter.layers[index].edits
             assert all(shared[kind].packed.data_ptr() == edit.packed.data_ptr() for kind, edit in layer.edits.items())
     assert torch.equal(first(texts), before), "the model that was switched from has changed"
     assert not torch.equal(current(texts), before), "the task file makes no difference"
