@@ -98,7 +98,7 @@ def tiny_task(config: AdapterConfig = SMALL) -> Task:
         return Task(
             name="tags", kind="tokens", labels=labels, metric="accuracy", tokens_column="words", label_column="tags"
         )
-    return Task(name="moods", labels=labels, metric="accuracy", text_column="t", label_column="l")
+    return Task(name="moods", kind="sequence", labels=labels, metric="accuracy", text_column="t", label_column="l")
 
 
 def tiny_manifest(

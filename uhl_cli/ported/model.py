@@ -224,7 +224,7 @@ class PortedModel(nn.Module):
                 truncated += encoded.truncated
                 logits.update(zip(rows, torch.split(found, counts), strict=True))
                 size = int(encoded.content_mask.sum())
-                active, tokens = active + float(mean_active) * size, tokens + size
+                active, tokens = active + float(mean_active.detach()) * size, tokens + size
                 if progress:
                     progress(min(start + batch_size, len(order)), len(order))
         return _Run([logits[row] for row in range(len(examples))], active / max(tokens, 1), truncated)
