@@ -17,19 +17,14 @@ from uhl_cli.metrics import Score
 UPDATE_TYPES: tuple[str, ...] = ("q", "k", "v", "o", "up", "down", "gate", "readout")
 
 Strategy = Literal["anchors", "size"]
+# Kinds of task that later versions of the formats may hold; this version refuses them by name.
+RESERVED_KINDS = ("regression", "multi-label")
 
 
 class Frozen(BaseModel):
     """Base of all records: immutable, unknown keys refused, NaN and infinity refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _without_defaults(record: Frozen, data: dict[str, object], names: tuple[str, ...]) -> dict[str, object]:
-    """`data` less those fields of `names` that have their default value in `record`."""
-    fields = type(record).model_fields
-    at_default = {name for name in names if getattr(record, name) == fields[name].default}
-    return {name: value for name, value in data.items() if name not in at_default}
 
 
 class AdapterConfig(Frozen):
@@ -54,26 +49,53 @@ class AdapterConfig(Frozen):
         return self
 
 
+class AnchorRecord(Frozen):
+    """Where the anchor texts came from, how many texts and words they are, and their digest."""
+
+    origin: str = Field(max_length=200)
+    texts: int = Field(ge=1, le=50_000)
+    words: int = Field(ge=1, le=100_000)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class PartRecord(BaseModel):
+    """What a manifest says of an optional part that this uhl does not know.
+
+    :param required: Whether a reader that does not know the part has to refuse the file; else it leaves the part out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    required: bool = False
+
+
 class FeatureRecord(Frozen):
     """How many texts and words the feature bank has, and its texts' digest."""
 
-    texts: int = Field(ge=1, le=200_000)
-    words: int = Field(ge=1, le=1_000_000)
+    texts: int = Field(ge=1, le=50_000)
+    words: int = Field(ge=1, le=200_000)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class AnchorRecord(Frozen):
-    """Where the anchor texts came from, how many, and their digest; the same of the feature bank, if there is one."""
+class Parts(BaseModel):
+    """The optional parts of an adapter file by name; all tensors of part `x` are named `x.` and something.
 
-    origin: str = Field(max_length=200)
-    texts: int = Field(ge=1, le=100_000)
-    words: int = Field(ge=1, le=100_000)
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    Parts that later versions add are kept as `PartRecord` in `unknown`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, PartRecord]
+
     features: FeatureRecord | None = None
 
+    @property
+    def unknown(self) -> dict[str, PartRecord]:
+        """Parts that this uhl does not know."""
+        return self.__pydantic_extra__
+
     @model_serializer(mode="wrap")
-    def _as_before_features(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(self, handler(self), ("features",))
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {name: part for name, part in handler(self).items() if part is not None}
 
 
 class TrainingConfig(Frozen):
@@ -151,6 +173,7 @@ class Manifest(Frozen):
     source: HostRecord
     training: TrainingRecord
     anchors: AnchorRecord
+    parts: Parts = Parts()
     versions: dict[str, str]
     score: Score | None = None
     atoms_per_token: float | None = Field(default=None, ge=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ Bytes = npt.NDArray[np.uint8]
 
 # Largest magnitude of a code that is stored entropy-coded.
 MAX_LEVEL = 7
+_BLOCK = 65_536
 _HINT = "The file is damaged or was not written by uhl; get it again from its source."
 
 
@@ -30,12 +33,13 @@ def unpack_nibbles(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes
 
     :raises FormatError: When the length does not fit the shape, or a code is outside -7..7.
     """
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if packed.ndim != 1 or len(packed) != (count + 1) // 2:
         raise FormatError(f"{name} holds {packed.size} bytes; {(count + 1) // 2} are needed for {shape}.", _HINT)
     flat = np.empty(2 * len(packed), dtype=np.int8)
-    flat[0::2] = (packed & 15).astype(np.int8) - 8
-    flat[1::2] = (packed >> 4).astype(np.int8) - 8
+    np.bitwise_and(packed, 15, out=flat[0::2], casting="unsafe")
+    np.right_shift(packed, 4, out=flat[1::2], casting="unsafe")
+    flat -= 8
     if count % 2 and flat[-1] != 0:
         raise FormatError(f"{name} has a half byte behind its end.", _HINT)
     flat = flat[:count]
@@ -54,16 +58,16 @@ def pack_levels(codes: Codes) -> Bytes:
     base = 2 * largest + 1
     group = _digits_in_byte(base)
     flat = np.full(-(-codes.size // group) * group, largest, dtype=np.uint8)
-    flat[: codes.size] = codes.reshape(-1).astype(np.int16) + largest
-    digits = flat.reshape(-1, group)
-    joined = (digits * base ** np.arange(group)).sum(1).astype(np.uint8)
+    flat[: codes.size] = codes.reshape(-1) + np.int8(largest)
+    # The digits of a byte make up less than 256.
+    joined = flat.reshape(-1, group) @ (base ** np.arange(group)).astype(np.uint8)
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     packed = bytes([largest]) + coder.compress(joined.tobytes()) + coder.flush()
     return np.frombuffer(packed, dtype=np.uint8)
 
 
 def unpack_levels(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
-    """Codes int8 of the given shape; never holds more than the shape needs.
+    """Codes int8 of the given shape, unpacked block by block: holds the codes and one block more.
 
     :raises FormatError: When it is damaged or does not fit the shape, or a code is outside -7..7.
     """
@@ -72,16 +76,23 @@ def unpack_levels(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
     largest = int(packed[0])
     base = 2 * largest + 1
     group = _digits_in_byte(base)
-    count = int(np.prod(shape, dtype=np.int64))
-    joined = np.frombuffer(_inflate(packed[1:].tobytes(), -(-count // group), name), dtype=np.uint8)
-    if len(joined) != -(-count // group) or int(joined.max(initial=0)) >= base**group:
+    count = math.prod(shape)
+    codes: Codes = np.empty((-(-count // group), group), dtype=np.int8)
+    # Row b: the codes that the byte b stands for.
+    table = (np.arange(base**group)[:, None] // base ** np.arange(group) % base - largest).astype(np.int8)
+    done = 0
+    for block in _inflated(packed[1:], len(codes), name):
+        joined = np.frombuffer(block, dtype=np.uint8)
+        if int(joined.max()) >= len(table):
+            raise FormatError(f"{name} does not fit {shape}.", _HINT)
+        codes[done : done + len(joined)] = table[joined]
+        done += len(joined)
+    flat = codes.reshape(-1)
+    if done != len(codes):
         raise FormatError(f"{name} does not fit {shape}.", _HINT)
-    digits = joined[:, None] // base ** np.arange(group) % base
-    flat = digits.astype(np.int8).reshape(-1) - np.int8(largest)
     if flat[count:].any():
         raise FormatError(f"{name} has codes behind its end.", _HINT)
-    codes: Codes = flat[:count].reshape(shape)
-    return codes
+    return flat[:count].reshape(shape)
 
 
 def _digits_in_byte(base: int) -> int:
@@ -92,20 +103,29 @@ def _digits_in_byte(base: int) -> int:
     return count
 
 
-def _inflate(packed: bytes, limit: int, name: str) -> bytes:
-    """At most `limit` bytes of raw deflate.
+def _inflated(packed: Bytes, limit: int, name: str) -> Iterator[bytes]:
+    """At most `limit` bytes of raw deflate, in blocks.
 
     :raises FormatError: When it is damaged, cut off, longer, or followed by something.
     """
-    decoder = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        # One more than allowed, or a stream of just so many would stop short of its own end.
-        content = decoder.decompress(packed, limit + 1)
-    except zlib.error as error:
-        raise FormatError(f"{name} cannot be decompressed.", _HINT) from error
-    if len(content) > limit or not decoder.eof or decoder.unused_data:
-        raise FormatError(f"{name} holds more than {limit:,} bytes or is cut off.", _HINT)
-    return content
+    decoder, done = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for start in range(0, len(packed), _BLOCK):
+        left, block = packed[start : start + _BLOCK].tobytes(), b""
+        # A full block may leave some of its input's output inside the decoder.
+        while (left or len(block) == _BLOCK) and not decoder.eof:
+            try:
+                block = decoder.decompress(left, _BLOCK)
+            except zlib.error as error:
+                raise FormatError(f"{name} cannot be decompressed.", _HINT) from error
+            left, done = decoder.unconsumed_tail, done + len(block)
+            if done > limit:
+                raise FormatError(f"{name} holds more than {limit:,} bytes.", _HINT)
+            if block:
+                yield block
+        if decoder.eof and (decoder.unused_data or start + _BLOCK < len(packed)):
+            raise FormatError(f"{name} is followed by something.", _HINT)
+    if not decoder.eof:
+        raise FormatError(f"{name} is cut off.", _HINT)
 
 
 def compress_text(text: str) -> Bytes:
