@@ -7,9 +7,9 @@ as it was, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from uhl_cli.adapter.module import READERS, WRITERS, PortedAdapter, PortedLayer,
 from uhl_cli.adapter.sparse import Bags, chosen, row_responses, row_sums, row_values, spread
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
-from uhl_cli.host.running import surely, use_of
+from uhl_cli.host.running import use_of
 
 # Beside the layers' numbers.
 _READOUT = -1
@@ -53,33 +53,74 @@ class _Routed:
     weights: Tensor
 
 
-class Attachment:
-    """Context manager that attaches a ported adapter to a host.
+@contextmanager
+def attach(
+    host_map: HostMap,
+    adapter: PortedAdapter,
+    *,
+    name: str = "an adapter",
+    dense: bool = False,
+    noise: AlignmentNoise | None = None,
+) -> Iterator[Attachment]:
+    """Within it the adapter is attached to the host, which is this thread's alone.
 
-    Entered again for the same adapter, inside itself or inside another attachment of it, it gives the outer one and
-    changes nothing, so that an adapter is never applied twice.
+    Inside another attachment of the same adapter it gives the outer one and changes nothing, so that an adapter is
+    never applied twice.
+
+    A generator and no class: where an interrupt comes between the two, Python closes it all the same.
 
     :param name: How errors call the adapter.
     :param dense: Compute updates with dense products (training) in place of gathered rows (inference).
+    :raises HostError: Another adapter is attached to the host, or the two are on different devices.
     """
+    use = use_of(host_map.base)
+    with use.lock:
+        outer = use.attached
+        if isinstance(outer, Attachment) and outer.adapter is adapter:
+            yield outer
+            return
+        if outer is not None:
+            raise HostError(
+                f"{outer} is attached to this model already, so {name} cannot be.",
+                "Leave its `attached()` context first, or port to a copy of the model.",
+            )
+        refuse_elsewhere(adapter, host_map)
+        attachment = Attachment(host_map, adapter, name, dense=dense, noise=noise)
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            use.attached = attachment
+            attachment.add_hooks()
+            yield attachment
+        finally:
+            while use.attached is attachment:
+                try:
+                    attachment.remove_hooks()
+                    use.attached = None
+                except KeyboardInterrupt as error:  # raised when no hook is left
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
+
+
+class Attachment:
+    """An adapter on a host while `attach` holds it there, and what it remembers of a forward pass."""
 
     def __init__(
-        self,
-        host_map: HostMap,
-        adapter: PortedAdapter,
-        *,
-        name: str = "an adapter",
-        dense: bool = False,
-        noise: AlignmentNoise | None = None,
+        self, host_map: HostMap, adapter: PortedAdapter, name: str, *, dense: bool, noise: AlignmentNoise | None
     ) -> None:
+        self.adapter = adapter
         self._host_map = host_map
-        self._adapter = adapter
         self._name = name
         self._dense = dense
         self._noise = noise
+        self._layers = adapter.by_layer
         self._taps = adapter.readout.by_depth
-        self._nested = 0
-        self._gains: dict[int, Tensor] = {}
+        # Gains of all types of a layer, [types, M], in the order of its `gains`.
+        self._gains = {
+            index: torch.stack([gain for _, gain in layer.gains.items()])
+            for index, layer in (*self._layers.items(), (_READOUT, adapter.readout.layer))
+            if layer is not None
+        }
         self._routed: _Routed | None = None
         self._features: Tensor | None = None
         self._fired: list[Tensor] = []
@@ -88,70 +129,22 @@ class Attachment:
     def __str__(self) -> str:
         return self._name
 
-    def __enter__(self) -> Attachment:
-        """:raises HostError: Another adapter is attached to the host, or the two are on different devices."""
-        use = use_of(self._host_map.base)
-        use.lock.acquire()
-        try:
-            outer = use.attached
-            if isinstance(outer, Attachment) and outer._adapter is self._adapter:
-                self._nested += 1
-                return outer
-            if outer is not None:
-                raise HostError(
-                    f"{outer} is attached to this model already, so {self._name} cannot be.",
-                    "Leave its `attached()` context first, or port to a copy of the model.",
-                )
-            refuse_elsewhere(self._adapter, self._host_map)
-            use.attached = self
-            self._attach()
-        except BaseException:
-            if use.attached is self and not self._nested:
-                self._detach()
-            use.lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._nested:
-                self._nested -= 1
-            else:
-                self._detach()
-        finally:
-            use_of(self._host_map.base).lock.release()
-
-    def _attach(self) -> None:
-        readout = self._adapter.readout
-        layers = self._adapter.by_layer
+    def add_hooks(self) -> None:
+        """Register all hooks; `attach` does it."""
         for layer in self._host_map.layers:
-            folded = layers.get(layer.index)
+            folded = self._layers.get(layer.index)
             # The first layer always gets a hook: it marks the start of a forward pass.
             if layer.index == 0 or folded is not None or layer.index in self._taps:
                 hook = self._owned(self._layer_hook(layer.index, folded))
                 layer.module.register_forward_pre_hook(hook, with_kwargs=True)
-            if folded is not None:
-                self._gains[layer.index] = torch.stack([gain for _, gain in folded.gains.items()])
-                for name, site in layer.sites.items():
-                    if name in folded.gains:
-                        self._attach_site(site, folded)
-        if readout.layer is not None:
-            self._gains[_READOUT] = torch.stack([gain for _, gain in readout.layer.gains.items()])
+            for name, site in layer.sites.items():
+                if folded is not None and name in folded.gains:
+                    self._add_site_hook(site, folded)
 
-    def _detach(self) -> None:
-        """Leave the host as it was; an interrupt that comes meanwhile is raised when that is done."""
-
-        def free() -> None:
-            use_of(self._host_map.base).attached = None
-
-        surely([self._remove_hooks, self._gains.clear, self._start, free])
-
-    def _remove_hooks(self) -> None:
-        """Remove all hooks of this attachment, found by their owner: an interrupt may have lost a handle."""
-        modules = {site.module for layer in self._host_map.layers for site in layer.sites.values()}
-        for module in (*modules, *(layer.module for layer in self._host_map.layers)):
+    def remove_hooks(self) -> None:
+        """Remove all hooks, found by their owner: an interrupt may have lost a handle.  Safe to repeat."""
+        sites = {site.module for layer in self._host_map.layers for site in layer.sites.values()}
+        for module in (*sites, *(layer.module for layer in self._host_map.layers)):
             _remove_owned(self, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
             _remove_owned(self, module._forward_hooks, module._forward_hooks_with_kwargs)
 
@@ -162,7 +155,7 @@ class Attachment:
     @property
     def readout(self) -> PortedReadout:
         """The readout of the attached adapter."""
-        return self._adapter.readout
+        return self.adapter.readout
 
     def _start(self) -> None:
         """Forget the forward pass before; the first layer's hook calls it, so that nothing piles up."""
@@ -172,13 +165,13 @@ class Attachment:
 
     def readout_features(self, final_state: Tensor) -> Tensor:
         """Input of the readout's activation, float32 [batch, tokens, readout_size], after a forward pass."""
-        readout = self._adapter.readout
+        readout = self.adapter.readout
         self._tap(self._host_map.num_hidden_layers, final_state)
         assert self._features is not None  # _tap or the layers' hooks have set it: taps are never empty
         features = self._features + (readout.bias if readout.shift is None else readout.bias + readout.shift)
         flat = final_state.reshape(-1, final_state.shape[-1])
         if self._noise is not None:
-            noise_map = self._adapter.noise_maps["readout"]
+            noise_map = self.adapter.noise_maps["readout"]
             features = features + self._noise.sample(len(flat), noise_map, self._noise.readout).view_as(features)
         if readout.layer is not None:
             routed, before = self._respond(readout.layer, self._gains[_READOUT], final_state), features
@@ -219,11 +212,11 @@ class Attachment:
         logits = functional.linear(flat, row_values(folded.router, flat.dtype), folded.router_bias)
         noise = None
         if self._noise is not None and self._noise.updates > 0:
-            maps = self._adapter.noise_maps
+            maps = self.adapter.noise_maps
             both = torch.cat([maps["router"], maps["read"]])
             noise = self._noise.sample(len(flat), both, self._noise.updates)
             logits = logits + noise[:, : len(logits[0])]
-        routing = route(logits.float(), self._adapter.threshold.float())
+        routing = route(logits.float(), self.adapter.threshold.float())
         self._fired.append(routing.fires)
         responses = self._responses(flat, read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
@@ -253,7 +246,7 @@ class Attachment:
         # In place, because fresh memory for every site costs more than the sum.
         return to + change if torch.is_grad_enabled() else change.add_(to)
 
-    def _attach_site(self, site: Site, folded: PortedLayer) -> None:
+    def _add_site_hook(self, site: Site, folded: PortedLayer) -> None:
         edit, row = folded.edits[edit_name(site)], list(folded.gains).index(site.type)
         if site.type in READERS and not site.fused:
             site.module.register_forward_pre_hook(self._owned(self._input_hook(edit, row)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.attach import Attachment, attach
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.running import bare, evaluating
@@ -67,5 +67,5 @@ def forward_pass(
         with bare(host_map.base):
             yield ForwardPass(host_map), ids
         return
-    with evaluating(host_map.base), Attachment(host_map, adapter) as attachment:
+    with evaluating(host_map.base), attach(host_map, adapter) as attachment:
         yield ForwardPass(host_map, attachment), ids

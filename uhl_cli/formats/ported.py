@@ -1,8 +1,8 @@
 """A ported adapter on disk: the tensors of one host, so that loading needs no alignment.
 
 A folder holds `ported.safetensors`: the `state_dict` of a `PortedAdapter`, tables packed (see `adapter.sparse`), and in
-its header a JSON record of the task, of the host it was made for and of what it carries.  It fits that host alone; the
-fingerprint is checked.
+its header a JSON record of the task, of the host it was made for and of what it carries (see `container`).  It fits
+that host alone; the fingerprint is checked.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.adapter.module import PortedAdapter, Structure, is_table
 from uhl_cli.adapter.sparse import TAIL_BYTES, row_values
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import FingerprintError, FormatError, HostNotFoundError, NewerFormatError, UsageError
-from uhl_cli.files import write_bytes
+from uhl_cli.errors import FingerprintError, FormatError, HostNotFoundError, UsageError
+from uhl_cli.formats.container import PORTED, Problems, read, read_record, write
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import Frozen, HostRecord, Strategy
 
 FILE_NAME = "ported.safetensors"
-FORMAT_VERSION = "6.0"
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
-_HINT = "Make it again with `uhl port ADAPTER --target HOST --output DIR`."
 
 
 class PortedRecord(Frozen):
@@ -37,7 +33,7 @@ class PortedRecord(Frozen):
     :param max_length: Longest input in tokens that the adapter was trained with.
     """
 
-    format_version: str = Field(FORMAT_VERSION, pattern=r"^\d{1,4}\.\d{1,4}$")
+    format_version: str = Field(PORTED.version, pattern=r"^\d{1,4}\.\d{1,4}$")
     task: Task
     target: HostRecord
     strategy: Strategy
@@ -59,7 +55,7 @@ def save_ported(folder: Path, ported: PortedModel, target: HostRecord) -> Path:
         max_length=ported.max_length,
     )
     path = folder / FILE_NAME
-    write_bytes(path, save(kept.state_dict(), metadata={"uhl-ported": record.model_dump_json()}))
+    write(path, PORTED, record, kept.state_dict())
     return path
 
 
@@ -83,46 +79,35 @@ def load_ported(
     record, tensors = _read(path)
     host = _host_for(record, model, tokenizer, offline=offline)
     if host.fingerprint != record.target.fingerprint:
-        raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", _HINT)
+        raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", PORTED.hint)
     task = record.task
     try:
         adapter = PortedAdapter.empty(record.structure, host.map, kind=task.kind, num_labels=len(task.labels))
     except KeyError as error:
-        raise FormatError(f"{path} has parts that do not fit its host: {error}.", _HINT) from error
+        raise FormatError(f"{path} has parts that do not fit its host: {error}.", PORTED.hint) from error
     wanted = {name: tuple(value.shape) for name, value in adapter.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if found != wanted:
         odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        raise FormatError(f"{path} has parts that do not fit its host and task: {', '.join(odd[:5])[:200]}.", _HINT)
+        raise FormatError(
+            f"{path} has parts that do not fit its host and task: {', '.join(odd[:5])[:200]}.", PORTED.hint
+        )
     adapter = adapter.mapped(lambda name, _: tensors[name])
     adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
     return PortedModel(host, adapter, task, strategy=record.strategy, max_length=record.max_length)
 
 
 def _read(path: Path) -> tuple[PortedRecord, dict[str, Tensor]]:
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise FormatError(f"{path} is not a regular file.", _HINT)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("uhl-ported")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
-        # Besides its own error, the library lets unknown dtypes and odd headers through as these.
-        raise FormatError(f"{path} is not a ported adapter ({error}).", _HINT) from error
-    try:
-        record = PortedRecord.model_validate_json(header or "")
-    except ValidationError as error:
-        raise FormatError(f"{path} has no readable record of its task and host.", _HINT) from error
-    major, newest = (int(version.split(".")[0]) for version in (record.format_version, FORMAT_VERSION))
-    if major < newest:
-        raise FormatError(f"{path} has the old format {record.format_version}, which fits no model any more.", _HINT)
-    if major > newest:
-        raise NewerFormatError(
-            f"{path} has format {record.format_version}; this uhl reads up to {FORMAT_VERSION}.",
-            "Run `pip install --upgrade uhl`.",
+    problems = Problems(path, hint=PORTED.hint)
+    contents = read(path, PORTED, problems=problems)
+    record = read_record(contents, PortedRecord, problems)
+    assert record is not None  # a broken one is raised
+    tensors = {name: stored.torch() for name, stored in contents.tensors.items()}
+    odd = [name for name, value in tensors.items() if not _is_valid(name, value)]
+    if odd:
+        raise FormatError(
+            f"{path}: {odd[0][:200]} holds values that are not finite floating-point numbers.", PORTED.hint
         )
-    if not all(_is_valid(name, value) for name, value in tensors.items()):
-        raise FormatError(f"{path} holds values that are not finite floating-point numbers.", _HINT)
     return record, tensors
 
 

@@ -6,7 +6,7 @@ The lock and the name of what is attached belong to the base model, so that two 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -34,33 +34,27 @@ def use_of(base: nn.Module) -> Use:
         return _USES.setdefault(base, Use())
 
 
-def surely(actions: Iterable[Callable[[], object]]) -> None:
-    """Run all actions, each until it has returned; an interrupt that arrives meanwhile is raised at the end.
-
-    Each action must be safe to repeat.
-    """
-    interrupt: KeyboardInterrupt | None = None
-    for action in actions:
-        while True:
-            try:
-                action()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-    if interrupt is not None:
-        raise interrupt
-
-
 @contextmanager
 def evaluating(base: nn.Module) -> Iterator[None]:
-    """Within it the model is this thread's and in eval mode; its training flags come back afterwards."""
+    """Within it the model is this thread's and in eval mode; its training flags come back afterwards.
+
+    An interrupt that comes while they are put back is raised when that is done, as in all contexts of uhl that change
+    a model: the clean-up is a loop that ends with the work and not with an interrupt.
+    """
     with use_of(base).lock:
         training = [module for module in base.modules() if module.training]
+        interrupt: KeyboardInterrupt | None = None
         try:
             _set_training(training, False)
             yield
         finally:
-            surely([lambda: _set_training(training, True)])
+            while not all(module.training for module in training):
+                try:
+                    _set_training(training, True)
+                except KeyboardInterrupt as error:
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
 
 
 @contextmanager
@@ -80,11 +74,18 @@ def bare(base: nn.Module) -> Iterator[None]:
 def frozen(base: nn.Module) -> Iterator[None]:
     """Within it no parameter of the model takes a gradient; the flags come back afterwards."""
     trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    interrupt: KeyboardInterrupt | None = None
     try:
         _set_trainable(trainable, False)
         yield
     finally:
-        surely([lambda: _set_trainable(trainable, True)])
+        while not all(parameter.requires_grad for parameter in trainable):
+            try:
+                _set_trainable(trainable, True)
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 def _set_training(modules: Iterable[nn.Module], training: bool) -> None:

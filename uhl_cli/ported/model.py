@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.adapter.attach import Attachment, refuse_elsewhere
+from uhl_cli.adapter.attach import Attachment, attach, refuse_elsewhere
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.states import pooling_matrix
 from uhl_cli.align.texts import word_spans
@@ -126,12 +126,12 @@ class PortedModel(nn.Module):
             warnings.warn(str(error), stacklevel=2)
         return found
 
-    def attached(self) -> Attachment:
+    def attached(self) -> AbstractContextManager[Attachment]:
         """Context manager: inside it the host's own forward pass (any head it has) carries the updates.
 
         :raises HostError: On entering, when another adapter is attached, or adapter and host are on two devices.
         """
-        return Attachment(self.host.map, self.adapter, name=f"the adapter for {self.task.name}")
+        return attach(self.host.map, self.adapter, name=f"the adapter for {self.task.name}")
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.attach import attach
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.features import FeatureBank
 from uhl_cli.align.states import word_batches
@@ -34,7 +34,7 @@ def update_shift(host: Host, adapter: PortedAdapter, bank: FeatureBank) -> Tenso
     size = adapter.readout.bias.shape[0]
     values = bank.values[:, :size]
     total, words = torch.zeros(size), 0
-    with evaluating(host.map.base), Attachment(host.map, adapter.with_shift(None)) as attachment:
+    with evaluating(host.map.base), attach(host.map, adapter.with_shift(None)) as attachment:
         for batch in word_batches(host, bank.anchors, every=_EVERY):
             final = host.map.base(**batch.encoded.model_inputs()).last_hidden_state
             features = attachment.readout_features(final).reshape(-1, size).float()

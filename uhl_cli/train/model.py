@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from uhl_cli.adapter.attach import AlignmentNoise, Attachment
+from uhl_cli.adapter.attach import AlignmentNoise, attach
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.fold import fold, refold
 from uhl_cli.adapter.module import PortedAdapter
@@ -97,7 +97,7 @@ class TrainedModel(nn.Module):
             _precision(host),
             plain_attention(host),
             evaluating(host.map.base),
-            Attachment(host.map, folded, dense=True, noise=noise) as attachment,
+            attach(host.map, folded, dense=True, noise=noise) as attachment,
         ):
             logits, active = forward(host, attachment, encoded, words)
         task = functional.cross_entropy(logits.float(), targets)
