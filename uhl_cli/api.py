@@ -31,7 +31,7 @@ from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.ported import load_ported
-from uhl_cli.formats.task import TaskRecord, adapter_digest, read_task
+from uhl_cli.formats.task import TaskRecord, read_task
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.ported.model import PortedModel, Progress
 from uhl_cli.ported.shift import correction, update_shift
@@ -88,15 +88,15 @@ class UniversalAdapter:
 
         :raises FormatError: When it is missing, damaged, or breaks the format.
         """
-        return cls.from_file(read_adapter(Path(path)), digest=adapter_digest(Path(path)))
+        return cls.from_file(read_adapter(Path(path)))
 
     @classmethod
-    def from_file(cls, content: AdapterFile, *, digest: str = "") -> UniversalAdapter:
+    def from_file(cls, content: AdapterFile) -> UniversalAdapter:
         """The adapter of a file's content."""
         length = content.manifest.training.config.max_length
         bank, features = bank_of(content), features_of(content)
         stored = stored_parameters(content)
-        return cls(content.manifest, bank, stored, digest, max_length=length, features=features)
+        return cls(content.manifest, bank, stored, content.digest, max_length=length, features=features)
 
     def with_task(self, path: str | Path) -> UniversalAdapter:
         """The adapter's file with the delta-theta (and the readout) of a task file that `uhl tune` made.

@@ -17,7 +17,7 @@ from uhl_cli.budget.sizes import FileSizes, file_sizes
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
-from uhl_cli.formats.task import TaskFile, adapter_digest, read_task, task_parameter_shapes
+from uhl_cli.formats.task import TaskFile, read_task, task_parameter_shapes
 from uhl_cli.reports import Reporter, silent
 
 
@@ -30,7 +30,7 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
     _refuse_contradictions(options)
     content = read_adapter(options.adapter)
     sizes = file_sizes(options.adapter, parameter_shapes(content.manifest.config))
-    task, task_sizes = _task(options)
+    task, task_sizes = _task(options, content.digest)
     _refuse_unknowable(options, (content.manifest.config if task is None else task.record.config).top_k)
     target = _target(options, content, task, reporter)
     limits = Limits(
@@ -70,11 +70,11 @@ def _refuse_unknowable(options: BudgetOptions, top_k: int) -> None:
         )
 
 
-def _task(options: BudgetOptions) -> tuple[TaskFile | None, FileSizes | None]:
+def _task(options: BudgetOptions, digest: str) -> tuple[TaskFile | None, FileSizes | None]:
     if options.task_file is None:
         return None, None
     task = read_task(options.task_file)
-    if task.record.adapter != adapter_digest(options.adapter):
+    if task.record.adapter != digest:
         raise FormatError(
             f"{options.task_file} was tuned on another adapter file.", "Give the adapter that it was made from."
         )

@@ -48,7 +48,7 @@ from uhl_cli.formats.convert import to_file
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Score, score
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
-from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, TrainingRecord
+from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
 from uhl_cli.train.model import TrainingHost
@@ -171,8 +171,7 @@ def _finish(
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
         )
-        anchors = manifest.anchors.model_copy(update={"features": record})
-        manifest = manifest.model_copy(update={"anchors": anchors})
+        manifest = manifest.model_copy(update={"parts": Parts(features=record)})
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
     own, plan, host_flops = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
     ported = loaded.inject(host, own, plan, host_flops)
