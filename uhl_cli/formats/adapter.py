@@ -164,8 +164,7 @@ def parse_adapter(contents: Contents, problems: Problems) -> AdapterFile | None:
 
     :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
-    text = _as_current(contents)
-    manifest = container.read_record(contents, Manifest, problems, text=text)
+    manifest = parse_manifest(contents, problems)
     config = _config_alone(contents) if manifest is None else manifest.config
     if config is None:
         return None
@@ -192,6 +191,14 @@ def parse_adapter(contents: Contents, problems: Problems) -> AdapterFile | None:
         return None
     digest = contents.digest or container.digest_of(ADAPTER, manifest, contents.tensors)
     return AdapterFile(manifest, parameters, anchors, coordinates, bank, others, digest)
+
+
+def parse_manifest(contents: Contents, problems: Problems) -> Manifest | None:
+    """The manifest in a file's contents, or None where problems are collected and it has any.
+
+    :raises FormatError: When it breaks a rule of the format, unless problems are collected.
+    """
+    return container.read_record(contents, Manifest, problems, text=_as_current(contents))
 
 
 def _as_current(contents: Contents) -> str | None:
