@@ -28,6 +28,7 @@ from uhl_cli.schema import (
     Fingerprint,
     HostRecord,
     Manifest,
+    Parts,
     TrainingConfig,
     TrainingRecord,
 )
@@ -132,8 +133,8 @@ def tiny_manifest(
             texts=len(anchors.texts),
             words=anchors.num_words,
             digest=anchors.digest,
-            features=record,
         ),
+        parts=Parts(features=record),
         versions={"uhl": "0"},
     )
 

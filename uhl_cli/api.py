@@ -33,7 +33,7 @@ from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.ported import load_ported
-from uhl_cli.formats.task import TaskRecord, adapter_digest, read_task
+from uhl_cli.formats.task import TaskFile, TaskRecord, read_task
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
@@ -68,26 +68,28 @@ class UniversalAdapter:
 
         :raises FormatError: When it is missing, damaged, or breaks the format.
         """
-        return cls.from_file(read_adapter(Path(path)), digest=adapter_digest(Path(path)))
+        return cls.from_file(read_adapter(Path(path)))
 
     @classmethod
-    def from_file(cls, content: AdapterFile, *, digest: str = "") -> UniversalAdapter:
+    def from_file(cls, content: AdapterFile) -> UniversalAdapter:
         """The adapter of a file's content."""
         length = content.manifest.training.config.max_length
         bank, features = bank_of(content), features_of(content)
         stored = stored_parameters(content)
-        return cls(content.manifest, bank, stored, digest, max_length=length, features=features)
+        return cls(content.manifest, bank, stored, content.digest, max_length=length, features=features)
 
-    def with_task(self, path: str | Path) -> UniversalAdapter:
+    def with_task(self, task: str | Path | TaskFile) -> UniversalAdapter:
         """The adapter's file with the delta-theta (and the readout) of a task file that `uhl tune` made.
 
-        Nothing of a task file that it carries already is left.
+        It replaces any task file that the adapter carries already.
 
+        :param task: The file's path, or what `read_task` gave for it.
         :raises FormatError: When the file is damaged or was tuned on another adapter.
         """
-        content = read_task(Path(path))
+        content = task if isinstance(task, TaskFile) else read_task(Path(task))
         if content.record.adapter != self.digest:
-            raise FormatError(f"{path} was tuned on another adapter file.", "Give the adapter that it was made from.")
+            name = "the task file" if isinstance(task, TaskFile) else str(task)
+            raise FormatError(f"{name} was tuned on another adapter file.", "Give the adapter that it was made from.")
         return self.own.with_parameters(content.record, dequantised(content.parameters))
 
     def with_parameters(self, record: TaskRecord, parameters: dict[str, Tensor]) -> UniversalAdapter:

@@ -30,6 +30,11 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
+def count_words(text: str) -> int:
+    """Number of `word_spans(text)`, which are not held."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
 @dataclass(frozen=True)
 class AnchorTexts:
     """Texts and the chosen words in them.

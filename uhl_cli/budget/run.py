@@ -16,8 +16,8 @@ from uhl_cli.budget.report import (
 from uhl_cli.budget.sizes import FileSizes, file_sizes
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.errors import FormatError, UsageError
-from uhl_cli.formats.adapter import read_adapter
-from uhl_cli.formats.task import TaskFile, adapter_digest, read_task, task_parameter_shapes
+from uhl_cli.formats.adapter import AdapterFile, read_adapter
+from uhl_cli.formats.task import TaskFile, read_task, task_parameter_shapes
 from uhl_cli.reports import Reporter, silent
 
 
@@ -30,9 +30,9 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
     _refuse_contradictions(options)
     content = read_adapter(options.adapter)
     sizes = file_sizes(options.adapter, parameter_shapes(content.manifest.config))
-    task, task_sizes = _task(options)
+    task, task_sizes = _task(options, content.digest)
     _refuse_unknowable(options, (content.manifest.config if task is None else task.record.config).top_k)
-    target = _target(options, reporter)
+    target = _target(options, content, task, reporter)
     limits = Limits(
         bytes=options.max_bytes,
         flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
@@ -70,18 +70,20 @@ def _refuse_unknowable(options: BudgetOptions, top_k: int) -> None:
         )
 
 
-def _task(options: BudgetOptions) -> tuple[TaskFile | None, FileSizes | None]:
+def _task(options: BudgetOptions, digest: str) -> tuple[TaskFile | None, FileSizes | None]:
     if options.task_file is None:
         return None, None
     task = read_task(options.task_file)
-    if task.record.adapter != adapter_digest(options.adapter):
+    if task.record.adapter != digest:
         raise FormatError(
             f"{options.task_file} was tuned on another adapter file.", "Give the adapter that it was made from."
         )
     return task, file_sizes(options.task_file, task_parameter_shapes(task.record))
 
 
-def _target(options: BudgetOptions, reporter: Reporter) -> TargetBudget | None:
+def _target(
+    options: BudgetOptions, content: AdapterFile, task: TaskFile | None, reporter: Reporter
+) -> TargetBudget | None:
     target = options.target or options.target_config
     if target is None:
         return None
@@ -89,9 +91,9 @@ def _target(options: BudgetOptions, reporter: Reporter) -> TargetBudget | None:
     from uhl_cli.api import UniversalAdapter
     from uhl_cli.budget.target import target_budget
 
-    adapter = UniversalAdapter.load(options.adapter)
-    if options.task_file is not None:
-        adapter = adapter.with_task(options.task_file)
+    adapter = UniversalAdapter.from_file(content)
+    if task is not None:
+        adapter = adapter.with_task(task)
     return target_budget(adapter, options, target, reporter)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from uhl_cli.errors import FormatError
+from uhl_cli.formats.container import ADAPTER, TASK, read
 from uhl_cli.inspect.content import file_parts
+from uhl_cli.inspect.report import Part
 from uhl_cli.schema import Frozen
 
 # Tensors of every part, in the order of reports.
@@ -27,6 +28,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "feature bank": ("features.codes", "features.mean", "features.shift"),
     "feature texts": ("features.texts", "features.words"),
 }
+# What this uhl does not know of: optional parts that newer versions add.
+OTHER = "other parts"
 _ANCHORS = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.")))
 
 
@@ -47,36 +50,26 @@ class FileSizes(Frozen):
 
 
 def file_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FileSizes:
-    """Sizes of a file that a reader of uhl has accepted.
+    """Sizes of an adapter file or a task file.
 
     :param shapes: Shape of every parameter that it holds, see `layout.parameter_shapes`; an adapter file's anchors
         are found by themselves.
-    :raises FormatError: When it cannot be read, or its parts do not make up the whole file.
+    :raises FormatError: When it cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
+    contents = read(path, ADAPTER, TASK)
     # Anchors and features have no parameters, so that no shape of theirs matters here.
-    shapes = dict(shapes) | ({} if _is_task_file(shapes) else dict.fromkeys(_ANCHORS, (0,)))
-    sizes = {part.name: part.bytes for part in file_parts(data, shapes)}
-    if sum(sizes.values()) != len(data):
-        raise FormatError(
-            f"the parts of {path} hold {sum(sizes.values()):,} bytes, the file {len(data):,}.",
-            "The file is damaged or was not written by uhl; get it again from its source.",
-        )
+    found = file_parts(contents, dict(shapes) | dict.fromkeys(_ANCHORS, (0,)))
+    named = {name: part for part, names in PARTS.items() for name in names}
+    rows: dict[str, list[Part]] = {}
+    for part in found:
+        rows.setdefault(named.get(part.name, OTHER), []).append(part)
     parts = tuple(
         PartSize(
-            part=part,
-            bytes=sum(sizes[name] for name in names if name in sizes),
-            parameters=sum(math.prod(shapes[name]) for name in names if name in shapes),
+            part=name,
+            bytes=sum(part.bytes for part in rows[name]),
+            parameters=sum(math.prod(shapes[part.name]) for part in rows[name] if part.name in shapes),
         )
-        for part, names in PARTS.items()
-        if any(name in sizes for name in names)
+        for name in (*PARTS, OTHER)
+        if name in rows
     )
-    return FileSizes(bytes=len(data), parameters=sum(part.parameters for part in parts), parts=parts)
-
-
-def _is_task_file(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """A task file brings no atoms of its own, and no anchors."""
-    return "atoms_u" not in shapes
+    return FileSizes(bytes=contents.size, parameters=sum(part.parameters for part in parts), parts=parts)

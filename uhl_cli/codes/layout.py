@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+from uhl_cli.errors import FormatError
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
+
+# A configuration bounds each size; this bounds their products, and so the memory that a stranger's file can ask for.
+MAX_PARAMETERS = 8_000_000
 
 # Bits of every stored parameter; what is not named here is stored in 8 bits.
 BITS: dict[str, int] = {
@@ -30,7 +36,10 @@ def bits_of(name: str) -> int:
 
 
 def parameter_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every stored parameter; the reader checks a file against it."""
+    """Shape of every stored parameter; the reader checks a file against it.
+
+    :raises FormatError: When they are more than `MAX_PARAMETERS` in all.
+    """
     atoms, canonical, readout = config.num_atoms, config.canonical_size, config.readout_size
     shapes: dict[str, tuple[int, ...]] = {
         "atoms_u": (atoms, canonical),
@@ -57,4 +66,10 @@ def parameter_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.kind == "sequence":
         shapes["readout_pool"] = (readout,)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    if total > MAX_PARAMETERS:
+        raise FormatError(
+            f"an adapter of this configuration has {total:,} parameters; at most {MAX_PARAMETERS:,} are allowed.",
+            "Use fewer atoms, coordinates, knots or labels.",
+        )
     return shapes

@@ -50,7 +50,7 @@ from uhl_cli.host.running import bare
 from uhl_cli.metrics import Score, score
 from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
-from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, TrainingRecord
+from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
 from uhl_cli.train.model import TrainingHost
@@ -174,8 +174,7 @@ def _finish(
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
         )
-        anchors = manifest.anchors.model_copy(update={"features": record})
-        manifest = manifest.model_copy(update={"anchors": anchors})
+        manifest = manifest.model_copy(update={"parts": Parts(features=record)})
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
     aligned = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
     ported = loaded.port(aligned)

@@ -1,6 +1,6 @@
-"""The adapter file, format 1.1: one safetensors file, read without torch and without trust.
+"""The adapter file, format 2.0: read without torch and without trust.  See `container` for layout, digest, versions.
 
-Header metadata: one key, `uhl`, holding the manifest (`schema.Manifest`) as JSON.  Tensors:
+The record is the manifest (`schema.Manifest`).  Tensors:
 
 | name | dtype and shape | meaning |
 |---|---|---|
@@ -12,7 +12,8 @@ Header metadata: one key, `uhl`, holding the manifest (`schema.Manifest`) as JSO
 | anchors.texts | uint8 | zlib of the anchor texts, UTF-8, joined by newlines |
 | anchors.words | uint8 [ceil(words / 8)] | bit i (most significant first): is word i of all texts an anchor word? |
 
-Where the manifest has a record of a feature bank (W words, F = readout_size + num_labels), also:
+Optional parts are listed in the manifest under `parts`, by name; all tensors of part `x` are named `x.` and something.
+The part `features`, a feature bank (W words, F = readout_size + num_labels):
 
 | name | dtype and shape | meaning |
 |---|---|---|
@@ -22,26 +23,33 @@ Where the manifest has a record of a feature bank (W words, F = readout_size + n
 | features.shift | float32 [readout_size] | what the updates add to the readout's features on the source, on average |
 | features.texts, features.words | uint8 | as those of the anchors: more texts, and their words with features |
 
-Nothing else may stand in the file.  Minor versions may add keys that older readers refuse; a newer major
-version is refused as such.  Same content gives the same bytes: no time stamps, sorted keys.
+A part that a reader does not know is left out (and kept, when the file is written again) unless the manifest says
+`required` of it; then the file is refused as newer.  Nothing else may stand in the file.
+
+Bounds: no value is larger than `MAX_VALUE` in magnitude.  Sizes are bounded by their products, `MAX_CODES` and
+`layout.MAX_PARAMETERS`, before anything is unpacked: a file that is accepted takes less than 200 MB to load.
+
+Format 1.1 had no digest and kept the record of the features in that of the anchors.  It is read, and given the digest
+that the same content has as format 2.0, so that task files fit either.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.align.texts import AnchorTexts, count_words, word_spans
 from uhl_cli.codes.layout import bits_of, parameter_shapes
 from uhl_cli.codes.packing import (
+    MAX_LEVEL,
     compress_text,
     decompress_text,
     pack_levels,
@@ -51,15 +59,23 @@ from uhl_cli.codes.packing import (
 )
 from uhl_cli.errors import FormatError, NewerFormatError
 from uhl_cli.files import write_bytes
+from uhl_cli.formats import container
+from uhl_cli.formats.container import ADAPTER, Contents, Problems, Stored
 from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest
 
-FORMAT_VERSION = "1.1"
-MAX_FILE_BYTES = 64_000_000
+FORMAT_VERSION = ADAPTER.version
 ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
 FEATURE_PARTS = tuple(f"features.{name}" for name in ("codes", "mean", "scale", "shift", "texts", "words"))
-_HINT = "The file is damaged or was not written by uhl; get it again from its source."
+MAX_TEXT_BYTES = 2_000_000
+# Of coordinates and features together: ten times those of an adapter of 1 MB.
+MAX_CODES = 16_000_000
+# A step of AdamW moves a value by about the learning rate at most: at 0.002, this is 500,000 steps in one direction.
+# Values of the adapters that ship stay below 4, their features below 30.
+MAX_VALUE = 1_000.0
+_PART_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 Codes = npt.NDArray[np.int8]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -85,41 +101,46 @@ class Features:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """All that an adapter file holds."""
+    """All that an adapter file holds.
+
+    :param others: Tensors of optional parts that this uhl does not know.
+    :param digest: The file's SHA-256, by which task files name it; empty where the content was not read from a file.
+    """
 
     manifest: Manifest
     parameters: dict[str, Quantised]
     anchors: AnchorTexts
     coordinates: Quantised
     features: Features | None = None
+    others: Mapping[str, Stored] = field(default_factory=dict)
+    digest: str = ""
 
 
 def to_bytes(content: AdapterFile) -> bytes:
-    """The file's bytes; the same content gives the same bytes."""
-    tensors: dict[str, np.ndarray] = {}
-    for name, parameter in content.parameters.items():
-        packed = bits_of(name) == 4
-        tensors[name] = pack_nibbles(parameter.codes) if packed else parameter.codes
-        tensors[f"{name}.scale"] = parameter.scales
-    tensors["anchors.codes"] = pack_levels(content.coordinates.codes)
-    tensors["anchors.scale"] = content.coordinates.scales
+    """The file's bytes; the same content gives the same bytes.
+
+    :raises FormatError: When the content passes a bound, so that no reader would take it.
+    """
+    check_sizes(content.manifest)
+    tensors = parameter_tensors(content.parameters)
+    tensors |= {"anchors.codes": pack_levels(content.coordinates.codes), "anchors.scale": content.coordinates.scales}
     tensors |= text_tensors("anchors", content.anchors)
-    if content.features is not None:
-        tensors["features.codes"] = pack_levels(content.features.codes.codes)
-        tensors["features.scale"] = content.features.codes.scales
-        tensors["features.mean"] = content.features.mean
-        tensors["features.shift"] = content.features.shift
-        tensors |= text_tensors("features", content.features.anchors)
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    manifest = json.dumps(content.manifest.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
-    content_bytes: bytes = save(ordered, metadata={"uhl": manifest})
-    return content_bytes
+    features = content.features
+    if features is not None:
+        tensors |= {"features.codes": pack_levels(features.codes.codes), "features.scale": features.codes.scales}
+        tensors |= {"features.mean": features.mean, "features.shift": features.shift}
+        tensors |= text_tensors("features", features.anchors)
+    for name, value in tensors.items():
+        if value.dtype == np.float32:
+            check_values(name, value, value.shape)
+    return container.to_bytes(ADAPTER, content.manifest, tensors | dict(content.others))
 
 
 def write_adapter(path: Path, content: AdapterFile) -> int:
     """Write the file whole or not at all and return its size in bytes.
 
     :raises OutputError: When it cannot be written.
+    :raises FormatError: When the content passes a bound.
     """
     data = to_bytes(content)
     write_bytes(path, data)
@@ -130,163 +151,213 @@ def read_adapter(path: Path) -> AdapterFile:
     """Read and validate an adapter file.
 
     :raises FormatError: When it is missing, damaged, not ours, or breaks any rule of the format.
-    :raises NewerFormatError: When its major version is newer than this reader's.
+    :raises NewerFormatError: When it needs a newer uhl.
     """
-    metadata, tensors = read_tensors(path)
-    if "uhl" not in metadata:
-        raise FormatError(f"{path} is a safetensors file but not a uhl adapter.", "Make one with `uhl pretrain`.")
-    manifest = _read_manifest(metadata["uhl"], path)
-    config = manifest.config
-    shapes = parameter_shapes(config)
-    _check_names(path, set(tensors), part_names(manifest))
-    parameters = {name: read_parameter(name, shape, tensors) for name, shape in shapes.items()}
-    anchors = read_texts("anchors", manifest.anchors, manifest.anchors.origin, tensors)
-    scales = finite_scales("anchors.scale", tensors["anchors.scale"], (len(config.knots), config.canonical_size))
-    shape = (len(config.knots), manifest.anchors.words, config.canonical_size)
-    codes = read_coordinates(tensors["anchors.codes"], shape)
-    coordinates = Quantised(codes, scales)
-    return AdapterFile(manifest, parameters, anchors, coordinates, _read_features(manifest, tensors))
+    problems = Problems(path)
+    content = parse_adapter(container.read(path, ADAPTER, problems=problems), problems)
+    assert content is not None  # problems are raised
+    return content
 
 
-def read_coordinates(packed: np.ndarray, shape: tuple[int, int, int]) -> Codes:
-    """The anchors' codes [knots, words, d0].
+def parse_adapter(contents: Contents, problems: Problems) -> AdapterFile | None:
+    """The adapter in a file's contents, or None where problems are collected and there are any.
 
-    :raises FormatError: When their type or number breaks the format.
+    :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
-    return unpack_levels(of_type("anchors.codes", packed, np.uint8), shape, name="anchors.codes")
-
-
-def part_names(manifest: Manifest) -> set[str]:
-    """Names of all tensors that a file with this manifest has."""
-    shapes = parameter_shapes(manifest.config)
-    names = {*shapes, *(f"{name}.scale" for name in shapes), *ANCHOR_PARTS}
-    return names | set(FEATURE_PARTS) if manifest.anchors.features is not None else names
-
-
-def read_tensors(path: Path, *, key: str = "uhl") -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Header metadata and tensors of a safetensors file; no tensors where the metadata lacks `key`.
-
-    :raises FormatError: When it is missing, too large, or not a whole safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise FormatError(f"{path} is a folder, not an adapter file.", "Give the .safetensors file in it.")
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise FormatError(f"{path} is not a regular file.", "Write the adapter to a file first.")
-        if size > MAX_FILE_BYTES:
-            raise FormatError(f"{path} holds {size:,} bytes; no adapter is larger than {MAX_FILE_BYTES:,}.", _HINT)
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            if key not in metadata:
-                return metadata, {}
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise FormatError(f"there is no file {path}.", "Check the path, or make one with `uhl pretrain`.") from error
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
-    except (SafetensorError, TypeError, ValueError, AttributeError, KeyError) as error:
-        # Besides its own error, the library lets unknown dtypes and odd headers through as these.
-        raise FormatError(f"{path} is not a whole safetensors file ({error}).", _HINT) from error
-
-
-def _read_manifest(text: str, path: Path) -> Manifest:
-    try:
-        content = json.loads(text)
-        version = str(content["format_version"])
-        major = int(version.split(".")[0])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FormatError(f"the manifest of {path} is not readable.", _HINT) from error
-    if major > int(FORMAT_VERSION.split(".")[0]):
-        raise NewerFormatError(
-            f"{path} has format {version}; this uhl reads up to {FORMAT_VERSION}.",
-            "Run `pip install --upgrade uhl`.",
-        )
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(
-            f"the manifest of {path} breaks the format at {where or 'its top'}: {first['msg']}.", _HINT
-        ) from error
-
-
-def _check_names(path: Path, found: set[str], wanted: set[str]) -> None:
-    if found != wanted:
-        odd = sorted(found ^ wanted)
-        raise FormatError(f"{path} lacks or adds the parts {', '.join(odd[:5])[:200]}.", _HINT)
-
-
-def read_parameter(name: str, shape: tuple[int, ...], tensors: dict[str, np.ndarray]) -> Quantised:
-    """The codes and scales of one parameter among the tensors of a file.
-
-    :raises FormatError: When their types, shapes or values break the format.
-    """
-    rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
-    scales = finite_scales(f"{name}.scale", tensors[f"{name}.scale"], (rows,))
-    if bits_of(name) == 4:
-        return Quantised(unpack_nibbles(of_type(name, tensors[name], np.uint8), shape, name=name), scales)
-    codes: Codes = of_type(name, tensors[name], np.int8)
-    if codes.shape != shape:
-        raise FormatError(f"{name} has shape {codes.shape}; it must be {shape}.", _HINT)
-    if codes.size and int(codes.min()) < -127:
-        raise FormatError(f"{name} has a code outside -127..127.", _HINT)
-    return Quantised(codes, scales)
-
-
-def read_features(config: AdapterConfig, record: FeatureRecord, tensors: Mapping[str, np.ndarray]) -> Quantised:
-    """The codes and scales of the feature bank among the tensors of a file.
-
-    :raises FormatError: When their types, shapes or values, or those of means and shift, break the format.
-    """
-    columns = config.readout_size + config.num_labels
-    scales = finite_scales("features.scale", tensors["features.scale"], (columns,))
-    for name, size in (("features.mean", columns), ("features.shift", config.readout_size)):
-        values = of_type(name, tensors[name], np.float32)
-        if values.shape != (size,) or not bool((np.abs(values) <= MAX_VALUE).all()):  # NaN is not
-            raise FormatError(f"{name} has another shape, or a value that is not finite or absurdly large.", _HINT)
-    packed = of_type("features.codes", tensors["features.codes"], np.uint8)
-    return Quantised(unpack_levels(packed, (record.words, columns), name="features.codes"), scales)
-
-
-def _read_features(manifest: Manifest, tensors: dict[str, np.ndarray]) -> Features | None:
-    record = manifest.anchors.features
-    if record is None:
+    manifest = parse_manifest(contents, problems)
+    config = _config_alone(contents) if manifest is None else manifest.config
+    if config is None:
         return None
-    codes = read_features(manifest.config, record, tensors)
-    anchors = read_texts("features", record, manifest.anchors.origin, tensors)
-    return Features(anchors, codes, tensors["features.mean"], tensors["features.shift"])
+    shapes = problems.attempt(parameter_shapes, config)
+    if shapes is None:
+        return None
+    tensors = dict(contents.tensors)
+    parameters = parse_parameters(shapes, tensors, problems)
+    if manifest is None:
+        return None
+    others = {name: tensors[name] for name in tensors if name.split(".")[0] in manifest.parts.unknown}
+    for name, part in manifest.parts.unknown.items():
+        problems.attempt(_check_unknown, name, required=part.required, shapes=shapes)
+    features = manifest.parts.features
+    wanted = {*shapes, *(f"{name}.scale" for name in shapes), *ANCHOR_PARTS, *others}
+    check_names(tensors, wanted | set(FEATURE_PARTS if features is not None else ()), problems)
+    if problems.attempt(check_sizes, manifest) is None:
+        return None
+    size, knots = config.canonical_size, len(config.knots)
+    anchors = parse_texts("anchors", manifest.anchors, manifest.anchors.origin, tensors, problems)
+    coordinates = _parse_levels("anchors", (knots, manifest.anchors.words, size), (knots, size), tensors, problems)
+    bank = None if features is None else _parse_features(manifest, features, tensors, problems)
+    if problems.found or anchors is None or coordinates is None:
+        return None
+    digest = contents.digest or container.digest_of(ADAPTER, manifest, contents.tensors)
+    return AdapterFile(manifest, parameters, anchors, coordinates, bank, others, digest)
 
 
-MAX_TEXT_BYTES = 4_000_000
-MAX_VALUE = 1e6
-_HINT = "The file is damaged or was not written by uhl; get it again from its source."
+def parse_manifest(contents: Contents, problems: Problems) -> Manifest | None:
+    """The manifest in a file's contents, or None where problems are collected and it has any.
 
-Floats = npt.NDArray[np.float32]
-
-
-def of_type(name: str, value: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """The tensor itself.
-
-    :raises FormatError: When it has another type.
+    :raises FormatError: When it breaks a rule of the format, unless problems are collected.
     """
-    if value.dtype != dtype:
-        raise FormatError(f"{name} is {value.dtype}; it must be {np.dtype(dtype)}.", _HINT)
-    return value
+    return container.read_record(contents, Manifest, problems, text=_as_current(contents))
 
 
-def finite_scales(name: str, value: np.ndarray, shape: tuple[int, ...]) -> Floats:
-    """The scales themselves.
+def _as_current(contents: Contents) -> str | None:
+    """The manifest of format 1.1 as one of this format; None for one that is of this format already."""
+    if contents.version != "1.1":
+        return None
+    fields = json.loads(contents.record) | {"format_version": FORMAT_VERSION}
+    anchors = fields.get("anchors")
+    if isinstance(anchors, dict) and "features" in anchors:
+        fields["parts"] = {"features": anchors.pop("features")}
+    return json.dumps(fields)
 
-    :raises FormatError: When their shape or a value breaks the format.
+
+def _config_alone(contents: Contents) -> AdapterConfig | None:
+    """The configuration in a manifest that breaks the format elsewhere, so that the parts can be checked still."""
+    try:
+        return AdapterConfig.model_validate_json(json.dumps(json.loads(contents.record).get("config")))
+    except ValueError:  # a ValidationError is one
+        return None
+
+
+def check_sizes(manifest: Manifest) -> bool:
+    """True.
+
+    :raises FormatError: When the file would unpack to more than the format allows.
     """
-    scales: Floats = of_type(name, value, np.float32)
-    if scales.shape != shape:
-        raise FormatError(f"{name} has shape {scales.shape}; it must be {shape}.", _HINT)
-    if not np.isfinite(scales).all() or float(scales.min(initial=0)) < 0 or float(scales.max(initial=0)) > MAX_VALUE:
-        raise FormatError(f"{name} holds a value that is not finite, negative or absurdly large.", _HINT)
-    return scales
+    config, features = manifest.config, manifest.parts.features
+    parameter_shapes(config)
+    total = len(config.knots) * manifest.anchors.words * config.canonical_size
+    if features is not None:
+        total += features.words * (config.readout_size + config.num_labels)
+    if total > MAX_CODES:
+        raise FormatError(
+            f"anchors and features have {total:,} codes; at most {MAX_CODES:,} are allowed.",
+            "Use fewer --num-anchors or --feature-words.",
+        )
+    return True
+
+
+def _check_unknown(name: str, *, required: bool, shapes: Mapping[str, object]) -> None:
+    if not _PART_NAME.fullmatch(name) or name in shapes or name == "anchors":
+        raise FormatError(f"{name} is no name of an optional part")
+    if required:
+        raise NewerFormatError(f"it needs the part {name}, which this uhl does not know", container.UPGRADE)
+
+
+def check_names(tensors: Mapping[str, object], wanted: set[str], problems: Problems) -> None:
+    """Report every part that is missing, or that does not belong in the file.
+
+    :raises FormatError: When there is one, unless problems are collected.
+    """
+    for name in sorted(wanted - set(tensors)):
+        problems.add(FormatError(f"the part {name} is missing"))
+    for name in sorted(set(tensors) - wanted):
+        problems.add(FormatError(f"the part {name[:100]} does not belong in the file"))
+
+
+def parameter_tensors(parameters: Mapping[str, Quantised]) -> dict[str, np.ndarray]:
+    """The tensors of parameters: codes, packed where they are of 4 bits, and scales.
+
+    :raises FormatError: When a value passes the bound.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for name, parameter in parameters.items():
+        check_values(f"{name}.scale", parameter.scales, parameter.scales.shape)
+        tensors[name] = pack_nibbles(parameter.codes) if bits_of(name) == 4 else parameter.codes
+        tensors[f"{name}.scale"] = parameter.scales
+    return tensors
+
+
+def parse_parameters(
+    shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Stored], problems: Problems
+) -> dict[str, Quantised]:
+    """The parameters of the given shapes; those that are missing or break a rule are left out, and reported.
+
+    :raises FormatError: When a rule of the format is broken, unless problems are collected.
+    """
+    parameters = {}
+    for name, shape in shapes.items():
+        codes = scales = None
+        if name in tensors:
+            codes = problems.attempt(_parse_codes, name, shape, tensors[name])
+        if f"{name}.scale" in tensors:
+            rows = math.prod(shape[:-1])
+            scales = problems.attempt(_parse_values, f"{name}.scale", tensors, (rows,))
+        if codes is not None and scales is not None:
+            parameters[name] = Quantised(codes, scales)
+    return parameters
+
+
+def _parse_codes(name: str, shape: tuple[int, ...], tensor: Stored) -> Codes:
+    if bits_of(name) == 4:
+        return unpack_nibbles(_array(name, tensor, "uint8"), shape, name=name)
+    codes: Codes = _array(name, tensor, "int8")
+    if codes.shape != shape:
+        raise FormatError(f"{name} has shape {codes.shape}; it must be {shape}")
+    if codes.size and int(codes.min()) < -127:
+        raise FormatError(f"{name} has a code outside -127..127")
+    return codes
+
+
+def _parse_levels(
+    part: str,
+    shape: tuple[int, ...],
+    scale_shape: tuple[int, ...],
+    tensors: Mapping[str, Stored],
+    problems: Problems,
+) -> Quantised | None:
+    """The entropy-coded codes `part.codes` and `part.scale`."""
+    codes = scales = None
+    name = f"{part}.codes"
+    if name in tensors:
+        codes = problems.attempt(lambda: unpack_levels(_array(name, tensors[name], "uint8"), shape, name=name))
+    if f"{part}.scale" in tensors:
+        scales = problems.attempt(_parse_values, f"{part}.scale", tensors, scale_shape)
+    return None if codes is None or scales is None else Quantised(codes, scales)
+
+
+def _parse_features(
+    manifest: Manifest, record: FeatureRecord, tensors: Mapping[str, Stored], problems: Problems
+) -> Features | None:
+    config = manifest.config
+    columns = config.readout_size + config.num_labels
+    codes = _parse_levels("features", (record.words, columns), (columns,), tensors, problems)
+    anchors = parse_texts("features", record, manifest.anchors.origin, tensors, problems)
+    mean, shift = (
+        problems.attempt(_parse_values, name, tensors, (size,)) if name in tensors else None
+        for name, size in (("features.mean", columns), ("features.shift", config.readout_size))
+    )
+    if codes is None or anchors is None or mean is None or shift is None:
+        return None
+    return Features(anchors, codes, mean, shift)
+
+
+def _array(name: str, tensor: Stored, dtype: str) -> np.ndarray:
+    if tensor.dtype != dtype:
+        raise FormatError(f"{name} is {tensor.dtype}; it must be {dtype}")
+    return tensor.numpy()
+
+
+def _parse_values(name: str, tensors: Mapping[str, Stored], shape: tuple[int, ...]) -> Floats:
+    values: Floats = _array(name, tensors[name], "float32")
+    check_values(name, values, shape)
+    return values
+
+
+def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Check scales, means or a shift.
+
+    :raises FormatError: When their shape is another, or one is not finite, negative (a scale) or too large.
+    """
+    if values.shape != shape:
+        raise FormatError(f"{name} has shape {values.shape}; it must be {shape}")
+    part, _, last = name.rpartition(".")
+    lowest, limit = -MAX_VALUE, MAX_VALUE
+    if last == "scale":  # times the largest code
+        lowest, limit = 0.0, MAX_VALUE / (MAX_LEVEL if bits_of(part) == 4 or part in ("anchors", "features") else 127)
+    if not bool(((values >= lowest) & (values <= limit)).all()):  # NaN is neither
+        raise FormatError(f"{name} holds a value that is not finite or not within {lowest:g} and {limit:.4g}")
 
 
 def text_tensors(part: str, anchors: AnchorTexts) -> dict[str, np.ndarray]:
@@ -295,28 +366,50 @@ def text_tensors(part: str, anchors: AnchorTexts) -> dict[str, np.ndarray]:
     return {f"{part}.texts": texts, f"{part}.words": np.packbits(_word_mask(anchors))}
 
 
-def read_texts(
-    part: str, record: AnchorRecord | FeatureRecord, origin: str, tensors: Mapping[str, np.ndarray]
-) -> AnchorTexts:
-    """The texts of a part and the words chosen in them.
+def parse_texts(
+    part: str,
+    record: AnchorRecord | FeatureRecord,
+    origin: str,
+    tensors: Mapping[str, Stored],
+    problems: Problems,
+) -> AnchorTexts | None:
+    """The texts of a part and the words chosen in them, or None where they cannot be read.
 
-    :raises FormatError: When they cannot be read or differ from their record.
+    :raises FormatError: When they break a rule or differ from their record, unless problems are collected.
     """
-    packed = of_type(f"{part}.texts", tensors[f"{part}.texts"], np.uint8)
-    texts = tuple(decompress_text(packed, limit=MAX_TEXT_BYTES, name=f"{part}.texts").split("\n"))
-    counts = [len(word_spans(text)) for text in texts]
-    bits = of_type(f"{part}.words", tensors[f"{part}.words"], np.uint8)
-    if bits.ndim != 1 or len(bits) != (sum(counts) + 7) // 8:
-        raise FormatError(f"{part}.words does not fit the {part}' texts.", _HINT)
-    mask = np.unpackbits(bits, count=sum(counts)).astype(np.bool_)
+    if f"{part}.texts" not in tensors or f"{part}.words" not in tensors:
+        return None
+    anchors = problems.attempt(partial(_texts, part, record, origin, tensors))
+    if anchors is None:
+        return None
+    if anchors.digest != record.digest:
+        problems.add(FormatError(f"the digest of the {part} is not the one in the manifest"))
+    return anchors
+
+
+def _texts(part: str, record: AnchorRecord | FeatureRecord, origin: str, tensors: Mapping[str, Stored]) -> AnchorTexts:
+    packed = _array(f"{part}.texts", tensors[f"{part}.texts"], "uint8")
+    content = decompress_text(packed, limit=MAX_TEXT_BYTES, name=f"{part}.texts")
+    number = content.count("\n") + 1
+    if number != record.texts:
+        raise FormatError(f"the manifest says {record.texts:,} texts of {part}; the file holds {number:,}")
+    texts = tuple(content.split("\n"))
+    counts = [count_words(text) for text in texts]
+    total = sum(counts)
+    bits = _array(f"{part}.words", tensors[f"{part}.words"], "uint8")
+    if bits.ndim != 1 or len(bits) != (total + 7) // 8:
+        raise FormatError(f"{part}.words holds {bits.size:,} bytes; {(total + 7) // 8:,} are needed for the texts")
+    mask = np.unpackbits(bits)
+    if mask[total:].any():
+        raise FormatError(f"{part}.words has bits behind its end")
+    words = int(np.count_nonzero(mask))
+    if words != record.words:
+        raise FormatError(f"the manifest says {record.words:,} words of {part}; the file holds {words:,}")
     chosen, start = [], 0
     for count in counts:
-        chosen.append(tuple(int(ordinal) for ordinal in np.flatnonzero(mask[start : start + count])))
+        chosen.append(tuple(np.flatnonzero(mask[start : start + count]).tolist()))
         start += count
-    anchors = AnchorTexts(texts, tuple(chosen), origin)
-    if len(texts) != record.texts or anchors.num_words != record.words or anchors.digest != record.digest:
-        raise FormatError(f"the {part}' texts differ from what the manifest says of them.", _HINT)
-    return anchors
+    return AnchorTexts(texts, tuple(chosen), origin)
 
 
 def _word_mask(anchors: AnchorTexts) -> npt.NDArray[np.bool_]:

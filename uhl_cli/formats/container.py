@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 2_000_000
 DAMAGED = "The file is damaged or was not written by uhl; get it again from its source."
-_UPGRADE = "Run `pip install --upgrade uhl`."
+UPGRADE = "Run `pip install --upgrade uhl`."
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 _NO_DIGEST = "0" * 64
 # Names of numpy and torch for the types of safetensors, in its order; the digits are a value's bits.
@@ -94,7 +94,13 @@ PORTED = Kind(
     4_000_000_000,
     "Make it again with `uhl port ADAPTER --target HOST --output DIR`.",
 )
-CHECKPOINT = Kind("uhl-checkpoint", "checkpoint", "1.0", 1_000_000_000, "Begin anew without --resume.")
+CHECKPOINT = Kind(
+    "uhl-checkpoint",
+    "checkpoint",
+    "1.0",
+    1_000_000_000,
+    "It is damaged or was written by an older uhl; begin anew without --resume.",
+)
 _KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT)
 
 
@@ -284,7 +290,7 @@ def read_record(
         inner = fields.get(part)
         kind = inner.get("kind") if isinstance(inner, dict) else None
         if kind in RESERVED_KINDS:
-            problems.add(NewerFormatError(f"the task's kind is {kind}, which is reserved for later versions", _UPGRADE))
+            problems.add(NewerFormatError(f"the task's kind is {kind}, which is reserved for later versions", UPGRADE))
             return None
     try:
         return model.model_validate_json(contents.record if text is None else text)
@@ -295,7 +301,7 @@ def read_record(
             line = f"the record breaks the format at {where}: {entry['msg']}"
             if newer:
                 known = f"format {contents.version} goes beyond {contents.kind.version}, which this uhl knows"
-                problems.add(NewerFormatError(f"{known}: {line}", _UPGRADE))
+                problems.add(NewerFormatError(f"{known}: {line}", UPGRADE))
             else:
                 problems.add(FormatError(line))
         return None
@@ -369,7 +375,7 @@ def _checked_version(text: str, kind: Kind) -> str:
         raise FormatError("the record's format version is not readable")
     major, newest = _numbers(version)[0], _numbers(kind.version)[0]
     if major > newest:
-        raise NewerFormatError(f"the format version is {version}; this uhl reads up to {kind.version}", _UPGRADE)
+        raise NewerFormatError(f"the format version is {version}; this uhl reads up to {kind.version}", UPGRADE)
     if major < newest and version not in kind.older:
         raise FormatError(f"the format version is {version}, which this uhl no longer reads", kind.hint)
     return version
@@ -407,11 +413,11 @@ def _stored(value: np.ndarray | Tensor | Stored) -> Stored:
         return value
     if isinstance(value, np.ndarray):
         flat = np.ascontiguousarray(value).reshape(-1)
-        return Stored(value.dtype.name, tuple(value.shape), memoryview(flat.view(np.uint8)))
+        return Stored(value.dtype.name, tuple(value.shape), flat.view(np.uint8).data)
     import torch  # late: adapters and task files are written without it
 
     raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return Stored(str(value.dtype).removeprefix("torch."), tuple(value.shape), memoryview(raw.numpy()))
+    return Stored(str(value.dtype).removeprefix("torch."), tuple(value.shape), raw.numpy().data)
 
 
 def _in_order(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -1,6 +1,6 @@
-"""The task file, format 1.0: what `tune` adds to an adapter, one small safetensors file read without torch.
+"""The task file, format 2.0: what `tune` adds to an adapter, read without torch.  See `container` for the layout.
 
-Header metadata: one key, `uhl-task`, holding the record (`TaskRecord`) as JSON.  Tensors, coded as in `store`:
+Tensors, coded as in `adapter`:
 
 | name | dtype and shape | meaning |
 |---|---|---|
@@ -8,45 +8,38 @@ Header metadata: one key, `uhl-task`, holding the record (`TaskRecord`) as JSON.
 | delta_theta.scale | float32 [types] | one scale a module type |
 | P, P.scale, each readout parameter of `layout` | int8, float32 | only where the task is not the adapter's own |
 
-It fits the adapter file alone whose SHA-256 digest the record names.
+It fits one adapter, whose digest (`AdapterFile.digest`) the record names.  Files of format 1.0 are refused: they name
+the adapter by a digest that its file no longer has.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-from pydantic import Field, ValidationError, model_validator
-from safetensors.numpy import save
+from pydantic import Field, model_validator
 
-from uhl_cli.codes.layout import READOUT_PARAMETERS, bits_of, parameter_shapes
-from uhl_cli.codes.packing import pack_nibbles
+from uhl_cli.codes.layout import READOUT_PARAMETERS, parameter_shapes
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import FormatError, NewerFormatError
 from uhl_cli.files import write_bytes
-from uhl_cli.formats.adapter import Quantised, read_parameter, read_tensors
+from uhl_cli.formats import container
+from uhl_cli.formats.adapter import Quantised, check_names, parameter_tensors, parse_parameters
+from uhl_cli.formats.container import TASK, Contents, Problems
 from uhl_cli.metrics import Score
 from uhl_cli.schema import AdapterConfig, Frozen, HostRecord, TrainingRecord
-
-FORMAT_VERSION = "1.0"
-_KEY = "uhl-task"
-_HINT = "Make it again with `uhl tune ADAPTER --target HOST --task TASK`."
 
 
 class TaskRecord(Frozen):
     """Header of a task file.
 
-    :param adapter: SHA-256 digest of the adapter file that it belongs to.
+    :param adapter: Digest of the adapter that it belongs to.
     :param config: Shape of the adapter with this task's readout.
     :param own_task: Whether the adapter's own readout is used, so that the file holds delta-theta alone.
     :param before: Score on the target before tuning; None for another task, whose readout is new.
     """
 
-    format_version: str = Field(FORMAT_VERSION, pattern=r"^\d{1,4}\.\d{1,4}$")
+    format_version: str = Field(TASK.version, pattern=r"^\d{1,4}\.\d{1,4}$")
     adapter: str = Field(pattern=r"^[0-9a-f]{64}$")
     config: AdapterConfig
     task: Task
@@ -75,40 +68,29 @@ class TaskFile:
     parameters: dict[str, Quantised]
 
 
-def adapter_digest(path: Path) -> str:
-    """SHA-256 of an adapter file.
-
-    :raises FormatError: When it cannot be read.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}.", "Check the path.") from error
-
-
 def task_parameter_shapes(record: TaskRecord) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter that a file with this record holds."""
+    """Shape of every parameter that a file with this record holds.
+
+    :raises FormatError: When the configuration has too many parameters.
+    """
     shapes = parameter_shapes(record.config)
     names = ("delta_theta",) if record.own_task else ("delta_theta", *READOUT_PARAMETERS)
     return {name: shapes[name] for name in names if name in shapes}
 
 
 def task_to_bytes(content: TaskFile) -> bytes:
-    """The file's bytes; the same content gives the same bytes."""
-    tensors: dict[str, np.ndarray] = {}
-    for name, parameter in content.parameters.items():
-        tensors[name] = pack_nibbles(parameter.codes) if bits_of(name) == 4 else parameter.codes
-        tensors[f"{name}.scale"] = parameter.scales
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    record = json.dumps(content.record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
-    packed: bytes = save(ordered, metadata={_KEY: record})
-    return packed
+    """The file's bytes; the same content gives the same bytes.
+
+    :raises FormatError: When a value passes the bound of the format.
+    """
+    return container.to_bytes(TASK, content.record, parameter_tensors(content.parameters))
 
 
 def write_task(path: Path, content: TaskFile) -> int:
     """Write the file whole or not at all and return its size in bytes.
 
     :raises OutputError: When it cannot be written.
+    :raises FormatError: When a value passes the bound of the format.
     """
     data = task_to_bytes(content)
     write_bytes(path, data)
@@ -119,35 +101,23 @@ def read_task(path: Path) -> TaskFile:
     """Read and validate a task file.
 
     :raises FormatError: When it is missing, damaged, not a task file, or breaks any rule of the format.
-    :raises NewerFormatError: When its major version is newer than this reader's.
+    :raises NewerFormatError: When it needs a newer uhl.
     """
-    metadata, tensors = read_tensors(path, key=_KEY)
-    if _KEY not in metadata:
-        raise FormatError(f"{path} is a safetensors file but not a uhl task file.", _HINT)
-    record = _read_record(metadata[_KEY], path)
-    shapes = task_parameter_shapes(record)
-    wanted = set(shapes) | {f"{name}.scale" for name in shapes}
-    if set(tensors) != wanted:
-        odd = sorted(set(tensors) ^ wanted)
-        raise FormatError(f"{path} lacks or adds the parts {', '.join(odd[:5])[:200]}.", _HINT)
-    return TaskFile(record, {name: read_parameter(name, shape, tensors) for name, shape in shapes.items()})
+    problems = Problems(path, hint=TASK.hint)
+    content = parse_task(container.read(path, TASK, problems=problems), problems)
+    assert content is not None  # problems are raised
+    return content
 
 
-def _read_record(text: str, path: Path) -> TaskRecord:
-    try:
-        version = str(json.loads(text)["format_version"])
-        major = int(version.split(".")[0])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FormatError(f"the record of {path} is not readable.", _HINT) from error
-    if major > int(FORMAT_VERSION.split(".")[0]):
-        raise NewerFormatError(
-            f"{path} has format {version}; this uhl reads up to {FORMAT_VERSION}.", "Run `pip install --upgrade uhl`."
-        )
-    try:
-        return TaskRecord.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(
-            f"the record of {path} breaks the format at {where or 'its top'}: {first['msg']}.", _HINT
-        ) from error
+def parse_task(contents: Contents, problems: Problems) -> TaskFile | None:
+    """The task in a file's contents, or None where problems are collected and there are any.
+
+    :raises FormatError: When a rule of the format is broken, unless problems are collected.
+    """
+    record = container.read_record(contents, TaskRecord, problems)
+    shapes = None if record is None else problems.attempt(task_parameter_shapes, record)
+    if record is None or shapes is None:
+        return None
+    check_names(contents.tensors, {*shapes, *(f"{name}.scale" for name in shapes)}, problems)
+    parameters = parse_parameters(shapes, contents.tensors, problems)
+    return None if problems.found else TaskFile(record, parameters)

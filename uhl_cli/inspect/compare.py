@@ -9,16 +9,51 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from uhl_cli.errors import FormatError
 from uhl_cli.formats.adapter import AdapterFile, Quantised
 from uhl_cli.formats.task import TaskFile
-from uhl_cli.inspect.content import values_of
-from uhl_cli.inspect.report import AnchorDifference, FieldDifference, PartDifference
+from uhl_cli.inspect.content import Opened, values_of
+from uhl_cli.inspect.report import AnchorDifference, Comparison, FieldDifference, InspectReport, PartDifference
 from uhl_cli.schema import Frozen
 
 Doubles = npt.NDArray[np.float64]
 
 
-def different_fields(first: Frozen, second: Frozen) -> tuple[FieldDifference, ...]:
+def compare_files(first: Opened, second: Opened) -> InspectReport:
+    """The report of the first file with what differs in the second.
+
+    :raises FormatError: When one is an adapter and one a task file.
+    """
+    one, two = first.content, second.content
+    anchors = None
+    if isinstance(one, AdapterFile) and isinstance(two, AdapterFile):
+        fields, anchors = _different_fields(one.manifest, two.manifest), _compare_anchors(one, two)
+    elif isinstance(one, TaskFile) and isinstance(two, TaskFile):
+        fields = _different_fields(one.record, two.record)
+    else:
+        raise FormatError(
+            f"{first.path} and {second.path} are an adapter and a task file.",
+            "Compare two adapters, or two task files.",
+        )
+    parts, same_parts = _different_parts(one, two)
+    return InspectReport(
+        file=str(first.path),
+        kind="task" if anchors is None else "adapter",
+        format_version=first.contents.version,
+        bytes=first.contents.size,
+        comparison=Comparison(
+            other=str(second.path),
+            other_bytes=second.contents.size,
+            identical=first.contents == second.contents,
+            fields=fields,
+            parts=parts,
+            same_parts=same_parts,
+            anchors=anchors,
+        ),
+    )
+
+
+def _different_fields(first: Frozen, second: Frozen) -> tuple[FieldDifference, ...]:
     """Fields of two headers that differ, by dotted name; lists count as one field."""
     one, two = (dict(_flat("", record.model_dump(mode="json"))) for record in (first, second))
     return tuple(
@@ -28,7 +63,7 @@ def different_fields(first: Frozen, second: Frozen) -> tuple[FieldDifference, ..
     )
 
 
-def different_parts(
+def _different_parts(
     first: AdapterFile | TaskFile, second: AdapterFile | TaskFile
 ) -> tuple[tuple[PartDifference, ...], int]:
     """Parameters whose values differ, and the number of those that have the same values."""
@@ -40,7 +75,7 @@ def different_parts(
     return different, len(found) - len(different)
 
 
-def compare_anchors(first: AdapterFile, second: AdapterFile) -> AnchorDifference:
+def _compare_anchors(first: AdapterFile, second: AdapterFile) -> AnchorDifference:
     """Texts and words that both files have, and how far the coordinates of the common words are apart.
 
     A word is the same when it is the same one of the same text.
@@ -52,7 +87,7 @@ def compare_anchors(first: AdapterFile, second: AdapterFile) -> AnchorDifference
     same_frame = first.manifest.config.knots == second.manifest.config.knots
     if common and same_frame and values[0].shape[2] == values[1].shape[2]:
         places = [[positions[word] for word in common] for positions in (one, two)]
-        relative = relative_difference(values[0][:, places[0]], values[1][:, places[1]])
+        relative = _relative_difference(values[0][:, places[0]], values[1][:, places[1]])
     return AnchorDifference(
         first_texts=len(first.anchors.texts),
         second_texts=len(second.anchors.texts),
@@ -64,7 +99,7 @@ def compare_anchors(first: AdapterFile, second: AdapterFile) -> AnchorDifference
     )
 
 
-def relative_difference(first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]) -> float:
+def _relative_difference(first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]) -> float:
     """Euclidean norm of the difference over the larger of both norms: 0 for equal values, at most 2."""
     one, two = first.astype(np.float64), second.astype(np.float64)
     larger = max(float(np.linalg.norm(one)), float(np.linalg.norm(two)))
@@ -76,7 +111,7 @@ def _part_difference(name: str, one: Mapping[str, Quantised], two: Mapping[str, 
     first, second = values
     relative = None
     if first is not None and second is not None and first.shape == second.shape:
-        relative = relative_difference(first, second)
+        relative = _relative_difference(first, second)
     return PartDifference(
         name=name,
         first=None if first is None else first.shape,
@@ -95,7 +130,7 @@ def _feature_differences(first: AdapterFile, second: AdapterFile) -> list[PartDi
     if one is not None and two is not None and one.anchors.digest == two.anchors.digest:
         values = [bank.codes.codes * bank.codes.scales + bank.mean for bank in (one, two)]
         if values[0].shape == values[1].shape:
-            relative = relative_difference(*values)
+            relative = _relative_difference(*values)
     shapes = [None if bank is None else bank.codes.codes.shape for bank in banks]
     return [PartDifference(name="features.codes", first=shapes[0], second=shapes[1], relative=relative)]
 

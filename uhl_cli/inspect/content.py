@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +14,17 @@ import numpy.typing as npt
 from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.codes.layout import READOUT_PARAMETERS, UPDATE_PARAMETERS, bits_of
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import FormatError
-from uhl_cli.formats.adapter import AdapterFile, Quantised
-from uhl_cli.formats.task import TaskFile, read_task
+from uhl_cli.errors import FormatError, UsageError
+from uhl_cli.formats.adapter import AdapterFile, Quantised, parse_adapter, parse_manifest, read_adapter
+from uhl_cli.formats.container import ADAPTER, TASK, Contents, Problems, read, read_record
+from uhl_cli.formats.task import TaskFile, TaskRecord, parse_task, read_task
 from uhl_cli.inspect.report import (
     AdapterContent,
     AnchorSummary,
     AnchorText,
     AtomStatistics,
     Group,
+    InspectReport,
     MixingWeights,
     Part,
     ReadoutSummary,
@@ -32,7 +33,7 @@ from uhl_cli.inspect.report import (
     TaskContent,
     TaskFileSummary,
 )
-from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
+from uhl_cli.schema import UPDATE_TYPES, AdapterConfig, Manifest
 
 TASK_FILE_ENDING = ".task.safetensors"
 # Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
@@ -49,16 +50,71 @@ _BITS: dict[str, int | None] = {
     "features.texts": None,
     "features.words": 1,
 }
-_DTYPES = {"F32": "float32", "I8": "int8", "U8": "uint8"}
 
 
-def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: bool) -> AdapterContent:
-    """Everything about an adapter file.
+class Opened(NamedTuple):
+    """A file that was read: its bytes by tensor, and what they mean."""
 
-    :param content: What `store.read_adapter` gave of `data`, the file's bytes.
-    :param anchors: Whether to give the anchor texts.
+    path: Path
+    contents: Contents
+    content: AdapterFile | TaskFile
+
+
+def open_file(path: Path) -> Opened:
+    """An adapter file or a task file, whichever `path` is.
+
+    :raises FormatError: When it is neither, or is damaged.
     """
-    digest = hashlib.sha256(data).hexdigest()
+    problems = Problems(path)
+    contents = read(path, ADAPTER, TASK, problems=problems)
+    content = parse_either(contents, problems)
+    assert content is not None  # problems are raised
+    return Opened(path, contents, content)
+
+
+def parse_either(contents: Contents, problems: Problems) -> AdapterFile | TaskFile | None:
+    """What a file's contents mean, or None where problems are collected and there are any.
+
+    :raises FormatError: When a rule of the format is broken, unless problems are collected.
+    """
+    return parse_adapter(contents, problems) if contents.kind == ADAPTER else parse_task(contents, problems)
+
+
+def parse_record(contents: Contents, problems: Problems) -> Manifest | TaskRecord | None:
+    """The record in a file's contents alone, or None where problems are collected and it has any.
+
+    :raises FormatError: When it breaks a rule of the format, unless problems are collected.
+    """
+    if contents.kind == ADAPTER:
+        return parse_manifest(contents, problems)
+    return read_record(contents, TaskRecord, problems)
+
+
+def describe(opened: Opened, *, anchors: bool = False) -> InspectReport:
+    """Everything about a file.
+
+    :param anchors: Whether to give the anchor texts.
+    :raises UsageError: When they are asked for and it is a task file.
+    """
+    path, contents, content = opened
+    adapter = task = None
+    if isinstance(content, AdapterFile):
+        adapter = _adapter_content(path, content, contents, anchors=anchors)
+    elif anchors:
+        raise UsageError(f"{path} is a task file, which has no anchors.", "Leave out --anchors.")
+    else:
+        task = _task_content(path, content, contents)
+    return InspectReport(
+        file=str(path),
+        kind="task" if adapter is None else "adapter",
+        format_version=contents.version,
+        bytes=contents.size,
+        adapter=adapter,
+        task=task,
+    )
+
+
+def _adapter_content(path: Path, content: AdapterFile, contents: Contents, *, anchors: bool) -> AdapterContent:
     shapes = {name: entry.codes.shape for name, entry in content.parameters.items()}
     shapes["anchors.codes"] = content.coordinates.codes.shape
     shapes |= _text_shapes("anchors", content.anchors)
@@ -67,11 +123,11 @@ def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: b
         shapes["features.mean"] = content.features.mean.shape
         shapes["features.shift"] = content.features.shift.shape
         shapes |= _text_shapes("features", content.features.anchors)
-    parts = file_parts(data, shapes)
+    parts = file_parts(contents, shapes)
     atoms = atom_statistics(content.parameters)
-    task_files, unreadable = _task_files_beside(path, digest)
+    task_files, unreadable = _task_files_beside(path, content.digest)
     return AdapterContent(
-        digest=digest,
+        digest=content.digest,
         manifest=content.manifest,
         parts=parts,
         atoms=atoms,
@@ -83,16 +139,15 @@ def adapter_content(path: Path, content: AdapterFile, data: bytes, *, anchors: b
     )
 
 
-def task_content(path: Path, content: TaskFile, data: bytes) -> TaskContent:
-    """Everything about a task file; `content` is what `task_store.read_task` gave of `data`, the file's bytes."""
+def _task_content(path: Path, content: TaskFile, contents: Contents) -> TaskContent:
     record = content.record
     delta = values_of(content.parameters["delta_theta"])
-    parts = file_parts(data, {name: entry.codes.shape for name, entry in content.parameters.items()})
+    parts = file_parts(contents, {name: entry.codes.shape for name, entry in content.parameters.items()})
     readout = None
     if not record.own_task:
         readout = _readout(record.config, record.task, record.label_counts, parts)
     return TaskContent(
-        digest=hashlib.sha256(data).hexdigest(),
+        digest=contents.digest,
         record=record,
         parts=parts,
         types=UPDATE_TYPES,
@@ -103,15 +158,12 @@ def task_content(path: Path, content: TaskFile, data: bytes) -> TaskContent:
     )
 
 
-def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
-    """The header and every part with its scales, sized by the offsets that the file itself gives.
+def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
+    """The header and every part with its scales; their bytes sum to the file's size.
 
-    :param data: Bytes of a file that the reader has accepted.
-    :param shapes: Shape of the values of every part, by its name.
+    :param shapes: Shape of the values of every part, by its name; tensors of no such part are parts of their own.
     """
-    header_bytes = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:header_bytes])
-    total = len(data)
+    total = contents.size
     parts = [
         Part(
             name="header",
@@ -120,26 +172,40 @@ def file_parts(data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part
             bits=None,
             shape=(),
             scales=0,
-            bytes=header_bytes,
-            share=header_bytes / total,
+            bytes=contents.header_bytes,
+            share=contents.header_bytes / total,
         )
     ]
+    left = dict(contents.tensors)
     for name, shape in shapes.items():
-        tensors = [header[key] for key in (name, _SCALE_OF.get(name, f"{name}.scale")) if key in header]
-        if not tensors:  # not every file has features
+        if name not in left:  # not every file has features
             continue
-        sizes = [tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors]
-        bits: float | None = round(8 * sizes[0] / max(math.prod(shape), 1), 2) if name in _CODED else bits_of(name)
+        codes, scales = left.pop(name), left.pop(_SCALE_OF.get(name, f"{name}.scale"), None)
+        bits: float | None = round(8 * codes.nbytes / max(math.prod(shape), 1), 2) if name in _CODED else bits_of(name)
+        size = codes.nbytes + (0 if scales is None else scales.nbytes)
         parts.append(
             Part(
                 name=name,
                 group=_group(name),
-                dtype=_DTYPES[tensors[0]["dtype"]],
+                dtype=codes.dtype,
                 bits=_BITS.get(name, bits),
                 shape=shape,
-                scales=math.prod(tensors[1]["shape"]) if len(tensors) > 1 else 0,
-                bytes=sum(sizes),
-                share=sum(sizes) / total,
+                scales=0 if scales is None else math.prod(scales.shape),
+                bytes=size,
+                share=size / total,
+            )
+        )
+    for name, tensor in left.items():
+        parts.append(
+            Part(
+                name=name,
+                group="other",
+                dtype=tensor.dtype,
+                bits=None,
+                shape=tensor.shape,
+                scales=0,
+                bytes=tensor.nbytes,
+                share=tensor.nbytes / total,
             )
         )
     return tuple(parts)
@@ -234,11 +300,9 @@ def _adapter_beside(path: Path, digest: str) -> str | None:
         if beside.name.endswith(TASK_FILE_ENDING) or beside.suffix != ".safetensors":
             continue
         try:
-            if beside.stat().st_size > MAX_ADAPTER_BYTES:
-                continue
-            if hashlib.sha256(beside.read_bytes()).hexdigest() == digest:
+            if beside.stat().st_size <= MAX_ADAPTER_BYTES and read_adapter(beside).digest == digest:
                 return beside.name
-        except OSError:  # what cannot be read is not known to be the adapter
+        except (FormatError, OSError):  # what cannot be read is not known to be the adapter
             continue
     return None
 

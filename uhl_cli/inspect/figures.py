@@ -34,6 +34,7 @@ GROUP_COLOURS = {
     "head-only control": "#e69f00",
     "anchors": "#cc79a7",
     "features": "#d55e00",
+    "other": "#f0e442",
 }
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "uhl", "font.size": 9, "axes.titlesize": 10}
 # No time stamps: the same report gives the same file.

@@ -11,7 +11,7 @@ from uhl_cli.formats.task import TaskRecord
 from uhl_cli.metrics import Score
 from uhl_cli.schema import Frozen, HostRecord, Manifest
 
-Group = Literal["header", "updates", "size", "readout", "head-only control", "anchors", "features"]
+Group = Literal["header", "updates", "size", "readout", "head-only control", "anchors", "features", "other"]
 FileKind = Literal["adapter", "task"]
 
 
@@ -131,7 +131,7 @@ class TaskFileSummary(Frozen):
 class AdapterContent(Frozen):
     """What is in an adapter file.  The bytes of `parts` sum to the file's size."""
 
-    digest: str = Field(description="SHA-256 of the file; task files name it")
+    digest: str = Field(description="SHA-256 of the content; task files name it")
     manifest: Manifest
     parts: tuple[Part, ...]
     atoms: AtomStatistics
