@@ -298,7 +298,7 @@ def test_interrupt_is_exit_code_130(place, here, monkeypatch, command):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"uhl_cli.pipeline.{command}.load", interrupt)
+    monkeypatch.setattr(f"uhl_cli.commands.{command}.load", interrupt)
     if command == "port":
         called = call(*port_arguments(place.adapter, place.target, place.data))
     else:

@@ -51,7 +51,7 @@ def test_help_has_an_example_that_the_command_takes(arguments, here, monkeypatch
         raise Reached("reached.", "As wanted.")
 
     for command in COMMANDS:
-        module = "uhl_cli.compare.experiment" if command == "compare" else f"uhl_cli.pipeline.{command}"
+        module = "uhl_cli.compare.experiment" if command == "compare" else f"uhl_cli.commands.{command}"
         monkeypatch.setattr(f"{module}.run_{command}", reached)
     assert call(*given).error == "error: reached. As wanted."
 
@@ -236,7 +236,7 @@ def test_options_reach_the_file(place, here):
     assert (manifest.training.config.seed, manifest.training.config.updates) == (7, False)
     assert manifest.training.train_examples == 9
     assert str(here.parent) not in manifest.model_dump_json()
-    for name in ("--anchors texts.txt", "--align embeddings", "--licence MIT", "--seed 7", "--no-updates"):
+    for name in ("--anchors texts.txt", "--align size", "--licence MIT", "--seed 7", "--no-updates"):
         assert name in manifest.training.command
 
 
