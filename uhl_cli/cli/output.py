@@ -14,7 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from io import TextIOBase
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -107,7 +108,7 @@ class Output:
         self._quiet = quiet
         self._debug = debug
         self._stderr = Stderr()
-        self._stdout = Console(highlight=False)
+        self._stdout = Console(file=cast(IO[str], _Stdout()), highlight=False)
         if not self._stdout.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
             self._stdout.width = _NO_TERMINAL
 
@@ -124,7 +125,7 @@ class Output:
         :param table: Prints the report for people, by `line` and `table`.
         """
         if self._json:
-            _write(_harmless(report.model_dump_json(indent=2)) + "\n")
+            _Stdout().write(_harmless(report.model_dump_json(indent=2)) + "\n")
         elif self._quiet:
             self.lines(quiet)
         else:
@@ -132,21 +133,17 @@ class Output:
 
     def lines(self, rows: Sequence[Sequence[object]]) -> None:
         """Print lines of fields that tabs separate, whatever form was asked for."""
-        _write("".join("\t".join(one_line(field) for field in row) + "\n" for row in rows))
+        _Stdout().write("".join("\t".join(one_line(field) for field in row) + "\n" for row in rows))
 
     def line(self, words: Words) -> None:
         """Print one line for people, never wrapped."""
-        with self._stdout.capture() as printed:
-            self._stdout.print(_text(words), soft_wrap=True)
-        _write(printed.get())
+        self._stdout.print(_text(words), soft_wrap=True)
 
     def table(self, table: Table) -> None:
         """Print a table for people."""
         if table.title:
             self.line(Span(table.title, "italic"))
-        with self._stdout.capture() as printed:
-            self._stdout.print(table._rich)
-        _write(printed.get())
+        self._stdout.print(table._rich)
         if table.note:
             self.line(Span(table.note, "dim italic"))
 
@@ -235,7 +232,7 @@ def _text(words: Words) -> Text:
 def _harmless(text: str) -> str:
     """The same JSON; what is not printable, or not in the encoding of stdout, stands there as its escape."""
     try:
-        text.encode(_encoding())
+        text.encode(_Stdout().encoding)
         known = True
     except UnicodeEncodeError:
         known = False
@@ -245,22 +242,31 @@ def _harmless(text: str) -> str:
     )
 
 
-def _encoding() -> str:
-    return getattr(sys.stdout, "encoding", None) or "utf-8"
+class _Stdout(TextIOBase):
+    """The standard output of the moment, closed or not."""
 
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the text that arrives."""
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
 
-def _write(text: str) -> None:
-    """Write to stdout.  A reader that has left (`| head -1`) has had enough: the command goes on to its exit code.
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return sys.stdout is not None and sys.stdout.isatty()
 
-    :raises OutputError: When it cannot be written for another reason, a full disk.
-    """
-    if sys.stdout is None:  # closed before the start
-        return
-    try:
-        sys.stdout.write(text.encode(_encoding(), "backslashreplace").decode(_encoding()))
-        sys.stdout.flush()
-    except OSError as error:
-        abandon(sys.stdout)
-        if error.errno != errno.EPIPE:
-            hint = "Free some space, or send the result elsewhere."
-            raise OutputError(f"cannot write to stdout: {error.strerror or error}.", hint) from error
+    def write(self, text: str) -> int:
+        """Write.  A reader that has left (`| head -1`) has had enough: the command goes on to its own exit code.
+
+        :raises OutputError: When it cannot be written for another reason, such as a full disk.
+        """
+        if sys.stdout is None or not text:  # closed before the start
+            return len(text)
+        try:
+            sys.stdout.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            sys.stdout.flush()
+        except OSError as error:
+            abandon(sys.stdout)
+            if error.errno != errno.EPIPE:
+                hint = "Free some space, or send the result elsewhere."
+                raise OutputError(f"cannot write to stdout: {error.strerror or error}.", hint) from error
+        return len(text)
