@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from command_runs import ROOT, Called, Workplace, call, imported, start
 from tiny_hosts import save_tiny_host
 

@@ -25,7 +25,7 @@ SEEN = "x [/red] y?[2J?31m?gnp error: z ."
 
 def harmless(called: Called) -> bool:
     """Whether nothing but printable lines was printed."""
-    return all(letter.isprintable() or letter == "\n" for letter in called.out + called.err)
+    return all(letter.isprintable() or letter in "\n\t" for letter in called.out + called.err)
 
 
 def test_the_string_would_do_harm():
@@ -57,7 +57,7 @@ def labelled(here) -> Path:
     """Data in the hostile adapter's labels."""
     folder = write_data(here / "data")
     for path in folder.glob("*.tsv"):
-        head, *rows = path.read_text().splitlines()
+        _, *rows = path.read_text().splitlines()
         names = {"0": json.dumps(HOSTILE), "1": '"positive"'}
         lines = [
             json.dumps({"sentence": text})[:-1] + f', "label": {names[label]}}}'
@@ -134,6 +134,8 @@ def test_errors(place, here, hostile):
     data = here / "d"
     data.mkdir()
     (data / "dev.jsonl").write_text(json.dumps({HOSTILE: "a", "label": HOSTILE}) + "\n")
+    others = here / "others.jsonl"
+    others.write_text(json.dumps({"sentence": "a", "label": "unknown"}) + "\n")
     for called in (
         call("inspect", HOSTILE),
         call("budget", HOSTILE),
@@ -142,7 +144,7 @@ def test_errors(place, here, hostile):
         call(*port_arguments(place.adapter, place.target, data)),
         call(*port_arguments(place.adapter, place.target, data), "--text-column", HOSTILE),
         call(*port_arguments(place.adapter, place.target, data), "--text-column", "label"),
-        call(*port_arguments(hostile, place.target, place.data)),
+        call(*port_arguments(hostile, place.target, others), *COLUMNS),
         call("inspect", hostile, "--plot", HOSTILE),
     ):
         assert called.code in (1, 2)
