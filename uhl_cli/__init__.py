@@ -21,3 +21,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attribute protocol
 
         return getattr(api, name)
     raise AttributeError(f"module 'uhl_cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

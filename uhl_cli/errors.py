@@ -8,9 +8,11 @@ turns a failure into an empty result.
 
 from __future__ import annotations
 
+from uhl_cli.text import one_line
+
 
 class UhlError(Exception):
-    """Base of all errors of uhl.
+    """Base of all errors of uhl.  Whatever name or message of others they quote, both stay one printable line.
 
     :param message: What failed, and on which input, in one line.
     :param hint: What the user can do or run next, in one line.
@@ -19,9 +21,9 @@ class UhlError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = one_line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -1,9 +1,12 @@
-"""Progress on stderr: a bar a phase on a terminal, a line now and then in a log file."""
+"""What goes to stderr: lines, and progress as a bar a phase on a terminal or a line now and then in a log file."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+from contextlib import suppress
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -16,19 +19,44 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from uhl_cli.text import one_line
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
-def stderr() -> Console:
-    """Console for everything that is not a result."""
-    return Console(stderr=True, soft_wrap=True)
+def abandon(stream: TextIO | None) -> None:
+    """Point a stream that nobody reads any more at nothing, so that neither a later write nor the exit fails on it."""
+    with suppress(OSError, ValueError, AttributeError):  # a stream of a test or of an embedding has no descriptor
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())  # type: ignore[union-attr]
+        os.close(nothing)
+
+
+class Stderr(Console):
+    """The console of everything that is not a result.  When nobody reads it any more, it falls silent."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def say(self, text: str, *, label: str = "", style: str = "") -> None:
+        """One line, never wrapped and no part of it taken for markup; `label` stands before it in `style`."""
+        try:
+            self.print(Text(label, style).append(one_line(text), ""), soft_wrap=True, highlight=False)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a word: what is being made is worth more than its progress."""
+        self.quiet = True
+        abandon(sys.stderr)
 
 
 class ProgressBar:
     """A `reports.Reporter` that draws one bar a phase on a terminal, and sparse lines elsewhere."""
 
-    def __init__(self, console: Console, enabled: bool) -> None:
+    def __init__(self, console: Stderr, enabled: bool) -> None:
         self._enabled = enabled
         self._console = console
         self._live = console.is_terminal
@@ -36,12 +64,12 @@ class ProgressBar:
         self._last_line = 0.0
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
         )
@@ -62,6 +90,7 @@ class ProgressBar:
         if not self._live:
             self._line(label, done, total, note)
             return
+        label, note = one_line(label), one_line(note)
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(label, total=total, note=note)
         self._progress.update(self._tasks[label], completed=done, total=total, note=note)
@@ -71,9 +100,9 @@ class ProgressBar:
         if label not in self._tasks or done >= total or now - self._last_line > SECONDS_BETWEEN_LINES:
             self._tasks.setdefault(label, TaskID(0))
             self._last_line = now
-            self._console.print(f"{label}: {done}/{total} {note}".rstrip(), markup=False, highlight=False)
+            self._console.say(f"{label}: {done}/{total} {note}".rstrip())
 
 
 def progress_bar(*, quiet: bool) -> ProgressBar:
     """A progress bar on stderr, or none when quiet or when this is not the first of several processes."""
-    return ProgressBar(stderr(), enabled=not quiet and os.environ.get("LOCAL_RANK", "0") == "0")
+    return ProgressBar(Stderr(), enabled=not quiet and os.environ.get("LOCAL_RANK", "0") == "0")

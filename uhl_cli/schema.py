@@ -40,7 +40,7 @@ class AdapterConfig(Frozen):
     size_hidden_size: int = Field(8, ge=1, le=64)
     num_labels: int = Field(2, ge=1, le=1000)
     kind: Literal["sequence", "tokens"] = "sequence"
-    strategy: Strategy = "anchors"
+    strategy: Strategy = Field("anchors", description="alignment strategy")
 
     @model_validator(mode="after")
     def _knots_rise(self) -> AdapterConfig:
@@ -101,29 +101,31 @@ class Parts(BaseModel):
 class TrainingConfig(Frozen):
     """How an adapter is trained; the defaults were chosen on a slice of SST-2's training set."""
 
-    epochs: float = Field(3.0, gt=0, le=1000)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(32, ge=1, le=4096)
-    learning_rate: float = Field(2e-3, gt=0, le=1)
-    readout_learning_rate: float = Field(1e-3, gt=0, le=1)
-    weight_decay: float = Field(0.01, ge=0, le=1)
-    warmup_fraction: float = Field(0.06, ge=0, le=1)
-    active_weight: float = Field(0.01, ge=0, le=10, description="lambda_F of the loss")
-    delta_weight: float = Field(1e-5, ge=0, le=10, description="lambda_Q of the loss")
-    noise: float = Field(1.0, ge=0, le=10, description="alignment noise of the readout, in standard deviations of z")
-    update_noise: float = Field(0.0, ge=0, le=10, description="the same in the updates' input")
+    epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training data")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps instead")
+    batch_size: int = Field(32, ge=1, le=4096, description="examples per step, over all processes")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate of the updates")
+    readout_learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of the readout")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="weight decay of matrices")
+    warmup_fraction: float = Field(0.06, ge=0, le=1, description="share of the steps that warm up")
+    active_weight: float = Field(0.01, ge=0, le=10, description="weight of active atoms in the loss (lambda_F)")
+    delta_weight: float = Field(1e-5, ge=0, le=10, description="weight of delta-theta's square in the loss (lambda_Q)")
+    noise: float = Field(1.0, ge=0, le=10, description="alignment noise of the readout's input, in standard deviations")
+    update_noise: float = Field(0.0, ge=0, le=10, description="alignment noise of the updates' input")
     update_dropout: float = Field(
         0.5,
         ge=0,
         lt=1,
         description="share of the steps that leave the updates off, so that the readout serves both streams",
     )
-    width_views: int = Field(4, ge=0, le=64, description="widths shown to the hyper-MLP besides the host's own")
-    updates: bool = True
-    max_length: int = Field(128, ge=4, le=100_000)
+    width_views: int = Field(
+        4, ge=0, le=64, description="imitated widths that the hyper-MLP is shown besides the host's"
+    )
+    updates: bool = Field(True, description="train the weight updates, or the readout alone")
+    max_length: int = Field(128, ge=4, le=100_000, description="longest input in tokens")
     gradient_clip: float = Field(1.0, gt=0)
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast precision of training")
 
 
 class TrainingRecord(Frozen):

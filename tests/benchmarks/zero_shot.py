@@ -46,7 +46,6 @@ def main() -> None:
                         adapter=adapter,
                         target=HostOptions(name=path, device="cpu"),
                         data=DataOptions(data=data),
-                        data_required=True,
                         strategy=strategy,
                         seed=arguments.seed,
                     )

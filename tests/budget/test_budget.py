@@ -21,7 +21,7 @@ from uhl_cli.budget.run import run_budget
 from uhl_cli.budget.target import anchor_examples, measure_host
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales
-from uhl_cli.commands.options import HostOptions
+from uhl_cli.commands.options import DataOptions, HostOptions
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import Examples
 from uhl_cli.errors import BudgetError, FormatError, HostError, HostNotFoundError, UnknownFamilyError, UsageError
@@ -342,7 +342,7 @@ def test_configurations_that_serve_no_count(file, tmp_path):
         ({"target_config": HostOptions(name="b"), "max_atoms": 1.5}, "--max-atoms"),
         ({"time": True}, "--time"),
         ({"target_config": HostOptions(name="b"), "time": True}, "--time"),
-        ({"data_asked": True}, "--data"),
+        ({"data": DataOptions(task="reviews")}, "--data"),
     ],
 )
 def test_what_cannot_be_known_is_refused(file, changes, match):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -58,6 +59,40 @@ def start(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) 
     command = [sys.executable, "-m", "uhl_cli", *(str(argument) for argument in arguments)]
     done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, check=False, timeout=240)
     return Called(done.returncode, done.stdout, done.stderr)
+
+
+_IMPORTS = """
+import json, sys
+for name in sys.argv[2:]:
+    __import__(name)
+from uhl_cli.cli.main import app
+wanted = {"torch", "transformers", "datasets", "accelerate", "sklearn", "pandas", "fvcore", "numpy", "matplotlib"}
+found = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments)
+    except SystemExit as left:
+        assert not left.code, (arguments, left.code)
+    found.append(sorted(wanted & set(sys.modules)))
+sys.stderr.write(json.dumps(found))
+"""
+
+
+def imported(*calls: list[str], cwd: Path, first: tuple[str, ...] = ()) -> list[set[str]]:
+    """Run calls one after the other in one fresh process; which large packages were imported by the end of each.
+
+    :param first: Modules to import before them.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS, json.dumps(calls), *first],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout
+    return [set(names) for names in json.loads(done.stderr)]
 
 
 def write_data(folder: Path, label: str = "label") -> Path:

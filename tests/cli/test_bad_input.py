@@ -167,28 +167,33 @@ def test_evaluation_text_longer_than_the_host_takes_is_cut_and_said(place, here)
 
 
 OUT_OF_RANGE = [
-    ("--batch-size", "0"),
-    ("--noise", "-1"),
-    ("--update-noise", "-0.5"),
-    ("--views", "-1"),
-    ("--views", "65"),
-    ("--epochs", "0"),
-    ("--max-steps", "0"),
-    ("--learning-rate", "0"),
-    ("--learning-rate", "nan"),
-    ("--max-flops", "0"),
-    ("--max-flops", "inf"),
-    ("--num-anchors", "3"),
-    ("--max-length", "3"),
-    ("--save-every", "0"),
-    ("--seed", "-1"),
+    ("pretrain", "--batch-size", "0"),
+    ("pretrain", "--noise", "-1"),
+    ("pretrain", "--update-noise", "-0.5"),
+    ("pretrain", "--views", "-1"),
+    ("pretrain", "--views", "65"),
+    ("pretrain", "--epochs", "0"),
+    ("pretrain", "--max-steps", "0"),
+    ("pretrain", "--learning-rate", "0"),
+    ("pretrain", "--learning-rate", "nan"),
+    ("pretrain", "--max-flops", "0"),
+    ("pretrain", "--max-flops", "inf"),
+    ("pretrain", "--num-anchors", "3"),
+    ("pretrain", "--max-length", "3"),
+    ("pretrain", "--save-every", "0"),
+    ("pretrain", "--seed", "-1"),
+    ("port", "--batch-size", "0"),
+    ("port", "--limit-evaluation", "0"),
+    ("tune", "--steps", "0"),
+    ("demo", "--tune-steps", "0"),
+    ("budget", "--max-bytes", "0"),
 ]
 
 
-@pytest.mark.parametrize(("option", "value"), OUT_OF_RANGE)
-def test_number_out_of_range_names_its_option(place, here, option, value):
-    arguments = [*pretrain_arguments(place.host, place.data, "out.safetensors"), option, value]
-    line = refused(here, arguments, 2)
+@pytest.mark.parametrize(("command", "option", "value"), OUT_OF_RANGE)
+def test_number_out_of_range_names_its_option(here, command, option, value):
+    needed = {"port": ["a", "--target", "x"], "tune": ["a", "--target", "x"], "budget": ["a"]}
+    line = refused(here, [command, *needed.get(command, []), option, value], 2)
     assert line.startswith(f"error: {option}: ")
 
 
@@ -199,11 +204,7 @@ def test_number_out_of_range_names_its_option(place, here, option, value):
         ["port", "a.safetensors"],
         ["pretrain", "--batch-size", "many"],
         ["tune", "a.safetensors"],
-        ["tune", "a.safetensors", "--target", "x", "--steps", "0"],
-        ["demo", "--tune-steps", "0"],
-        ["port", "a.safetensors", "--target", "x", "--batch-size", "0"],
         ["port", "a.safetensors", "--target", "x", "--align", "magic"],
-        ["port", "a.safetensors", "--target", "x", "--limit-evaluation", "0"],
         ["port", "a.safetensors", "--target", "x", "--no-such-option"],
         ["fly"],
     ],
@@ -215,6 +216,30 @@ def test_wrong_usage_is_exit_code_2(here, arguments):
     assert "Traceback" not in called.err
     assert "Error" in called.err
     assert files_in(here) == {}
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("port", ["--target", "x"]), ("tune", ["--target", "x"]), ("inspect", []), ("budget", [])],
+)
+def test_no_adapter_named_and_none_in_the_folder(here, command, more):
+    line = refused(here, [command, *more], 2, "there is no adapter.safetensors in this folder", "`uhl pretrain`")
+    assert f"`uhl {command} FILE`" in line
+
+
+def test_the_adapter_of_the_folder_is_taken(place, here):
+    shutil.copy(place.adapter, here / "adapter.safetensors")
+    on = ["--target", str(place.target), "--data", str(place.data), "--max-flops", "1000", "--device", "cpu"]
+    for command, more in (
+        ("inspect", []),
+        ("budget", []),
+        ("port", on),
+        ("tune", [*on, "--steps", "1", "--batch-size", "4"]),
+    ):
+        given = ["adapter.safetensors", *more, "--quiet"]
+        bare = call(command, *given[1:], *(["--overwrite"] if command == "tune" else []))
+        assert (bare.code, bare.err) == (0, "")
+        assert bare == call(command, *given, *(["--overwrite"] if command == "tune" else []))
 
 
 def test_unusable_device(place, here):
@@ -298,7 +323,7 @@ def test_interrupt_is_exit_code_130(place, here, monkeypatch, command):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"uhl_cli.pipeline.{command}.load", interrupt)
+    monkeypatch.setattr(f"uhl_cli.commands.{command}.load", interrupt)
     if command == "port":
         called = call(*port_arguments(place.adapter, place.target, place.data))
     else:

@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from command_runs import ROOT, Called, Workplace, call, start
+from command_runs import ROOT, Called, Workplace, call, imported, start
 from tiny_hosts import save_tiny_host
 
 from uhl_cli.budget.report import BudgetReport
@@ -163,35 +162,10 @@ def test_markup_in_names_is_left_alone(place, here):
     assert "[red]host" in on(place, target=folder).out
 
 
-@pytest.mark.parametrize("form", ["--json", "--quiet", ""])
-def test_without_a_target_nothing_heavy_is_imported(place, form):
-    code = (
-        "import sys\n"
-        "from uhl_cli.cli.main import app\n"
-        "try:\n"
-        f"    app({['budget', str(place.adapter), *([form] if form else [])]!r})\n"
-        "except SystemExit as left:\n"
-        "    assert left.code == 0\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'fvcore', 'sklearn', 'pandas'}\n"
-        "print('heavy:', heavy & set(sys.modules))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "heavy: set()"
-
-
-def test_a_heavy_import_would_be_noticed(place):
-    given = ["budget", str(place.adapter), "--target-config", str(place.target), "--max-flops", "1000"]
-    code = (
-        "import sys\n"
-        "from uhl_cli.cli.main import app\n"
-        "try:\n"
-        f"    app({given!r})\n"
-        "except SystemExit as left:\n"
-        "    assert left.code == 0\n"
-        "print('heavy:', *sorted({'torch', 'transformers', 'fvcore'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "heavy: fvcore torch transformers"
+def test_without_a_target_nothing_heavy_is_imported(place, here):
+    forms = [["budget", str(place.adapter), *form] for form in ([], ["--json"], ["--quiet"])]
+    assert imported(*forms, cwd=here) == [{"numpy"}] * 3
+    assert imported(forms[0], cwd=here, first=("pandas",)) == [{"numpy", "pandas"}], "it would be noticed"
 
 
 def test_what_is_left_out_is_what_port_leaves_out(place):
@@ -232,26 +206,31 @@ def test_a_process_of_its_own_gives_the_code(place, here):
     assert last_error(called)
 
 
-def test_a_shell_script_keeps_the_targets_within_budget(place, here):
-    """Exit code 0 keeps a target, 3 drops it, anything else stops the script."""
-    save_tiny_host(here / "narrow", "bert", hidden_size=16, num_hidden_layers=1)
-    wide = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12}
-    (here / "wide.json").write_text(json.dumps({**wide, "intermediate_size": 3072, "vocab_size": 300}))
+def test_a_shell_script_keeps_the_files_within_budget(place, here):
+    """Exit code 0 keeps a file, 3 drops it, anything else stops the script."""
+    sizes = {path: path.stat().st_size for path in (place.adapter, place.tagger)}
+    small, large = sorted(sizes, key=sizes.__getitem__)
+    assert sizes[small] < sizes[large]
     uhl = shlex.join([sys.executable, "-m", "uhl_cli"])
     script = f"""
-    for target in narrow/config.json wide.json; do
+    for file in "$@"; do
         code=0
-        line=$({uhl} budget {shlex.quote(str(place.adapter))} --target-config $target --quiet 2>errors) || code=$?
+        line=$({uhl} budget $file --quiet --max-bytes {sizes[small]} 2>errors) || code=$?
         case $code in
-            0) echo "$target $line" ;;
+            0) echo "$file $line" ;;
             3) ;;
             *) cat errors; exit $code ;;
         esac
     done
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run(*files: Path) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-euc", script, "script", *(str(file) for file in files)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    done = run(large, small)
     assert (done.returncode, done.stderr) == (0, "")
-    kept = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in kept] == ["wide.json"]
-    assert 0 < float(kept[0][2]) <= 10
+    assert done.stdout == f"{small} {sizes[small]}\t-\t-\n"
+    stopped = run(here / "none", small)
+    assert (stopped.returncode, stopped.stdout[:7]) == (1, "error: ")

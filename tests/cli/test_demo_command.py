@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_runs import call, start
 
-from uhl_cli.cli.render_demo import versus
+from uhl_cli.cli.demo import versus
 from uhl_cli.errors import OutputError
 from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.metrics import Difference

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command_runs import Called, call, port_arguments, start
+from command_runs import Called, call, port_arguments
 
 from uhl_cli.formats.task import read_task
 
@@ -36,7 +36,7 @@ def test_writes_a_task_file_that_port_takes(place, here):
 def test_goes_beside_the_adapter_and_says_what_it_did(place, here):
     adapter = here / "mine.safetensors"
     adapter.write_bytes(place.adapter.read_bytes())
-    called = start(*tune_arguments(adapter, place.target, place.data), cwd=here)
+    called = call(*tune_arguments(adapter, place.target, place.data))
     assert called.code == 0, called.err
     assert (here / "mine.sst2.target.task.safetensors").exists()
     for words in ("before, zero-shot", "tuned", "bytes of delta-theta", "512"):

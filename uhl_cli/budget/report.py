@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
 from uhl_cli.budget.sizes import FileSizes
-from uhl_cli.commands.options import DataOptions, HostOptions
+from uhl_cli.commands.flags import Options
+from uhl_cli.commands.options import DEFAULT_ADAPTER, DataOptions, HostOptions
 from uhl_cli.schema import Frozen, Strategy
 
 CONVENTION = (
@@ -18,35 +20,52 @@ MAX_FLOPS = 10.0
 MAX_ATOMS = 2.0
 
 
-class BudgetOptions(Frozen):
-    """All of `uhl budget`.
+class BudgetOptions(Options):
+    """All of `uhl budget`."""
 
-    :param target: A host to load, or None.
-    :param target_config: A host of which the configuration alone is read: a config.json, a folder or a hub id.
-    :param data: Data to measure active atoms on; without any, the adapter's own anchor texts.
-    :param data_asked: Whether `data` names anything.
-    :param batch_size: Sequences in the pass that is counted, measured and timed.
-    :param max_bytes: Limit of the adapter file; a task file is reported apart.
-    :param max_flops: Limit in percent of the target's FLOPs, 10 where a target is given.
-    :param max_atoms: Limit of active atoms per token, 2 where they are measured.
-    :param repetitions: Pairs of passes that `time` takes.
-    """
+    argument = "adapter"
+    option_names: ClassVar = {"target.name": "target", "target_config.name": "target-config", "strategy": "align"}
+    not_options = frozenset({"data.train_split", "data.limit_train"})
 
-    adapter: Path
-    target: HostOptions | None = None
-    target_config: HostOptions | None = None
-    task_file: Path | None = None
-    strategy: Strategy | None = None
-    data: DataOptions = DataOptions()
-    data_asked: bool = False
-    sequence_length: int = Field(128, ge=1, le=1_000_000)
-    batch_size: int = Field(1, ge=1, le=100_000)
-    max_bytes: int = Field(1_000_000, ge=1)
-    max_flops: float | None = Field(None, gt=0)
-    max_atoms: float | None = Field(None, ge=0)
-    time: bool = False
-    repetitions: int = Field(20, ge=3, le=10_000)
-    seed: int = Field(0, ge=0)
+    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    target: HostOptions | None = Field(
+        None, description="hub id, local folder or builtin:NAME of the model to measure the file on"
+    )
+    target_config: HostOptions | None = Field(
+        None,
+        description="the same without weights: a config.json, a folder or a hub id, of which the configuration alone "
+        "is read; FLOPs and bytes are counted in seconds, however large the model",
+    )
+    task_file: Path | None = Field(
+        None, description="task file of `uhl tune` to use with the adapter; its bytes are listed apart"
+    )
+    strategy: Strategy | None = Field(
+        None, description="alignment strategy; by default the one that the file was trained with"
+    )
+    data: DataOptions = Field(
+        DataOptions(),
+        description="task whose evaluation data active atoms are measured on; by default the anchor texts serve",
+    )
+    sequence_length: int = Field(128, ge=1, le=1_000_000, description="tokens of each sequence that is counted")
+    batch_size: int = Field(1, ge=1, le=100_000, description="sequences in the pass that is counted and timed")
+    max_bytes: int = Field(1_000_000, ge=1, description="limit of the adapter file in bytes")
+    max_flops: float | None = Field(
+        None,
+        gt=0,
+        description=f"FLOP limit in percent of the target's own, by default {MAX_FLOPS:g}; as `port` does, parts are "
+        "left out to hold it",
+    )
+    max_atoms: float | None = Field(
+        None, ge=0, description=f"limit of active atoms per token, by default {MAX_ATOMS:g} where they are measured"
+    )
+    time: bool = Field(False, description="also measure the wall-clock overhead")
+    repetitions: int = Field(20, ge=3, le=10_000, description="pairs of passes that --time takes")
+    seed: int = Field(0, ge=0, description="seed of --limit-evaluation")
+
+    @property
+    def data_asked(self) -> bool:
+        """Whether `data` names anything."""
+        return self.data != DataOptions()
 
 
 class FlopCount(Frozen):

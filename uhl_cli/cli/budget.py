@@ -2,157 +2,110 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from uhl_cli.cli.options import command
+from uhl_cli.cli.output import Output, Table
+from uhl_cli.errors import BudgetError
 
-from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result
-from uhl_cli.progress import progress_bar, stderr
-
-LIMITS_PANEL = "Limits"
+if TYPE_CHECKING:
+    from uhl_cli.budget.report import BudgetOptions, BudgetReport, FlopCount, TargetBudget
 
 
-def budget(
-    adapter: Annotated[Path, typer.Argument(help="Adapter file made by `uhl pretrain`.")],
-    target: Annotated[
-        str | None, typer.Option(help="Hub id, local folder or builtin:NAME of the model to measure the file on.")
-    ] = None,
-    target_config: Annotated[
-        str | None,
-        typer.Option(
-            help="The same without weights: a config.json, a folder or a hub id, of which the configuration alone "
-            "is read; FLOPs and bytes are counted in seconds, however large the model."
-        ),
-    ] = None,
-    task_file: Annotated[
-        Path | None, typer.Option(help="Task file of `uhl tune` to use with the adapter; its bytes are listed apart.")
-    ] = None,
-    align: Annotated[
-        shared.Strategy | None,
-        typer.Option(help="Alignment strategy; by default the one that the file was trained with."),
-    ] = None,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of each sequence that is counted.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in the pass that is counted.")] = 1,
-    max_bytes: Annotated[
-        int, typer.Option(min=1, help="Limit of the adapter file in bytes.", rich_help_panel=LIMITS_PANEL)
-    ] = 1_000_000,
-    max_flops: Annotated[
-        float | None,
-        typer.Option(
-            help="FLOP limit in percent of the target's own; as `port` does, parts are left out to hold it.",
-            show_default="10",
-            rich_help_panel=LIMITS_PANEL,
-        ),
-    ] = None,
-    max_atoms: Annotated[
-        float | None,
-        typer.Option(min=0, help="Limit of active atoms per token.", show_default="2", rich_help_panel=LIMITS_PANEL),
-    ] = None,
-    time: Annotated[bool, typer.Option("--time", help="Also measure the wall-clock overhead.")] = False,
-    repetitions: Annotated[int, typer.Option(min=3, help="Pairs of passes that --time takes.")] = 20,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="Task whose evaluation data active atoms are measured on; by default the anchor texts serve.",
-            rich_help_panel=shared.DATA_PANEL,
-        ),
-    ] = None,
-    data: shared.Data = None,
-    data_config: shared.DataConfig = None,
-    data_revision: shared.DataRevision = None,
-    evaluation_split: shared.EvaluationSplit = None,
-    text_column: shared.TextColumn = None,
-    pair_column: shared.PairColumn = None,
-    label_column: shared.LabelColumn = None,
-    tokens_column: shared.TokensColumn = None,
-    limit_evaluation: shared.LimitEvaluation = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of --limit-evaluation.", rich_help_panel=shared.DATA_PANEL)
-    ] = 0,
-    revision: shared.Revision = None,
-    device: shared.Device = "auto",
-    dtype: shared.DtypeOption = shared.Dtype.float32,
-    offline: shared.Offline = False,
-    trust_remote_code: shared.TrustRemoteCode = False,
-    json: shared.Json = False,
-    quiet: shared.Quiet = False,
-    debug: shared.Debug = False,
-) -> None:
+def _record() -> type[BudgetOptions]:
+    from uhl_cli.budget.report import BudgetOptions
+
+    return BudgetOptions
+
+
+@command(
+    _record,
+    example="uhl budget adapter.safetensors --target bert-large-uncased --json",
+    panels={"Limits": ("max-bytes", "max-flops", "max-atoms"), "Data": ("seed",)},
+    interrupted="Nothing was written.",
+)
+def budget(options: BudgetOptions, output: Output) -> None:
     """Say what a file costs, and on a target its FLOPs, memory and active atoms; exit 3 beyond a limit, else 0.
 
     With --quiet one line for scripts: bytes, FLOP percent and active atoms, tab separated, a dash for what was not
     measured.
     """
-    with error_edge(debug=debug, interrupted_hint="Nothing was written."):
-        from uhl_cli.budget.report import BudgetOptions
-        from uhl_cli.budget.run import run_budget
-        from uhl_cli.commands.options import DataOptions, HostOptions
-        from uhl_cli.errors import BudgetError
+    from uhl_cli.budget.run import run_budget
 
-        def host(name: str | None) -> HostOptions | None:
-            if name is None:
-                return None
-            return HostOptions(
-                name=name,
-                revision=revision,
-                device=device,
-                dtype=dtype.value,
-                offline=offline,
-                trust_remote_code=trust_remote_code,
-            )
-
-        data_options = DataOptions(
-            task=task,
-            data=data,
-            config=data_config,
-            revision=data_revision,
-            evaluation_split=evaluation_split,
-            text_column=text_column,
-            pair_column=pair_column,
-            label_column=label_column,
-            tokens_column=tokens_column,
-            limit_evaluation=limit_evaluation,
+    with output.progress() as reporter:
+        report = run_budget(options, reporter)
+    target = report.target
+    if target is not None and target.sequence_length < options.sequence_length:
+        said = f"the target takes {target.sequence_length} tokens at most; counted at that length."
+        output.note(said, "warning: ")
+    percent = "-" if target is None else f"{target.flops.percent:.4f}"
+    atoms = "-" if target is None or target.atoms is None else f"{target.atoms.per_token:.4f}"
+    output.result(report, quiet=[(report.file.bytes, percent, atoms)], table=_table)
+    if report.beyond:
+        raise BudgetError(
+            f"{options.adapter} is beyond its budget: {'; '.join(report.beyond)}.",
+            "Raise the limit, or choose another target.",
         )
-        options = BudgetOptions(
-            adapter=adapter,
-            target=host(target),
-            target_config=host(target_config),
-            task_file=task_file,
-            strategy=None if align is None else align.value,
-            data=data_options,
-            data_asked=data_options != DataOptions(),
-            sequence_length=sequence_length,
-            batch_size=batch_size,
-            max_bytes=max_bytes,
-            max_flops=max_flops,
-            max_atoms=max_atoms,
-            time=time,
-            repetitions=repetitions,
-            seed=seed,
-        )
-        with progress_bar(quiet=quiet) as reporter:
-            report = run_budget(options, reporter)
-        if report.target is not None and report.target.sequence_length < sequence_length:
-            stderr().print(
-                f"warning: the target takes {report.target.sequence_length} tokens at most; counted at that length.",
-                markup=False,
-                highlight=False,
-            )
-        if json:
-            print_result(report.model_dump_json(indent=2))
-        elif quiet:
-            measured = report.target
-            percent = "-" if measured is None else f"{measured.flops.percent:.4f}"
-            atoms = "-" if measured is None or measured.atoms is None else f"{measured.atoms.per_token:.4f}"
-            print_result(f"{report.file.bytes}\t{percent}\t{atoms}")
-        else:
-            from uhl_cli.cli.render_budget import render_budget
 
-            render_budget(report)
-        if report.beyond:
-            raise BudgetError(
-                f"{adapter} is beyond its budget: {'; '.join(report.beyond)}.",
-                "Raise the limit, or choose another target.",
-            )
+
+def _table(output: Output, report: BudgetReport) -> None:
+    """Print the file's parts and, where there is a target, what the adapter costs there."""
+    output.line(report.adapter)
+    table = Table(left=["part"], right=["bytes", "share", "parameters"])
+    for part in report.file.parts:
+        share = f"{100 * part.bytes / report.file.bytes:.1f} %"
+        table.row(part.part, f"{part.bytes:,}", share, f"{part.parameters:,}" if part.parameters else "-")
+    table.section()
+    table.row("the file", f"{report.file.bytes:,}", "100.0 %", f"{report.file.parameters:,}")
+    if report.task_file is not None:
+        table.row("task file, apart", f"{report.task_file.bytes:,}", "", f"{report.task_file.parameters:,}")
+    output.table(table)
+    if report.target is not None:
+        _target(output, report.target)
+    limits = [f"{report.limits.bytes:,} bytes"]
+    if report.limits.flops_percent is not None:
+        limits.append(f"{report.limits.flops_percent:g} % FLOPs")
+    if report.limits.atoms_per_token is not None:
+        limits.append(f"{report.limits.atoms_per_token:g} atoms per token")
+    output.line(f"{'BEYOND' if report.beyond else 'within'} the limits: {', '.join(limits)}")
+
+
+def _target(output: Output, target: TargetBudget) -> None:
+    shape = f"{target.model_type}, {target.num_hidden_layers} x {target.hidden_size}"
+    weights = "" if target.weights_loaded else "; configuration alone, no weights"
+    tokens = f"{target.batch_size} x {target.sequence_length} tokens"
+    output.line(f"on {target.name} ({shape}{weights}): {tokens}, {target.dtype}")
+    table = Table(left=["one pass"], right=["host", "adapter adds", "overhead"])
+    table.row("FLOPs by fvcore", *_counted(target.flops.fvcore))
+    table.row("FLOPs by torch", *_counted(target.flops.torch))
+    difference = (target.flops.host_difference_percent, target.flops.adapter_difference_percent)
+    table.row("  fvcore minus torch", *(f"{value:+.3f} %" for value in difference))
+    memory = target.memory
+    table.row("bytes of weights", *_overhead(memory.host_weights, memory.adapter_weights))
+    table.row("peak bytes besides", *_overhead(memory.host_peak, memory.adapter_peak))
+    if target.time is not None:
+        time = target.time
+        table.row(
+            f"ms, median of {time.repetitions}",
+            f"{1000 * time.host_seconds:.2f}",
+            f"{1000 * (time.attached_seconds - time.host_seconds):+.2f}",
+            f"x {time.ratio:.3f} [{time.ratio_low:.3f}, {time.ratio_high:.3f}]",
+        )
+    output.table(table)
+    output.line(f"counted: {target.flops.convention}")
+    if target.atoms is not None:
+        atoms = target.atoms
+        output.line(f"active atoms per token: {atoms.per_token:.2f} on {atoms.texts:,} texts, {atoms.data}")
+    if target.left_out:
+        left_out = ", ".join(target.left_out)
+        output.line(f"left out to hold the FLOP limit: {left_out} (whole: {target.whole_percent:.2f} %)")
+    if target.refused is not None:
+        output.line(f"`uhl port` refuses this target ({target.refused}); counted with nothing left out")
+
+
+def _counted(count: FlopCount) -> tuple[str, str, str]:
+    return f"{count.host:,}", f"{count.adapter:,}", f"{count.percent:.2f} %"
+
+
+def _overhead(host: int, adapter: int) -> tuple[str, str, str]:
+    return f"{host:,}", f"{adapter:,}", f"{100 * adapter / host:.2f} %"

@@ -2,136 +2,99 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from uhl_cli.cli.options import command
+from uhl_cli.cli.output import Output, Table
+from uhl_cli.errors import RunError
 
-from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result
-from uhl_cli.progress import progress_bar
-
-RUNS_PANEL = "Which runs"
-
-
-class Mode(str, Enum):
-    """How much of every run is made."""
-
-    trial = "trial"
-    full = "full"
+if TYPE_CHECKING:
+    from uhl_cli.compare.aggregate import GroupSummary
+    from uhl_cli.compare.config import CompareOptions
+    from uhl_cli.compare.experiment import CompareReport
 
 
-class Tracker(str, Enum):
-    """Where runs are reported besides the local files."""
+def _record() -> type[CompareOptions]:
+    from uhl_cli.compare.config import CompareOptions
 
-    none = "none"
-    tensorboard = "tensorboard"
-    wandb = "wandb"
+    return CompareOptions
 
 
-def compare(
-    config: Annotated[
-        list[str],
-        typer.Option(
-            help="YAML file of one run or of a grid, or a set that ships: builtin, local, published. May be repeated."
-        ),
-    ],
-    results_dir: Annotated[
-        Path, typer.Option(help="Folder of all results.", rich_help_panel=shared.OUTPUT_PANEL)
-    ] = Path("results"),
-    mode: Annotated[Mode, typer.Option(help="trial: two steps of every run, to see that it works.")] = Mode.full,
-    at: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Where the host or data set of that name lies. May be repeated."),
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Only this method. May be repeated.", rich_help_panel=RUNS_PANEL)
-    ] = None,
-    host: Annotated[
-        list[str] | None, typer.Option(help="Only this host. May be repeated.", rich_help_panel=RUNS_PANEL)
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only this data set. May be repeated.", rich_help_panel=RUNS_PANEL)
-    ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Only this seed. May be repeated.", rich_help_panel=RUNS_PANEL)
-    ] = None,
-    list_runs: Annotated[
-        bool, typer.Option("--list", help="Print the runs' names and make none.", rich_help_panel=RUNS_PANEL)
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep finished runs and make the others.")] = False,
-    compare_only: Annotated[
-        bool, typer.Option("--compare-only", help="Make no run: compare those that are finished.")
-    ] = False,
-    time_only: Annotated[
-        bool,
-        typer.Option("--time-only", help="Make no run: measure the wall-clock of those that are finished again."),
-    ] = False,
-    figures: Annotated[
-        bool, typer.Option(help="Draw figures (needs matplotlib).", rich_help_panel=shared.OUTPUT_PANEL)
-    ] = True,
-    report_to: Annotated[
-        Tracker, typer.Option(help="Report runs to a tracker as well.", rich_help_panel=shared.OUTPUT_PANEL)
-    ] = Tracker.none,
-    device: shared.Device = "auto",
-    offline: shared.Offline = False,
-    overwrite: shared.Overwrite = False,
-    json: shared.Json = False,
-    quiet: shared.Quiet = False,
-    debug: shared.Debug = False,
-) -> None:
+@command(
+    _record,
+    example="uhl compare --config published --mode trial --results-dir results",
+    panels={
+        "Which runs": ("method", "host", "task", "seed", "list"),
+        "Output": ("results-dir", "figures", "report-to"),
+    },
+    metavars={"at": "NAME=PATH"},
+    interrupted="Go on after the last finished run with --resume.",
+)
+def compare(options: CompareOptions, output: Output) -> None:
     """Run every method and baseline on the same hosts, data and budget, and compare them.
 
     Exit code 1 when a run failed; the others are compared all the same.
     """
-    with error_edge(debug=debug, interrupted_hint="Go on after the last finished run with --resume."):
-        from uhl_cli.errors import RunError, UsageError
+    from uhl_cli.compare.experiment import chosen_runs, run_compare
 
-        places = {}
-        for entry in at or []:
-            name, separator, path = entry.partition("=")
-            if not (name and separator and path):
-                raise UsageError(f"--at {entry}: not of the form NAME=PATH.", "Say --at minilm-l3=hosts/minilm-l3.")
-            places[name] = path
-        from uhl_cli.compare.experiment import CompareOptions, chosen_runs, run_compare
-
-        options = CompareOptions(
-            configs=tuple(config),
-            results_dir=results_dir,
-            mode=mode.value,
-            places=places,
-            methods=tuple(method or ()),
-            hosts=tuple(host or ()),
-            tasks=tuple(task or ()),
-            seeds=tuple(seed or ()),
-            device=device,
-            offline=offline,
-            resume=resume,
-            compare_only=compare_only,
-            time_only=time_only,
-            overwrite=overwrite,
-            figures=figures,
-            report_to=report_to.value,
+    if options.list_runs:
+        output.lines([(run.run_id,) for run in chosen_runs(options)])
+        return
+    with output.progress() as reporter:
+        report = run_compare(options, reporter)
+    best = report.aggregated.best_proposed
+    output.result(report, quiet=[(best.run_id if best else "",)], table=_table)
+    if report.failed:
+        first = report.failed[0]
+        tried = len(report.failed) + len(report.made) + len(report.timed)
+        raise RunError(
+            f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}",
+            f"See error.txt in its folder, then go on with {'--time-only' if options.time_only else '--resume'}; "
+            "--at NAME=PATH says where a host or data set lies.",
         )
-        if list_runs:
-            print_result("\n".join(run.run_id for run in chosen_runs(options)))
-            return
-        from uhl_cli.cli.render_compare import render_compare
 
-        with progress_bar(quiet=quiet) as reporter:
-            report = run_compare(options, reporter)
-        if json:
-            print_result(report.model_dump_json(indent=2))
-        elif quiet:
-            best = report.aggregated.best_proposed
-            print_result(best.run_id if best else "")
-        else:
-            render_compare(report)
-        if report.failed:
-            first = report.failed[0]
-            tried = len(report.failed) + len(report.made) + len(report.timed)
-            problem = f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}"
-            again = "--time-only" if time_only else "--resume"
-            where = "--at NAME=PATH says where a host or data set lies"
-            raise RunError(problem, f"See error.txt in its folder, then go on with {again}; {where}.")
+
+def _table(output: Output, report: CompareReport) -> None:
+    """Print a table a data set and host, then the best runs and the gap."""
+    from uhl_cli.compare.methods import METHODS
+    from uhl_cli.compare.pairs import counted
+
+    for task, host in dict.fromkeys((group.task, group.host) for group in report.groups):
+        groups = [group for group in report.groups if (group.task, group.host) == (task, host)]
+        output.table(_groups(f"{task} on {host}: {groups[0].metric}", groups))
+    best = report.aggregated
+    for name, run in (("best proposed", best.best_proposed), ("best baseline", best.best_baseline)):
+        if run is not None:
+            output.line(f"{name} within the budget: {run.value:.3f} by {run.run_id}")
+    if best.gap is not None:
+        output.line(f"gap: {best.gap:+.1f} %")
+    for name, method in METHODS.items():
+        found = counted(report.verdicts, name, "baseline")
+        if found.total():
+            beside = f"{method.label} beside the baselines: better {found['better']}, worse {found['worse']}"
+            output.line(f"{beside}, open {found['open']} times (paired, Holm's 5 %)")
+    left = f"{len(report.missing)} missing, " if report.missing else ""
+    timed = f"{len(report.timed)} timed again, " if report.timed else ""
+    counts = f"{len(report.made)} runs made, {len(report.skipped)} kept, {timed}{left}{len(report.failed)} failed"
+    output.line(f"{counts}; see {report.results_dir}/comparison")
+    for failed in report.failed:
+        output.note(f"{failed.run_id}: {failed.error}", "failed: ")
+
+
+def _groups(title: str, groups: list[GroupSummary]) -> Table:
+    from uhl_cli.compare.methods import METHODS
+
+    table = Table(title, left=["method"], right=["score", "95 %", "bytes", "FLOPs", "time", "budget"])
+    for group in groups:
+        spread = "" if group.standard_error is None else f" ± {group.standard_error:.3f}"
+        table.row(
+            METHODS[group.method].label,
+            f"{group.mean:.3f}{spread}",
+            f"{group.low:.3f}–{group.high:.3f}",
+            f"{group.adapter_bytes:,}",
+            f"{group.flops_percent:+.1f} %",
+            "-" if group.wall_clock_percent is None else f"{group.wall_clock_percent:+.0f} %",
+            "holds" if group.within_budget else "beyond",
+            style="bold" if METHODS[group.method].role == "proposed" else "",
+        )
+    return table

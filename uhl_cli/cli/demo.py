@@ -2,67 +2,90 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from uhl_cli.cli.options import command
+from uhl_cli.cli.output import Output, Table, interval
 
-from uhl_cli.cli import options as shared
-from uhl_cli.cli.edge import error_edge, print_result
-from uhl_cli.progress import progress_bar
+if TYPE_CHECKING:
+    from uhl_cli.commands.options import DemoOptions
+    from uhl_cli.metrics import Difference
+    from uhl_cli.reports import DemoReport
+    from uhl_cli.schema import HostRecord
+
+CONTROLS = {
+    "untouched": "always the commonest answer",
+    "size": "the adapter, through a map that knows nothing of the target (--align size)",
+    "head_only": "a linear head carried over in place of the adapter (head only)",
+    "random_update": "the adapter with its updates turned in random directions",
+}
 
 
-def demo(
-    source: Annotated[
-        str, typer.Option(help="Model to train the adapter on.", rich_help_panel=shared.HOST_PANEL)
-    ] = "builtin:base",
-    target: Annotated[
-        str, typer.Option(help="Model of another shape to carry it to.", rich_help_panel=shared.HOST_PANEL)
-    ] = "builtin:small",
-    task: Annotated[str, typer.Option(help="Task to train on.", rich_help_panel=shared.DATA_PANEL)] = "reviews",
-    epochs: Annotated[
-        float, typer.Option(help="Passes over the training data.", rich_help_panel=shared.TRAINING_PANEL)
-    ] = 6.0,
-    tune_steps: Annotated[
-        int, typer.Option(min=1, help="Steps of tuning on the target.", rich_help_panel=shared.TRAINING_PANEL)
-    ] = 500,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of everything random.", rich_help_panel=shared.TRAINING_PANEL)
-    ] = 0,
-    device: shared.Device = "auto",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to keep the adapter and its task file in; without it they are thrown away.",
-            rich_help_panel=shared.OUTPUT_PANEL,
-        ),
-    ] = None,
-    json: shared.Json = False,
-    quiet: shared.Quiet = False,
-    debug: shared.Debug = False,
-) -> None:
+def _record() -> type[DemoOptions]:
+    from uhl_cli.commands.options import DemoOptions
+
+    return DemoOptions
+
+
+@command(
+    _record,
+    example="uhl demo --output demo",
+    panels={"Host": ("source", "target"), "Data": ("task",), "Training": ("epochs", "tune-steps", "seed")},
+    interrupted="Run it again; nothing was kept.",
+)
+def demo(options: DemoOptions, output: Output) -> None:
     """See the whole way in about two minutes, with nothing to download: train, port, tune, compare."""
-    with error_edge(debug=debug, interrupted_hint="Run it again; nothing was kept."):
-        from uhl_cli.commands.options import DemoOptions
+    from uhl_cli.commands.demo import run_demo
 
-        options = DemoOptions(
-            source=source,
-            target=target,
-            task=task,
-            epochs=epochs,
-            tune_steps=tune_steps,
-            device=device,
-            seed=seed,
-            output=output,
-        )
-        from uhl_cli.cli.render_demo import render_demo
-        from uhl_cli.commands.demo import run_demo
+    with output.progress() as reporter:
+        report = run_demo(options, reporter)
+    output.result(report, quiet=[(f"{report.port.scores['ported'].value:.6f}",)], table=_table)
 
-        with progress_bar(quiet=quiet) as reporter:
-            report = run_demo(options, reporter)
-        if json:
-            print_result(report.model_dump_json(indent=2))
-        elif quiet:
-            print_result(f"{report.port.scores['ported'].value:.6f}")
-        else:
-            render_demo(report)
+
+def _table(output: Output, report: DemoReport) -> None:
+    """Print what happened, in plain words, and one sentence on every comparison that matters."""
+    source, target = _shape(report.pretrain.source), _shape(report.port.target)
+    ported = report.port.scores["ported"]
+    table = Table(
+        f"{report.port.task}: {ported.metric} on {ported.examples} examples, 95 % intervals",
+        left=["what happened"],
+        right=["score"],
+    )
+    table.row(f"1. trained an adapter on {source}", interval(report.pretrain.score))
+    table.row(f"2. carried the file to {target}: no label, no gradient", interval(ported), style="bold")
+    for name, words in CONTROLS.items():
+        table.row(f"   for comparison, on the target: {words}", interval(report.port.scores[name]))
+    tuned = report.tune
+    table.row(
+        f"3. tuned {tuned.delta_bytes} bytes of it there, {tuned.steps} steps with labels",
+        interval(tuned.scores["tuned"]),
+    )
+    output.table(table)
+    atoms = report.port.atoms_per_token or 0.0
+    gains = report.port.gains
+    output.line(
+        f"The file holds {report.port.bytes:,} bytes (limit {report.max_bytes:,}); it adds "
+        f"{report.port.flops.percent:.2f} % FLOPs to the target (limit {report.max_flops:g} %), and {atoms:.2f} atoms "
+        "(limit 2) act on a token."
+    )
+    output.line(
+        f"Carried over, it is {versus(gains['head_only'])} the linear head and {versus(gains['size'])} --align size."
+    )
+    output.line(f"Tuned, it is {versus(tuned.gains['zero_shot'])} what was carried over.")
+    kept = f" The files are in {report.output}." if report.output else ""
+    output.line(f"{report.seconds:.0f} seconds in all.{kept}")
+
+
+def _shape(host: HostRecord) -> str:
+    print_of = host.fingerprint
+    return f"{host.name} ({print_of.num_hidden_layers} layers x {print_of.hidden_size})"
+
+
+def versus(difference: Difference) -> str:
+    """How a score stands to another; only a difference whose interval leaves out zero is called one."""
+    value, low, high = difference.value, difference.low, difference.high
+    if low > 0:
+        return f"better by {value:.3f} [{low:.3f}, {high:.3f}] than"
+    if high < 0:
+        return f"worse by {-value:.3f} [{-high:.3f}, {-low:.3f}] than"
+    return f"within the interval ({value:+.3f} [{low:.3f}, {high:.3f}]) of"

@@ -1,28 +1,51 @@
-"""The `uhl` application.  Importing it imports neither torch nor transformers."""
+"""The `uhl` application.  Importing it imports neither torch nor transformers, nor the records of the commands."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from uhl_cli import __version__
 from uhl_cli.cli.budget import budget
 from uhl_cli.cli.compare import compare
 from uhl_cli.cli.demo import demo
 from uhl_cli.cli.inspect import inspect
+from uhl_cli.cli.options import Command
+from uhl_cli.cli.output import finished
 from uhl_cli.cli.port import port
 from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.tune import tune
 
+COMMANDS: dict[str, Command[Any]] = {each.name: each for each in (demo, pretrain, port, tune, inspect, budget, compare)}
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+class _Commands(TyperGroup):
+    """Gives a command its options when it is called, or asked for its help."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:  # noqa: ANN401 - typer's
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, with_options(name) if name in COMMANDS else found, rest
+
+
+def with_options(name: str) -> Any:  # noqa: ANN401 - click's command, whose package depends on typer's release
+    """The command of that name, all its options with it."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=_SETTINGS)
+    COMMANDS[name].add_to(alone, options=True)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
     name="uhl",
+    cls=_Commands,
     help="Train one adapter under 1 MB on one transformer, then carry the same file into any other checkpoint.",
     epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_SETTINGS,
 )
 
 
@@ -41,15 +64,11 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-app.command(epilog="Example: uhl demo --output demo")(demo)
-app.command(epilog="Example: uhl pretrain --host bert-base-uncased --task sst2 --output adapter.safetensors")(pretrain)
-app.command(epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny --json")(port)
-app.command(epilog="Example: uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2")(tune)
-app.command(epilog="Example: uhl inspect adapter.safetensors --verify")(inspect)
-app.command(epilog="Example: uhl budget adapter.safetensors --target bert-large-uncased --json")(budget)
-app.command(epilog="Example: uhl compare --config published --mode trial --results-dir results")(compare)
+for _each in COMMANDS.values():
+    _each.add_to(app, options=False)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    with finished():
+        app()

@@ -1,78 +1,151 @@
-"""Options that several commands share, declared once."""
+"""Commands of the command line, made of the records that their pipelines take.
+
+A command is declared with `command`: its function gets the record and the sink, and the options, with their defaults,
+bounds and help, come from the record's fields (`uhl_cli.commands.flags`).  The record is imported when the command is
+called or asked for its help, so that `uhl --help` stays quick.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import typer
+from rich.markup import escape
 
-HOST_PANEL = "Host"
-DATA_PANEL = "Data"
-OUTPUT_PANEL = "Output"
-TRAINING_PANEL = "Training"
+from uhl_cli.cli.output import Output
+from uhl_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from uhl_cli.commands.flags import Flag, Options
+
+Record = TypeVar("Record", bound="Options")
+
+_NONE = type(None)
+# The options of every command that say how it prints.
+_PRINTING = {
+    "json": ("--json", "Print the report as JSON."),
+    "quiet": ("--quiet", "-q", "No progress; print only what a script needs."),
+    "debug": ("--debug", "Show the traceback of an error."),
+}
+# Options of these names or of nested records are listed under a heading of their own, in every command.
+_PANELS = {"host": "Host", "target": "Host", "target_config": "Host", "data": "Data", "training": "Training"}
+_PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite": "Output"}
 
 
-class Strategy(str, Enum):
-    """How a host is aligned to canonical space."""
+@dataclass(frozen=True)
+class Command(Generic[Record]):
+    """A command.
 
-    anchors = "anchors"
-    size = "size"
+    :param function: What it does, and its help.
+    :param record: Imports the kind of record that the function takes.
+    :param example: A call that works, for the help.
+    :param panels: Names of options by the heading that they are listed under.
+    :param metavars: What stands for the value of an option in the help.
+    :param interrupted: What to do after Ctrl-C.
+    """
+
+    function: Callable[[Record, Output], None]
+    record: Callable[[], type[Record]]
+    example: str
+    panels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    metavars: Mapping[str, str] = field(default_factory=dict)
+    interrupted: str = ""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return self.function.__name__
+
+    def add_to(self, app: typer.Typer, *, options: bool) -> None:
+        """Add this command to an application, with its options or with its help alone."""
+
+        def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401 - typer has checked them
+            self._call(context, values)
+
+        parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        if options:
+            parameters += [self._parameter(flag) for flag in self.record().flags()]
+            parameters += [_printing(name, *words) for name, words in _PRINTING.items()]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {}
+        call.__doc__ = self.function.__doc__
+        app.command(self.name, epilog=f"Example: {self.example}")(call)
+
+    def _call(self, context: typer.Context, values: dict[str, Any]) -> None:
+        output = Output(**{name: values.pop(name) for name in _PRINTING})
+        with output.errors(interrupted_hint=self.interrupted):
+            kind = self.record()
+            given = {}
+            for flag in kind.flags():
+                value = values[_identifier(flag)]
+                source = context.get_parameter_source(_identifier(flag))
+                if flag.name == kind.argument and source is not None and source.name == "DEFAULT":
+                    self._refuse_missing(value)
+                given[flag.name] = value.value if isinstance(value, Enum) else value
+            self.function(kind.from_flags(given), output)
+
+    def _refuse_missing(self, path: Path) -> None:
+        """Say how to come by the file that a command reads when none is named.
+
+        :raises UsageError: When it is not there.
+        """
+        if not path.exists():
+            hint = f"Make one with `uhl pretrain`, or name an adapter: `uhl {self.name} FILE`."
+            raise UsageError(f"there is no {path} in this folder.", hint)
+
+    def _parameter(self, flag: Flag) -> inspect.Parameter:
+        """The flag as typer takes it.  Bounds are not typer's: the record checks them, and says so in one line."""
+        annotation, default = _typed(flag)
+        shown: dict[str, Any] = {"help": escape(flag.help), "metavar": self.metavars.get(flag.name)}
+        if flag.name == self.record().argument:
+            info = typer.Argument(**shown | {"metavar": "ADAPTER"})
+        else:
+            declared = f"--{flag.name}"
+            if annotation is bool:
+                declared += f"/--no-{flag.name}" if default is True else ""
+            head, last = flag.paths[0][0], flag.paths[0][-1]
+            listed = (panel for panel, names in self.panels.items() if flag.name in names)
+            info = typer.Option(declared, rich_help_panel=next(listed, _PANELS.get(head, _PANELS.get(last))), **shown)
+        if flag.required:
+            default = inspect.Parameter.empty
+        return inspect.Parameter(
+            _identifier(flag), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+        )
 
 
-class Dtype(str, Enum):
-    """Precision of the host's weights."""
+def command(
+    record: Callable[[], type[Record]],
+    **how: Any,  # noqa: ANN401 - see Command
+) -> Callable[[Callable[[Record, Output], None]], Command[Record]]:
+    """Make a command of a function; see `Command`."""
+    return lambda function: Command(function, record, **how)
 
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    auto = "auto"
+
+def _identifier(flag: Flag) -> str:
+    return flag.name.replace("-", "_")
 
 
-Device = Annotated[
-    str,
-    typer.Option(help="cpu, cuda, cuda:1, mps, or auto for the best there is.", rich_help_panel=HOST_PANEL),
-]
-DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the host's weights.", rich_help_panel=HOST_PANEL)]
-Revision = Annotated[
-    str | None,
-    typer.Option("--revision", help="Branch, tag or commit of the host on the hub.", rich_help_panel=HOST_PANEL),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Use only what is local or cached.", rich_help_panel=HOST_PANEL)
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run model code from the host's repository.", rich_help_panel=HOST_PANEL),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Local file or folder, or hub id, to read the task's data from.", rich_help_panel=DATA_PANEL),
-]
-DataConfig = Annotated[str | None, typer.Option(help="Configuration of a hub data set.", rich_help_panel=DATA_PANEL)]
-DataRevision = Annotated[str | None, typer.Option(help="Revision of a hub data set.", rich_help_panel=DATA_PANEL)]
-TrainSplit = Annotated[str | None, typer.Option(help="Split to train on.", rich_help_panel=DATA_PANEL)]
-EvaluationSplit = Annotated[str | None, typer.Option(help="Split to score on.", rich_help_panel=DATA_PANEL)]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the text.", rich_help_panel=DATA_PANEL)]
-PairColumn = Annotated[str | None, typer.Option(help="Column of the second text.", rich_help_panel=DATA_PANEL)]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="Column of the label, or of the tags.", rich_help_panel=DATA_PANEL)
-]
-TokensColumn = Annotated[
-    str | None, typer.Option(help="Column of the words of a token task.", rich_help_panel=DATA_PANEL)
-]
-LimitTrain = Annotated[
-    int | None, typer.Option(min=1, help="Train on a random subset of this size.", rich_help_panel=DATA_PANEL)
-]
-LimitEvaluation = Annotated[
-    int | None, typer.Option(min=1, help="Score on a random subset of this size.", rich_help_panel=DATA_PANEL)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT_PANEL)]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="No progress; print only what a script needs.", rich_help_panel=OUTPUT_PANEL),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT_PANEL)]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is there already.", rich_help_panel=OUTPUT_PANEL)
-]
+def _typed(flag: Flag) -> tuple[Any, Any]:
+    """Type and default as typer takes them: choices as an enumeration, several values as a list."""
+    members = get_args(flag.field.annotation)
+    optional = _NONE in members or (flag.default is None and not flag.required)
+    inner: Any = next(each for each in members if each is not _NONE) if _NONE in members else flag.field.annotation
+    default: Any = flag.default
+    if get_origin(inner) is Literal:
+        choices: Any = Enum(flag.name, {choice: choice for choice in get_args(inner)}, type=str)  # type: ignore[misc]
+        inner, default = choices, default if default is None or flag.required else choices(default)
+    elif get_origin(inner) in (tuple, dict):
+        inner, default = list[get_args(inner)[0]], None  # type: ignore[misc]
+        optional = not flag.required
+    return (inner | None if optional else inner), default
+
+
+def _printing(name: str, *words: str) -> inspect.Parameter:
+    info = typer.Option(*words[:-1], help=words[-1], rich_help_panel="Output")
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, info])

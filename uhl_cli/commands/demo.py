@@ -44,7 +44,7 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
             host=source, data=data, output=path, training=training, licence="MIT", overwrite=True
         )
         pretrained = run_pretrain(pretrain_options, reporter)
-        port_options = PortOptions(adapter=path, target=target, data=data, data_required=True, seed=options.seed)
+        port_options = PortOptions(adapter=path, target=target, data=data, seed=options.seed)
         _, ported = run_port(port_options, reporter)
         training = tuning_defaults().model_copy(update={"max_steps": options.tune_steps, "seed": options.seed})
         tuned = run_tune(

@@ -1,21 +1,35 @@
-"""Options of the pipelines, validated, importable without torch."""
+"""Options of the pipelines, validated, importable without torch; the command line's own are derived from them."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from uhl_cli.schema import AdapterConfig, Frozen, Strategy, TrainingConfig
+from uhl_cli.commands.flags import Options
+from uhl_cli.schema import AdapterConfig, Strategy, TrainingConfig
 
 # What a command takes when nothing is named: both ship with the package.
 DEFAULT_HOST = "builtin:base"
 DEFAULT_TASK = "reviews"
+# What `pretrain` writes, and the other commands read, when no file is named.
+DEFAULT_ADAPTER = Path("adapter.safetensors")
+
+# Options that decide nothing of a file's content, so that the command kept in it leaves them out.
+_OF_THE_CALL = frozenset(
+    {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
+)
+_ALIGN = "alignment strategy; by default the one that the file was trained with"
+_MAX_FLOPS = "FLOP limit in percent of the target's own; parts are left out to hold it"
+_DEVICE = "where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is"
+_OVERWRITE = "replace what is there already"
+_RESUME = "go on with an interrupted run"
+_SAVE_EVERY = "steps between checkpoints"
 
 
-def _deciding(options: Frozen, *others: str) -> dict[str, object]:
+def _deciding(options: Options, *others: str) -> dict[str, object]:
     """All options but those that do not decide the course of a run, for its identity.
 
     A host, data and files are named by digests of their content instead, so how they are named does not count.
@@ -24,131 +38,125 @@ def _deciding(options: Frozen, *others: str) -> dict[str, object]:
     return options.model_dump(mode="json", exclude=apart)
 
 
-class HostOptions(Frozen):
+class HostOptions(Options):
     """Which host, and how it is loaded."""
 
-    name: str
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "float32"
-    offline: bool = False
-    trust_remote_code: bool = False
+    name: str = Field(description="hub id, local folder or builtin:NAME")
+    revision: str | None = Field(None, description="branch, tag or commit of the host on the hub")
+    device: str = Field("auto", description=_DEVICE)
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="precision of the host's weights"
+    )
+    offline: bool = Field(False, description="use only what is local or cached")
+    trust_remote_code: bool = Field(False, description="run model code from the host's repository")
 
 
-class DataOptions(Frozen):
+class DataOptions(Options):
     """Which data, and which of its columns.  Without a task, that of the adapter is meant."""
 
-    task: str | None = None
-    data: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    train_split: str | None = None
-    evaluation_split: str | None = None
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
-    tokens_column: str | None = None
-    limit_train: int | None = None
-    limit_evaluation: int | None = None
+    option_names: ClassVar = {"config": "data-config", "revision": "data-revision"}
+
+    task: str | None = Field(None, description="task")
+    data: str | None = Field(None, description="local file or folder, or hub id, to read the task's data from")
+    config: str | None = Field(None, description="configuration of a hub data set")
+    revision: str | None = Field(None, description="revision of a hub data set")
+    train_split: str | None = Field(None, description="split to train on")
+    evaluation_split: str | None = Field(None, description="split to score on")
+    text_column: str | None = Field(None, description="column of the text")
+    pair_column: str | None = Field(None, description="column of the second text")
+    label_column: str | None = Field(None, description="column of the label, or of the tags")
+    tokens_column: str | None = Field(None, description="column of the words of a token task")
+    limit_train: int | None = Field(None, ge=1, description="train on a random subset of this size")
+    limit_evaluation: int | None = Field(None, ge=1, description="score on a random subset of this size")
 
 
-class PretrainOptions(Frozen):
-    """All of `uhl pretrain`.
+_TRAIN_DATA = frozenset({"data.train_split", "data.limit_train"})
 
-    :param host: The source: its word states define canonical space.
+
+class PretrainOptions(Options):
+    """All of `uhl pretrain`.  The source's word states define canonical space.
+
     :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None is as
         many as are of use, or no bank where there is no text or no room for one; a number insists on a bank; 0 is none.
     """
 
-    host: HostOptions
-    data: DataOptions
-    output: Path = Path("adapter.safetensors")
-    anchors: str | None = None
-    num_anchors: int = Field(2048, ge=32, le=100_000)
-    feature_words: int | None = Field(None, ge=0, le=1_000_000)
+    option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align", "training.width_views": "views"}
+    not_options = frozenset(
+        {f"adapter.{name}" for name in AdapterConfig.model_fields if name != "strategy"}
+        | {"training.delta_weight", "training.gradient_clip", "evaluation_batch_size"}
+    )
+
+    host: HostOptions = Field(
+        HostOptions(name=DEFAULT_HOST), description="hub id, local folder or builtin:NAME of the source model"
+    )
+    data: DataOptions = Field(
+        DataOptions(task=DEFAULT_TASK),
+        description="task to train on: reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of "
+        "your own data",
+    )
+    output: Path = Field(DEFAULT_ADAPTER, description="where the adapter file goes")
+    anchors: str | None = Field(
+        None,
+        description="texts to align by. They are SHIPPED IN THE FILE. By default words from the task's own training "
+        "texts; 'general' takes sentences of this package and FILE your own (one text a line), for when your training "
+        "text must not leave your house",
+    )
+    num_anchors: int = Field(2048, ge=32, le=100_000, description="anchor words; each takes some 250 bytes")
+    feature_words: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="most words of the feature bank, whose texts ship as well; 0 for none. By default it takes what "
+        "the anchors leave of --max-bytes, if there is text for it",
+    )
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
-    licence: str = Field("unspecified", max_length=500)
-    max_bytes: int = Field(1_000_000, ge=1)
-    max_flops: float = Field(10.0, gt=0)
+    licence: str = Field("unspecified", max_length=500, description="licence to record in the file")
+    max_bytes: int = Field(
+        1_000_000, ge=1, description="largest file: refused before training; the feature bank fills it"
+    )
+    max_flops: float = Field(10.0, gt=0, description="FLOP limit on the source, in percent")
     evaluation_batch_size: int = Field(64, ge=1)
-    resume: bool = False
-    overwrite: bool = False
-    save_every: int = Field(200, ge=1)
+    resume: bool = Field(False, description=_RESUME)
+    overwrite: bool = Field(False, description=_OVERWRITE)
+    save_every: int = Field(200, ge=1, description=_SAVE_EVERY)
 
     def deciding(self) -> dict[str, object]:
         """Every option that decides the course of a run; a checkpoint of others is refused."""
         return _deciding(self, "host", "licence") | {"dtype": self.host.dtype}
 
     def command(self) -> str:
-        """The command line that makes the same file: every option that decides its content, none that does not.
-
-        Absolute paths are shortened to their last part, so that a shared file does not tell of its maker's disk.
-        """
-        parts = ["uhl", "pretrain", "--host", _shown(self.host.name), "--task", _shown(self.data.task or "")]
-        flags: dict[str, object] = {
-            "host-revision": self.host.revision,
-            "dtype": None if self.host.dtype == "float32" else self.host.dtype,
-        }
-        flags |= _data_flags(self.data)
-        flags["anchors"] = self.anchors
-        flags |= _changed(self, PretrainOptions, ("num_anchors", "feature_words", "max_bytes", "max_flops"))
-        flags |= _changed(self.training, TrainingConfig, tuple(TrainingConfig.model_fields))
-        strategy: Strategy = self.adapter.strategy
-        flags["align"] = None if strategy == "anchors" else strategy
-        flags["licence"] = None if self.licence == "unspecified" else self.licence
-        return _joined(parts, flags)
+        """The command line that makes the same file: every option that decides its content, none that does not."""
+        return self.said("uhl pretrain", always=frozenset({"host", "task"}), never=_OF_THE_CALL)
 
 
-def _data_flags(data: DataOptions) -> dict[str, object]:
-    """The data's options under the command line's names."""
-    renamed = {"config": "data-config", "revision": "data-revision"}
-    return {
-        renamed.get(name, name.replace("_", "-")): value for name, value in data.model_dump(exclude={"task"}).items()
-    }
-
-
-def _joined(parts: list[str], flags: dict[str, object]) -> str:
-    """One command line; flags that are None are left out."""
-    words = list(parts)
-    for name, value in flags.items():
-        if value is False:
-            words.append(f"--no-{name}")
-        elif value is not None:
-            words += [f"--{name}", _shown(str(value))]
-    return shlex.join(words)
-
-
-def _changed(record: Frozen, kind: type[Frozen], names: tuple[str, ...]) -> dict[str, object]:
-    """Fields whose value is not the default, under the command line's names."""
-    renamed = {"width_views": "views", "mixed_precision": "mixed-precision"}
-    found: dict[str, object] = {}
-    for name in names:
-        value = getattr(record, name)
-        if value != kind.model_fields[name].default:
-            found[renamed.get(name, name.replace("_", "-"))] = value
-    return found
-
-
-def _shown(value: str) -> str:
-    return Path(value).name if Path(value).is_absolute() else value
-
-
-class PortOptions(Frozen):
+class PortOptions(Options):
     """All of `uhl port`."""
 
-    adapter: Path
-    target: HostOptions
-    data: DataOptions = DataOptions()
-    data_required: bool = False
-    task_file: Path | None = None
-    strategy: Strategy | None = None
-    score: bool = True
-    batch_size: int = Field(64, ge=1)
-    max_flops: float = Field(10.0, gt=0)
-    seed: int = Field(0, ge=0)
-    output: Path | None = None
-    overwrite: bool = False
+    argument = "adapter"
+    option_names: ClassVar = {"target.name": "target", "strategy": "align"}
+    not_options = _TRAIN_DATA
+
+    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to port to")
+    data: DataOptions = Field(DataOptions(), description="task to score on, when not the adapter's own name for it")
+    task_file: Path | None = Field(
+        None, description="task file of `uhl tune` to use with the adapter; scores are then tuned ones"
+    )
+    strategy: Strategy | None = Field(None, description=_ALIGN)
+    score: bool = Field(True, description="score zero-shot where the data can be had")
+    batch_size: int = Field(64, ge=1, description="texts per batch when scoring")
+    max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
+    seed: int = Field(0, ge=0, description="seed of the random-update control and of subsets")
+    output: Path | None = Field(
+        None, description="folder to keep the ported adapter in, to load without aligning again"
+    )
+    overwrite: bool = Field(False, description=_OVERWRITE)
+
+    @property
+    def data_required(self) -> bool:
+        """Whether `data` names any data or column, which must then be had; else scoring is left out without it."""
+        return self.data.model_copy(update={"limit_evaluation": None}) != DataOptions()
 
 
 def tuning_defaults() -> TrainingConfig:
@@ -164,41 +172,68 @@ def tuning_defaults() -> TrainingConfig:
     )
 
 
-# What of it the command line lets a user change.
-TUNED = (
-    "max_steps",
-    "batch_size",
-    "learning_rate",
-    "readout_learning_rate",
-    "warmup_fraction",
-    "active_weight",
-    "delta_weight",
-    "seed",
+# What of it the command line does not let a user change; `--max-length` is the tuning's own.
+_NOT_TUNED = frozenset(
+    f"training.{name}"
+    for name in TrainingConfig.model_fields
+    if name
+    not in {
+        "max_steps",
+        "batch_size",
+        "learning_rate",
+        "readout_learning_rate",
+        "warmup_fraction",
+        "active_weight",
+        "delta_weight",
+        "seed",
+    }
 )
 
 
-class TuneOptions(Frozen):
-    """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`.
+class TuneOptions(Options):
+    """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`."""
 
-    :param top_k: Most active atoms per token; None is the adapter's own number.
-    :param max_length: Longest input in tokens, in training and scoring; None is what the adapter was trained with.
-    :param optimise: Trials of a search for hyper-parameters; 0 for none.
-    """
+    argument = "adapter"
+    option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
+    option_help: ClassVar = {
+        "training.max_steps": "training steps",
+        "training.learning_rate": "peak learning rate of delta-theta",
+        "training.readout_learning_rate": "peak learning rate of a new task's readout",
+    }
+    not_options = _NOT_TUNED | {"evaluation_batch_size"}
 
-    adapter: Path
-    target: HostOptions
-    data: DataOptions = DataOptions()
-    strategy: Strategy | None = None
+    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to tune on")
+    data: DataOptions = Field(
+        DataOptions(),
+        description="task to tune on; by default the adapter's own. Another task gets a readout of its own",
+    )
+    strategy: Strategy | None = Field(None, description=_ALIGN)
     training: TrainingConfig = Field(default_factory=tuning_defaults)
-    top_k: int | None = Field(None, ge=1, le=2)
-    max_length: int | None = Field(None, ge=4, le=100_000)
-    optimise: int = Field(0, ge=0, le=10_000)
-    max_flops: float = Field(10.0, gt=0)
+    top_k: int | None = Field(
+        None, ge=1, le=2, description="most active atoms per token; by default the adapter's own number"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=4,
+        le=100_000,
+        description="longest input in tokens, in training and scoring; by default what the adapter was trained with",
+    )
+    optimise: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="choose learning rate, lambda_F, lambda_Q and top-k by that many trials on a held-out part of the "
+        "training data first (needs optuna: pip install 'uhl[optimise]')",
+    )
+    max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     evaluation_batch_size: int = Field(64, ge=1)
-    output: Path | None = None
-    resume: bool = False
-    overwrite: bool = False
-    save_every: int = Field(200, ge=1)
+    output: Path | None = Field(
+        None, description="where the task file goes; by default ADAPTER.TASK.TARGET.task.safetensors beside the adapter"
+    )
+    resume: bool = Field(False, description=_RESUME)
+    overwrite: bool = Field(False, description=_OVERWRITE)
+    save_every: int = Field(200, ge=1, description=_SAVE_EVERY)
 
     def output_path(self, task: str) -> Path:
         """`--output`, or ADAPTER.TASK.TARGET.task.safetensors beside the adapter."""
@@ -213,28 +248,21 @@ class TuneOptions(Frozen):
 
     def command(self, task: str) -> str:
         """The command line that makes the same file; see `PretrainOptions.command`."""
-        parts = ["uhl", "tune", self.adapter.name, "--target", _shown(self.target.name), "--task", _shown(task)]
-        flags: dict[str, object] = {
-            "revision": self.target.revision,
-            "dtype": None if self.target.dtype == "float32" else self.target.dtype,
-        }
-        flags |= _data_flags(self.data) | {"align": self.strategy}
-        flags |= _changed(self, TuneOptions, ("max_flops", "top_k", "max_length"))
-        defaults = tuning_defaults()
-        for name in TUNED:
-            if getattr(self.training, name) != getattr(defaults, name):
-                flags["steps" if name == "max_steps" else name.replace("_", "-")] = getattr(self.training, name)
-        return _joined(parts, flags)
+        data = self.data.model_copy(update={"task": task})
+        named = self.model_copy(update={"adapter": Path(self.adapter.name), "data": data})
+        return named.said("uhl tune", always=frozenset({"target", "task"}), never=_OF_THE_CALL)
 
 
-class DemoOptions(Frozen):
+class DemoOptions(Options):
     """All of `uhl demo`; source, target and task are builtin unless told otherwise."""
 
-    source: str = DEFAULT_HOST
-    target: str = "builtin:small"
-    task: str = DEFAULT_TASK
-    epochs: float = Field(6.0, gt=0, le=1000)
-    tune_steps: int = Field(500, ge=1)
-    device: str = "auto"
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    output: Path | None = None
+    source: str = Field(DEFAULT_HOST, description="model to train the adapter on")
+    target: str = Field("builtin:small", description="model of another shape to carry it to")
+    task: str = Field(DEFAULT_TASK, description="task to train on")
+    epochs: float = Field(6.0, gt=0, le=1000, description="passes over the training data")
+    tune_steps: int = Field(500, ge=1, description="steps of tuning on the target")
+    device: str = Field("auto", description=_DEVICE)
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
+    output: Path | None = Field(
+        None, description="folder to keep the adapter and its task file in; without it they are thrown away"
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DataOptions, HostOptions, tuning_defaults
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.errors import UsageError
@@ -18,6 +19,46 @@ from uhl_cli.schema import Frozen, TrainingConfig
 SETS = Path(__file__).parent / "sets"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
+Mode = Literal["trial", "full"]
+Tracker = Literal["none", "tensorboard", "wandb"]
+
+
+class CompareOptions(Options):
+    """All of `uhl compare`; no method, host, task or seed is all of them."""
+
+    option_names: ClassVar = {
+        "configs": "config",
+        "places": "at",
+        "methods": "method",
+        "hosts": "host",
+        "tasks": "task",
+        "seeds": "seed",
+        "list_runs": "list",
+    }
+
+    configs: tuple[str, ...] = Field(
+        min_length=1,
+        description="YAML file of one run or of a grid, or a set that ships: builtin, local, published. May be "
+        "repeated",
+    )
+    results_dir: Path = Field(Path("results"), description="folder of all results")
+    mode: Mode = Field("full", description="how much of every run is made; trial is two steps, to see that it works")
+    places: dict[str, str] = Field(
+        default_factory=dict, description="where the host or data set of that name lies. May be repeated"
+    )
+    methods: tuple[str, ...] = Field((), description="only this method. May be repeated")
+    hosts: tuple[str, ...] = Field((), description="only this host. May be repeated")
+    tasks: tuple[str, ...] = Field((), description="only this data set. May be repeated")
+    seeds: tuple[int, ...] = Field((), description="only this seed. May be repeated")
+    list_runs: bool = Field(False, description="print the runs' names and make none")
+    device: str = Field("auto", description="where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is")
+    offline: bool = Field(False, description="use only what is local or cached")
+    resume: bool = Field(False, description="keep finished runs and make the others")
+    overwrite: bool = Field(False, description="replace what is there already")
+    compare_only: bool = Field(False, description="make no run: compare those that are finished")
+    time_only: bool = Field(False, description="make no run: measure the wall-clock of those that are finished again")
+    figures: bool = Field(True, description="draw figures (needs matplotlib)")
+    report_to: Tracker = Field("none", description="report runs to a tracker as well")
 
 
 class AdapterSection(Frozen):

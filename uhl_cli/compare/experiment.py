@@ -6,57 +6,24 @@ import json
 import shutil
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from uhl_cli.commands.scoring import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, aggregate
-from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, trial
+from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.pairs import Pairing, Verdict
 from uhl_cli.compare.results import KeptSearches, RunFolder, RunMetrics
 from uhl_cli.compare.runs import make_run
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.timing import has_clock, time_again
-from uhl_cli.compare.tracking import Tracker, refuse_missing, report_run
+from uhl_cli.compare.tracking import refuse_missing, report_run
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.errors import OutputError, UhlError, UsageError
 from uhl_cli.files import write_text
 from uhl_cli.reports import Reporter, silent
 from uhl_cli.schema import Frozen
-
-Mode = Literal["trial", "full"]
-
-
-class CompareOptions(Frozen):
-    """All of `uhl compare`.
-
-    :param configs: Files, or names of shipped sets.
-    :param places: Where hosts and data sets of these names lie.
-    :param methods: Only runs of these methods; the same for hosts, tasks and seeds.  Empty is all.
-    :param resume: Keep finished runs and make the others.
-    :param compare_only: Make no run; compare those that are finished.
-    :param time_only: The same, after the wall-clock of those was measured again.
-    """
-
-    configs: tuple[str, ...] = Field(min_length=1)
-    results_dir: Path
-    mode: Mode = "full"
-    places: dict[str, str] = Field(default_factory=dict)
-    methods: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    device: str = "auto"
-    offline: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    compare_only: bool = False
-    time_only: bool = False
-    figures: bool = True
-    report_to: Tracker = "none"
 
 
 class FailedRun(Frozen):

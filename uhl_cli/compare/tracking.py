@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
+from uhl_cli.compare.config import Tracker
 from uhl_cli.compare.results import RunMetrics
 from uhl_cli.errors import UsageError
-
-Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 def refuse_missing(tracker: Tracker) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from uhl_cli.commands.flags import Options
+from uhl_cli.commands.options import DEFAULT_ADAPTER
 from uhl_cli.formats.task import TaskRecord
 from uhl_cli.metrics import Score
 from uhl_cli.schema import Frozen, HostRecord, Manifest
@@ -15,21 +17,19 @@ Group = Literal["header", "updates", "size", "readout", "head-only control", "an
 FileKind = Literal["adapter", "task"]
 
 
-class InspectOptions(Frozen):
-    """All of `uhl inspect`.
+class InspectOptions(Options):
+    """All of `uhl inspect`."""
 
-    :param anchors: Whether the report holds the anchor texts themselves.
-    :param plot: Where the figures go, a .png, .svg or .pdf file.
-    :param verify: Check every invariant of the format in place of describing the file.
-    :param diff: Another file to compare with in place of describing this one.
-    """
+    argument = "file"
 
-    file: Path
-    anchors: bool = False
-    plot: Path | None = None
-    overwrite: bool = False
-    verify: bool = False
-    diff: Path | None = None
+    file: Path = Field(DEFAULT_ADAPTER, description="adapter file of `uhl pretrain`, or task file of `uhl tune`")
+    anchors: bool = Field(False, description="print all texts that the file holds, its words marked")
+    verify: bool = Field(False, description="check every invariant of the format; exit 1 with what is wrong")
+    diff: Path | None = Field(None, description="compare with another file of the same kind")
+    plot: Path | None = Field(
+        None, description="draw the same as figures: a .png, .svg or .pdf file (needs the extra `figures`)"
+    )
+    overwrite: bool = Field(False, description="replace what is there already")
 
 
 class Part(Frozen):

@@ -1,0 +1,248 @@
+"""What is printed where: nobody's string is markup or a command to the terminal, and a stream may be closed or full."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_runs import ROOT, Called, call, port_arguments, write_data
+from rich.errors import MarkupError
+from rich.text import Text
+from tiny_hosts import save_tiny_host
+
+from uhl_cli.formats.adapter import read_adapter, write_adapter
+
+# Markup that is not opened, two kinds of escape, a bidirectional override, and every kind of line break.
+HOSTILE = "x [/red] y\x1b[2J\x9b31m\u202egnp\r\nerror: z\u2028\t."
+SEEN = "x [/red] y?[2J?31m?gnp error: z ."
+
+
+def harmless(called: Called) -> bool:
+    """Whether nothing but printable lines was printed."""
+    return all(letter.isprintable() or letter in "\n\t" for letter in called.out + called.err)
+
+
+def test_the_string_would_do_harm():
+    """What the tests below would find if a string were printed as it is."""
+    assert not harmless(Called(0, HOSTILE, ""))
+    with pytest.raises(MarkupError):
+        Text.from_markup(HOSTILE)
+
+
+@pytest.fixture
+def hostile(place, here) -> Path:
+    """An adapter of which every free text is hostile."""
+    content = read_adapter(place.adapter)
+    manifest = content.manifest
+    task = manifest.task.model_copy(update={"name": HOSTILE, "labels": (HOSTILE, "positive")})
+    source = manifest.source.model_copy(update={"name": HOSTILE, "revision": HOSTILE})
+    training = manifest.training.model_copy(update={"command": HOSTILE, "data": HOSTILE})
+    versions = {HOSTILE: HOSTILE}
+    anchors = manifest.anchors.model_copy(update={"origin": HOSTILE})
+    changes = {"task": task, "source": source, "training": training, "versions": versions, "anchors": anchors}
+    write_adapter(
+        here / "a.safetensors", replace(content, manifest=manifest.model_copy(update={**changes, "licence": HOSTILE}))
+    )
+    return Path("a.safetensors")
+
+
+@pytest.fixture
+def labelled(here) -> Path:
+    """Data in the hostile adapter's labels."""
+    folder = write_data(here / "data")
+    for path in folder.glob("*.tsv"):
+        _, *rows = path.read_text().splitlines()
+        names = {"0": json.dumps(HOSTILE), "1": '"positive"'}
+        lines = [
+            json.dumps({"sentence": text})[:-1] + f', "label": {names[label]}}}'
+            for text, label in (row.split("\t") for row in rows)
+        ]
+        path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+        path.unlink()
+    return folder
+
+
+@pytest.fixture
+def target(here) -> Path:
+    """A host in a folder of a hostile name."""
+    return save_tiny_host(here / HOSTILE.replace("/", "|"), "gpt2", hidden_size=48)
+
+
+ON_HOST = ["--max-flops", "1000", "--device", "cpu", "--offline"]
+COLUMNS = ["--text-column", "sentence", "--label-column", "label"]
+
+
+@pytest.mark.parametrize("form", [[], ["--anchors"], ["--quiet"], ["--verify"], ["--diff"]])
+def test_inspect(form, hostile, place):
+    form = [*form, str(place.tagger)] if form == ["--diff"] else form
+    called = call("inspect", hostile, *form)
+    assert called.code in (0, 1)
+    assert harmless(called)
+    if form in ([], ["--anchors"]):
+        assert called.out.count(SEEN) >= 8
+
+
+def test_inspect_lists_a_part_that_does_not_belong(place, here):
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    with safe_open(place.adapter, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(place.adapter)
+    save_file(tensors | {HOSTILE: tensors["atoms_u"]}, here / "a.safetensors", metadata=metadata)
+    for form in ([], ["--verify"]):
+        called = call("inspect", "a.safetensors", *form)
+        assert called.code == 1
+        assert harmless(called)
+        assert "[/red]" in called.out + called.err
+
+
+def test_port_and_budget(hostile, labelled, target):
+    given = ["--target", target, "--data", labelled, *COLUMNS, *ON_HOST]
+    called = call("port", hostile, *given)
+    assert called.code == 0, called.err
+    assert harmless(called)
+    assert SEEN in called.out
+    assert SEEN.replace("/", "|") in called.out
+    called = call("port", hostile, "--target", target, *ON_HOST)
+    assert harmless(called)
+    called = call("budget", hostile, *given)
+    assert called.code == 0, called.err
+    assert harmless(called)
+    assert SEEN.replace("/", "|") in called.out
+
+
+def test_tune(hostile, labelled, target):
+    given = ["--target", target, "--data", labelled, *COLUMNS, *ON_HOST, "--steps", "1", "--batch-size", "4"]
+    called = call("tune", hostile, *given, "--output", "t.safetensors")
+    assert called.code == 0, called.err
+    assert harmless(called)
+    assert SEEN in called.out
+    called = call("inspect", "t.safetensors")
+    assert called.code == 0
+    assert harmless(called)
+
+
+def test_errors(place, here, hostile):
+    """A file, a host, a column and a label that are named in an error; the traceback of one, too."""
+    data = here / "d"
+    data.mkdir()
+    (data / "dev.jsonl").write_text(json.dumps({HOSTILE: "a", "label": HOSTILE}) + "\n")
+    others = here / "others.jsonl"
+    others.write_text(json.dumps({"sentence": "a", "label": "unknown"}) + "\n")
+    for called in (
+        call("inspect", HOSTILE),
+        call("budget", HOSTILE),
+        call("port", place.adapter, "--target", HOSTILE, "--offline"),
+        call(*port_arguments(place.adapter, place.target, HOSTILE)),
+        call(*port_arguments(place.adapter, place.target, data)),
+        call(*port_arguments(place.adapter, place.target, data), "--text-column", HOSTILE),
+        call(*port_arguments(place.adapter, place.target, data), "--text-column", "label"),
+        call(*port_arguments(hostile, place.target, others), *COLUMNS),
+        call("inspect", hostile, "--plot", HOSTILE),
+    ):
+        assert called.code in (1, 2)
+        assert harmless(called)
+        assert "?" in called.error
+    assert harmless(call("inspect", HOSTILE, "--debug"))
+
+
+def test_json_says_the_same_with_escapes(hostile):
+    called = call("inspect", hostile, "--json")
+    assert called.code == 0
+    assert harmless(called)
+    manifest = json.loads(called.out)["adapter"]["manifest"]
+    assert manifest["licence"] == HOSTILE
+    assert manifest["task"]["labels"] == [HOSTILE, "positive"]
+
+
+def test_the_sink_is_the_only_way_out():
+    """No other file of the command line prints, or knows rich's markup."""
+    for path in sorted((ROOT / "uhl_cli" / "cli").glob("*.py")):
+        if path.name == "output.py":
+            continue
+        tree = ast.parse(path.read_text())
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert "print" not in names, path
+        # Help texts are ours, and typer takes them for markup.
+        assert {each for each in modules if each and each.split(".")[0] in ("rich", "sys")} <= {"rich.markup"}, path
+
+
+def run(*arguments: str, stdout: object = subprocess.PIPE, **more: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "uhl_cli", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, env=environment, text=True, check=False, **more
+    )
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--max-bytes", "1"]])
+def test_a_reader_that_leaves_changes_no_exit_code(place, form):
+    """`uhl budget FILE | true`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run("budget", str(place.adapter), *form, stdout=writer)
+    os.close(writer)
+    assert done.returncode == (3 if "--max-bytes" in form else 0)
+    assert len(done.stderr.splitlines()) == (1 if "--max-bytes" in form else 0)
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_and_errors_that_nobody_reads(place):
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = [sys.executable, "-m", "uhl_cli", "budget", "missing"]
+    done = subprocess.run(
+        script, stdout=subprocess.PIPE, stderr=writer, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "--json"], ["inspect", "--quiet"], ["--help"]])
+def test_a_full_disk_is_one_line_and_exit_code_1(place, arguments):
+    given = [*arguments, str(place.adapter)] if "--help" not in arguments else arguments
+    with Path("/dev/full").open("w") as full:
+        done = run(*given, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write to stdout: No space left on device.")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stdout_that_was_closed_before_the_start(place):
+    done = run("inspect", str(place.adapter), stdout=None, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_encoding_without_the_signs(hostile, monkeypatch):
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    for form in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "uhl_cli", "inspect", str(hostile), *form],
+            env=os.environ | environment,
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode("ascii")
+
+
+def test_long_lines_are_not_folded_for_a_pipe(hostile, place, here):
+    long = "word " * 60
+    content = read_adapter(place.adapter)
+    write_adapter(
+        here / "b.safetensors", replace(content, manifest=content.manifest.model_copy(update={"licence": long}))
+    )
+    called = call("inspect", "b.safetensors", env={"COLUMNS": None})
+    assert long.strip() in called.out
+    narrow = call("inspect", "b.safetensors", env={"COLUMNS": "80"})
+    assert long.strip() not in narrow.out, "a width that is asked for is kept"

@@ -1,0 +1,272 @@
+"""The one sink of the commands: results to stdout as a table, JSON or a quiet line, everything else to stderr.
+
+Guarantee: nothing that comes from a file, a host or data is taken for markup or for a command to the terminal.  Every
+string of a line or a cell passes `uhl_cli.text.one_line`; a style is only what a command names beside it.  Commands
+print through this module alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOBase
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from uhl_cli.errors import OutputError, UhlError
+from uhl_cli.progress import ProgressBar, Stderr, abandon, progress_bar
+from uhl_cli.text import one_line
+
+if TYPE_CHECKING:  # both bring numpy, which `--help` does without
+    from uhl_cli.metrics import Difference, Score
+
+INTERRUPTED = 130
+# Rows are never folded for a file or a pipe.
+_NO_TERMINAL = 100_000
+
+Report = TypeVar("Report", bound=BaseModel)
+
+
+class Span(NamedTuple):
+    """Words in a style, as rich names styles."""
+
+    text: str
+    style: str = ""
+
+
+Words = str | Span | Sequence[Span]
+
+
+class Table:
+    """A table to be filled row by row; its title above and its note below are never folded.
+
+    :param left: Names of the first columns, whose text folds on a narrow terminal.
+    :param right: Names of the columns after them, whose figures do not.
+    :param form: `grid`; `list`, a grid without names; `compact`, without frame; `blocks`, cells side by side.
+    """
+
+    def __init__(
+        self,
+        title: str = "",
+        *,
+        left: Sequence[str] = (),
+        right: Sequence[str] = (),
+        note: str = "",
+        form: Literal["grid", "list", "compact", "blocks"] = "grid",
+    ) -> None:
+        self.title = title
+        self.note = note
+        dense = form == "blocks"
+        self._rich = RichTable(
+            show_header=form != "list",
+            box=box.SIMPLE_HEAD if form == "compact" else box.HEAVY_HEAD,
+            show_edge=form != "compact",
+            pad_edge=form != "compact",
+            padding=(0, 1, 0, 0) if form == "compact" else (0, 0 if dense else 1),
+            collapse_padding=dense,
+        )
+        for name in left:
+            self._rich.add_column(Text(one_line(name)), overflow="fold")
+        for name in right:
+            self._rich.add_column(
+                Text(one_line(name)),
+                justify="center" if dense else "right",
+                no_wrap=True,
+                min_width=7 if dense else None,
+            )
+
+    def row(self, *cells: Words, style: str = "") -> None:
+        """Add a row; cells that are missing at its end are empty."""
+        self._rich.add_row(*(_text(cell) for cell in cells), style=style)
+
+    def section(self) -> None:
+        """Draw a line before the next row."""
+        self._rich.add_section()
+
+
+class Output:
+    """Where one call of a command prints.
+
+    :param json: Results are their reports as JSON.
+    :param quiet: Results are a line for scripts, and there is no progress.
+    :param debug: Errors come with their traceback.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        self._json = json
+        self._quiet = quiet
+        self._debug = debug
+        self._stderr = Stderr()
+        self._stdout = Console(file=cast(IO[str], _Stdout()), highlight=False)
+        if not self._stdout.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+            self._stdout.width = _NO_TERMINAL
+
+    def result(
+        self,
+        report: Report,
+        *,
+        quiet: Sequence[Sequence[object]],
+        table: Callable[[Output, Report], None],
+    ) -> None:
+        """Print a result.
+
+        :param quiet: Lines for scripts, each of the fields that tabs separate.
+        :param table: Prints the report for people, by `line` and `table`.
+        """
+        if self._json:
+            _Stdout().write(_harmless(report.model_dump_json(indent=2)) + "\n")
+        elif self._quiet:
+            self.lines(quiet)
+        else:
+            table(self, report)
+
+    def lines(self, rows: Sequence[Sequence[object]]) -> None:
+        """Print lines of fields that tabs separate, whatever form was asked for."""
+        _Stdout().write("".join("\t".join(one_line(field) for field in row) + "\n" for row in rows))
+
+    def line(self, words: Words) -> None:
+        """Print one line for people, never wrapped."""
+        self._stdout.print(_text(words), soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        """Print a table for people."""
+        if table.title:
+            self.line(Span(table.title, "italic"))
+        self._stdout.print(table._rich)
+        if table.note:
+            self.line(Span(table.note, "dim italic"))
+
+    def note(self, text: str, label: str = "") -> None:
+        """Print one line on stderr."""
+        self._stderr.say(text, label=label)
+
+    def warn_truncated(self, truncated: int) -> None:
+        """One line on stderr when evaluation texts were cut."""
+        if truncated:
+            self.note(
+                f"evaluation texts cut at the longest input: {truncated}; "
+                "pretrain with a larger --max-length, or choose a host that takes longer texts.",
+                "warning: ",
+            )
+
+    def progress(self) -> ProgressBar:
+        """The reporter that pipelines take, as a context."""
+        return progress_bar(quiet=self._quiet)
+
+    @contextmanager
+    def errors(self, *, interrupted_hint: str = "") -> Iterator[None]:
+        """Turn errors into one line on stderr and an exit code.
+
+        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted.
+        """
+        try:
+            yield
+        except UhlError as error:
+            self._error(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][-1] if first["loc"] else "")
+            self._error(f"--{field.replace('_', '-')}: {first['msg']}. See --help.")
+            raise typer.Exit(2) from error
+        except OSError as error:
+            name = f" ({error.filename})" if error.filename else ""
+            self._error(f"{error.strerror or error}{name}. Check the path, its permissions and the space left.")
+            raise typer.Exit(1) from error
+        except MemoryError as error:
+            self._error("out of memory. Use a smaller --batch-size or host.")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            self._error(f"interrupted. {interrupted_hint}".rstrip())
+            raise typer.Exit(INTERRUPTED) from error
+
+    def _error(self, text: str) -> None:
+        if self._debug:
+            for line in traceback.format_exc().splitlines():
+                self._stderr.say(line)
+        self._stderr.say(text, label="error: ", style="bold red")
+
+
+@contextmanager
+def finished() -> Iterator[None]:
+    """The whole of a process: what is written last, `--help` too, meets a closed pipe or a full disk without noise."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        abandon(sys.stdout)
+        if error.errno != errno.EPIPE:
+            Stderr().say(f"cannot write to stdout: {error.strerror or error}.", label="error: ", style="bold red")
+            raise SystemExit(1) from None
+
+
+def is_main_process() -> bool:
+    """False in the other processes of `accelerate launch`, which print nothing."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def interval(score: Score | Difference | None) -> str:
+    """A value with its 95 % interval."""
+    return "-" if score is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _text(words: Words) -> Text:
+    spans = [words] if isinstance(words, Span) else [Span(words)] if isinstance(words, str) else words
+    return Text.assemble(*((one_line(span.text), span.style) for span in spans))
+
+
+def _harmless(text: str) -> str:
+    """The same JSON; what is not printable, or not in the encoding of stdout, stands there as its escape."""
+    try:
+        text.encode(_Stdout().encoding)
+        known = True
+    except UnicodeEncodeError:
+        known = False
+    return "".join(
+        letter if letter == "\n" or (letter.isprintable() and (known or letter.isascii())) else json.dumps(letter)[1:-1]
+        for letter in text
+    )
+
+
+class _Stdout(TextIOBase):
+    """The standard output of the moment, closed or not."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the text that arrives."""
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return sys.stdout is not None and sys.stdout.isatty()
+
+    def write(self, text: str) -> int:
+        """Write.  A reader that has left (`| head -1`) has had enough: the command goes on to its own exit code.
+
+        :raises OutputError: When it cannot be written for another reason, such as a full disk.
+        """
+        if sys.stdout is None or not text:  # closed before the start
+            return len(text)
+        try:
+            sys.stdout.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            sys.stdout.flush()
+        except OSError as error:
+            abandon(sys.stdout)
+            if error.errno != errno.EPIPE:
+                hint = "Free some space, or send the result elsewhere."
+                raise OutputError(f"cannot write to stdout: {error.strerror or error}.", hint) from error
+        return len(text)
