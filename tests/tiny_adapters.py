@@ -98,7 +98,7 @@ def tiny_task(config: AdapterConfig = SMALL) -> Task:
         return Task(
             name="tags", kind="tokens", labels=labels, metric="accuracy", tokens_column="words", label_column="tags"
         )
-    return Task(name="moods", labels=labels, metric="accuracy", text_column="t", label_column="l")
+    return Task(name="moods", kind="sequence", labels=labels, metric="accuracy", text_column="t", label_column="l")
 
 
 def tiny_manifest(
@@ -198,6 +198,11 @@ def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:
         for depth in range(alignment.num_hidden_layers + 1)
     }
     return replace(alignment, taps=taps)
+
+
+def unpacked(adapter: PortedAdapter, dtype: torch.dtype = torch.float32) -> PortedAdapter:
+    """The same adapter detached and in `dtype`, its tables plain."""
+    return adapter.mapped(lambda _name, value: value.detach().to(dtype))
 
 
 def tiny_folded(
