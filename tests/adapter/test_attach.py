@@ -1,4 +1,4 @@
-"""Injection over every family: nothing when zero, something when not, and the host as before afterwards."""
+"""Attaching over every family: nothing when zero, something when not, and the host as before afterwards."""
 
 import pytest
 import torch
