@@ -6,11 +6,10 @@ import json
 
 import pytest
 import torch
-from tiny_adapters import tiny_folded, tiny_universal
+from tiny_adapters import tiny_folded, tiny_universal, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
 
 from uhl_cli.adapter.attach import Attachment
-from uhl_cli.adapter.fold import compact, move
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.host.encode import encode
 
@@ -33,9 +32,9 @@ def logits_of(place, adapter, device, dtype="float32"):
 def test_zero_adapter_leaves_the_host_bit_for_bit(family, tmp_path):
     host = load_host(str(save_tiny_host(tmp_path, family)), device="cuda")
     before = output_of(host)
-    for table in (lambda folded: folded, compact):
-        folded = move(table(tiny_folded(tiny_host(family), zero=True)[0]), host.device, torch.float32)
-        with Attachment(host.map, folded):
+    folded = tiny_folded(tiny_host(family), zero=True)[0]
+    for placed in (unpacked(folded).to(host.device), folded.for_inference(host.device, torch.float32)):
+        with Attachment(host.map, placed):
             assert torch.equal(output_of(host), before)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from tiny_hosts import SENTENCES
 from torch import Tensor
+from transformers import AutoModel
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.fold import fold
@@ -21,6 +22,7 @@ from uhl_cli.data.tasks import Task
 from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile
 from uhl_cli.formats.convert import to_file
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.hostmap import find_map
 from uhl_cli.schema import (
     AdapterConfig,
     AnchorRecord,
@@ -199,6 +201,19 @@ def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:
         for depth in range(alignment.num_hidden_layers + 1)
     }
     return replace(alignment, taps=taps)
+
+
+def unpacked(adapter: PortedAdapter, dtype: torch.dtype = torch.float32) -> PortedAdapter:
+    """The same adapter detached and in `dtype`, its tables plain."""
+    return adapter.mapped(lambda _name, value: value.detach().to(dtype))
+
+
+def meta_twin(host: Host) -> Host:
+    """The same host without weights, made from its configuration alone: on the meta device, without a tokenizer."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(host.model.config).eval()
+    model.config.pad_token_id = None
+    return replace(host, model=model, tokenizer=None, map=find_map(model))
 
 
 def tiny_folded(

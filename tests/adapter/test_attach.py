@@ -1,16 +1,13 @@
-"""Injection over every family: nothing when zero, something when not, and the host as before afterwards."""
-
-from dataclasses import replace
+"""Attaching over every family: nothing when zero, something when not, and the host as before afterwards."""
 
 import pytest
 import torch
-from tiny_adapters import SMALL, tiny_folded, tiny_task
+from tiny_adapters import SMALL, tiny_folded, tiny_task, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host, tiny_model, tiny_tokenizer
 
 from uhl_cli.adapter.attach import AlignmentNoise, Attachment
-from uhl_cli.adapter.fold import move
 from uhl_cli.data.examples import Examples, token_examples
-from uhl_cli.errors import HostError
+from uhl_cli.errors import HostError, UsageError
 from uhl_cli.host.checkpoint import wrap_host
 from uhl_cli.host.encode import encode
 from uhl_cli.ported.controls import randomised
@@ -42,7 +39,7 @@ def parameters_of(host):
 def test_zero_adapter_leaves_the_host_bit_for_bit(family):
     host = tiny_host(family)
     folded, _, _ = tiny_folded(host, zero=True)
-    assert set(folded.layers) == {0, 1}
+    assert set(folded.by_layer) == {0, 1}
     before = output_of(host)
     assert before.isfinite().all()
     for dense in (False, True):
@@ -58,6 +55,7 @@ def test_adapter_changes_the_host_and_leaves_no_trace(family):
     host = tiny_host(family)
     folded, _, _ = tiny_folded(host)
     before, parameters, hooks = output_of(host), parameters_of(host), hooks_of(host)
+    flags = [value.requires_grad for value in host.model.parameters()]
     with Attachment(host.map, folded):
         changed = output_of(host)
         assert hooks_of(host) > hooks
@@ -74,15 +72,16 @@ def test_adapter_changes_the_host_and_leaves_no_trace(family):
     assert torch.equal(output_of(host), before)
     after = host.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in parameters.items())
-    assert not any(value.requires_grad or value.grad is not None for value in host.model.parameters())
+    assert [value.requires_grad for value in host.model.parameters()] == flags
+    assert not any(value.grad is not None for value in host.model.parameters())
 
 
 def test_error_in_the_forward_pass_leaves_no_trace():
     host = tiny_host("bert")
     folded, _, _ = tiny_folded(host)
-    bad = replace(folded.layers[1], router=folded.layers[1].router[:, :5])
+    bad = folded.mapped(lambda name, value: value[:, :5] if name == "layers.1.router" else value)
     before = output_of(host)
-    with pytest.raises(RuntimeError), Attachment(host.map, replace(folded, layers={**folded.layers, 1: bad})):
+    with pytest.raises(RuntimeError), Attachment(host.map, bad):
         output_of(host)
     assert hooks_of(host) == 0
     assert torch.equal(output_of(host), before)
@@ -102,20 +101,31 @@ def test_error_while_attaching_leaves_no_trace(monkeypatch):
     assert hooks_of(host) == 0
 
 
-def test_entering_twice_is_an_error_and_entering_again_is_not():
+def test_entering_again_changes_nothing_and_another_adapter_is_refused_by_name():
     host = tiny_host("gpt2")
-    folded, _, _ = tiny_folded(host)
-    attachment = Attachment(host.map, folded)
-    with attachment:
+    folded, other = tiny_folded(host)[0], tiny_folded(host, seed=1)[0]
+    attachment = Attachment(host.map, folded, name="the first")
+    with attachment as outer:
         changed = output_of(host)
         hooks = hooks_of(host)
-        with pytest.raises(HostError, match="attached already") as caught:
-            attachment.__enter__()
+        for again in (attachment, Attachment(host.map, folded)):
+            with again as inner:
+                assert inner is outer
+                assert hooks_of(host) == hooks
+                assert torch.equal(output_of(host), changed)
+            assert hooks_of(host) == hooks
+            assert torch.equal(output_of(host), changed)
+        refused = Attachment(host.map, other, name="the second")
+        with pytest.raises(HostError, match=r"the first is attached .* so the second cannot") as caught, refused:
+            pass
         assert caught.value.hint
         assert hooks_of(host) == hooks
+        assert torch.equal(output_of(host), changed)
     assert hooks_of(host) == 0
     with attachment:
         assert torch.equal(output_of(host), changed)
+    with refused:
+        assert not torch.equal(output_of(host), changed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,7 +133,7 @@ def test_half_precision_host(family):
     tokenizer = tiny_tokenizer(family)
     host = wrap_host(tiny_model(family, tokenizer=tokenizer).to(torch.bfloat16), tokenizer)
     folded, _, _ = tiny_folded(host)
-    ported = PortedModel(host, move(folded, host.device, torch.bfloat16), tiny_task())
+    ported = PortedModel(host, unpacked(folded, torch.bfloat16), tiny_task())
     logits = ported(SENTENCES[:3])
     assert logits.shape == (3, 3)
     assert logits.isfinite().all()
@@ -132,7 +142,7 @@ def test_half_precision_host(family):
     torch.testing.assert_close(logits.float(), reference, atol=0.1 * float(reference.abs().max()) + 0.1, rtol=0)
     silent, _, _ = tiny_folded(host, zero=True)
     before = output_of(host)
-    with Attachment(host.map, move(silent, host.device, torch.bfloat16)):
+    with Attachment(host.map, unpacked(silent, torch.bfloat16)):
         assert torch.equal(output_of(host), before)
 
 
@@ -178,7 +188,7 @@ def test_token_task_predicts_every_word():
     found = ported.classes_of(examples, batch_size=3)
     assert [len(row) for row in found.classes] == [len(row) for row in words]
     assert len({label for row in found.classes[:7] for label in row}) > 1
-    with pytest.raises(ValueError, match="word spans"):
+    with pytest.raises(UsageError, match="labels words"):
         ported(["text"])
 
 
@@ -197,7 +207,8 @@ def test_active_atoms_count_masked_tokens_only():
     folded, _, _ = tiny_folded(host)
     means = {}
     for name, threshold in (("none", 99.0), ("all", -99.0)):
-        wide = replace(folded, threshold=torch.full((2,), threshold))
+        limits = torch.full((2,), threshold)
+        wide = folded.mapped(lambda name, value, limits=limits: limits if name == "threshold" else value)
         with torch.inference_mode(), Attachment(host.map, wide) as attachment:
             means[name] = float(forward(host, attachment, encode(host, SENTENCES[:4]), None)[1])
     assert means == {"none": 0.0, "all": 2.0}
@@ -228,10 +239,10 @@ def test_random_updates_have_the_same_size_and_another_direction():
     host = tiny_host("gpt2")
     folded, _, _ = tiny_folded(host)
     drawn = randomised(folded, seed=3)
-    for index, layer in folded.layers.items():
+    for index, layer in folded.by_layer.items():
         for name, edit in layer.edits.items():
-            other = drawn.layers[index].edits[name]
+            other = drawn.by_layer[index].edits[name]
             torch.testing.assert_close(other.norm(dim=1), edit.norm(dim=1))
             assert torch.nn.functional.cosine_similarity(other, edit).abs().mean() < 0.5
-        assert drawn.layers[index].router is layer.router
+        assert drawn.by_layer[index].router is layer.router
     assert not torch.equal(drawn.readout.layer.edits["readout"], folded.readout.layer.edits["readout"])

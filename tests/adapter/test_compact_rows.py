@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tiny_adapters import tiny_folded
+from tiny_adapters import tiny_folded, unpacked
 from tiny_hosts import FAMILIES, tiny_host
 
 from uhl_cli.adapter import sparse
 from uhl_cli.adapter.attach import Attachment
-from uhl_cli.adapter.fold import compact, move
-from uhl_cli.adapter.sparse import Bags, CompactRows, pack_rows, plain, row_sums, spread
+from uhl_cli.adapter.module import is_table
+from uhl_cli.adapter.sparse import TAIL_BYTES, Bags, is_packed, num_columns, pack_rows, row_sums, row_values, spread
 from uhl_cli.host.encode import encode
 from uhl_cli.ported.model import forward
 
@@ -33,33 +31,35 @@ def operators(request, monkeypatch):
     """torch's own operators, and what stands in for them elsewhere."""
     if request.param == "plain":
         monkeypatch.setattr(sparse, "_UNPACK", None)
-        monkeypatch.setattr(sparse, "_COMPACT_SUMS", None)
+        monkeypatch.setattr(sparse, "_PACKED_SUMS", None)
     else:
         assert sparse._UNPACK is not None
-        assert sparse._COMPACT_SUMS is not None
+        assert sparse._PACKED_SUMS is not None
 
 
 def test_values_are_within_half_a_step(operators):
     table = table_of()
     packed = pack_rows(table)
-    assert packed.shape == tuple(table.shape)
-    assert packed.packed.dtype == torch.uint8
-    error = (packed.values() - table).abs()
+    assert packed.shape == (len(table), table.shape[1] + TAIL_BYTES)
+    assert packed.dtype == torch.uint8
+    assert num_columns(packed) == num_columns(table) == table.shape[1]
+    error = (row_values(packed) - table).abs()
     steps = (table.amax(1) - table.amin(1)) / 255
     # Half a step, and what float32 itself rounds.
     assert bool((error <= 0.5001 * steps[:, None] + 2e-7 * table.abs().amax(1, keepdim=True)).all())
     assert bool((error[2:].amax(1) > 0.1 * steps[2:]).all()), "no row is rounded: the bound shows nothing"
-    assert torch.equal(packed.values()[:2], table[:2])
-    assert packed.values(torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(row_values(packed)[:2], table[:2])
+    assert row_values(packed, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_packing_twice_and_plain_tables():
     table = table_of()
     packed = pack_rows(table)
+    assert is_packed(packed)
+    assert not is_packed(table)
     assert pack_rows(packed) is packed
-    assert torch.equal(pack_rows(packed.values()).values()[:2], table[:2])
-    assert plain(table, torch.bfloat16) is table
-    assert torch.equal(plain(packed, torch.float32), packed.values())
+    assert torch.equal(row_values(pack_rows(row_values(packed)))[:2], table[:2])
+    assert row_values(table, torch.bfloat16) is table
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -71,7 +71,7 @@ def test_sums_are_those_of_the_values(operators, grad):
     bags = Bags.of(37, 2, torch.device("cpu"))
     with torch.set_grad_enabled(grad):
         found = row_sums(packed, indices, weights, bags)
-    expected = spread(weights.double(), indices, 13) @ packed.values().double()
+    expected = spread(weights.double(), indices, 13) @ row_values(packed).double()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert found.dtype == torch.float32
     assert not torch.allclose(found.double(), expected.roll(1, 0))
@@ -81,7 +81,7 @@ def test_gradients_pass_through_the_weights():
     packed = pack_rows(table_of())
     indices, weights = torch.tensor([[3, 5]]), torch.ones(1, 2, requires_grad=True)
     row_sums(packed, indices, weights, Bags.of(1, 2, torch.device("cpu"))).sum().backward()
-    torch.testing.assert_close(weights.grad[0], packed.values()[[3, 5]].sum(1))
+    torch.testing.assert_close(weights.grad[0], row_values(packed)[[3, 5]].sum(1))
 
 
 def logits_of(host, folded):
@@ -93,13 +93,14 @@ def logits_of(host, folded):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_compact_adapter_gives_what_the_plain_one_does(family):
     host = tiny_host(family)
-    folded = move(tiny_folded(host)[0], *CPU)
-    packed = compact(folded)
+    folded = unpacked(tiny_folded(host)[0])
     # A router that is rounded may choose other atoms where two are as good as each other, so it is looked at apart.
-    same_routers = {index: replace(layer, router=folded.layers[index].router) for index, layer in packed.layers.items()}
-    readout = replace(packed.readout, layer=replace(packed.readout.layer, router=folded.readout.layer.router))
-    reference, bare = logits_of(host, folded), logits_of(host, move(tiny_folded(host, zero=True)[0], *CPU))
-    found = logits_of(host, replace(packed, layers=same_routers, readout=readout))
+    packed = folded.mapped(
+        lambda name, value: pack_rows(value) if is_table(name) and not name.endswith("router") else value
+    )
+    assert sum(map(is_packed, packed.buffers())) == sum(map(is_table, packed.state_dict())) - len(folded.layers) - 1
+    reference, bare = logits_of(host, folded), logits_of(host, unpacked(tiny_folded(host, zero=True)[0]))
+    found = logits_of(host, packed)
     assert not torch.equal(found, reference)
     # Fiftieths of what the updates do to the logits.
     assert float((found - reference).abs().max()) < 0.02 * float((reference - bare).abs().max())
@@ -108,21 +109,26 @@ def test_a_compact_adapter_gives_what_the_plain_one_does(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_compact_router_chooses_the_same_atoms(family):
     host = tiny_host(family)
-    layer = tiny_folded(host)[0].layers[0]
+    layer = tiny_folded(host)[0].by_layer[0]
     states = host.map.embeddings.weight.detach()[:200].float() @ torch.eye(host.map.embeddings.embedding_dim, 32)
     states = (states - states.mean(1, keepdim=True)) / states.std(1, keepdim=True)
-    plain_logits, compact_logits = (states @ table.T for table in (layer.router, pack_rows(layer.router).values()))
+    plain_logits, compact_logits = (states @ row_values(table).T for table in (layer.router, pack_rows(layer.router)))
     same = plain_logits.topk(2).indices == compact_logits.topk(2).indices
     assert float(same.float().mean()) > 0.95
     assert float((plain_logits.topk(2).indices == compact_logits.roll(1, 0).topk(2).indices).float().mean()) < 0.8
 
 
-def test_moving_keeps_the_bytes():
-    host = tiny_host("bert")
-    folded = compact(tiny_folded(host)[0])
-    moved = move(folded, torch.device("cpu"), torch.bfloat16)
-    for index, layer in folded.layers.items():
-        other = moved.layers[index]
-        assert isinstance(other.read, CompactRows)
-        assert torch.equal(other.read.packed, layer.read.packed)
-        assert other.read_bias.dtype == torch.bfloat16
+@pytest.mark.parametrize("how", ["for_inference", "to"])
+def test_moving_keeps_the_bytes(how):
+    packed = tiny_folded(tiny_host("bert"))[0].for_inference(*CPU)
+    before = {name: value.clone() for name, value in packed.state_dict().items()}
+    moved = packed.for_inference(CPU[0], torch.bfloat16) if how == "for_inference" else packed.to(torch.bfloat16)
+    after = moved.state_dict()
+    assert list(after) == list(before)
+    assert {"layers.0.read", "readout.taps.2", "readout.layer.edits.readout"} <= set(filter(is_table, before))
+    for name, value in before.items():
+        if is_table(name):
+            assert value.dtype == torch.uint8
+            assert torch.equal(after[name], value)
+        else:
+            assert (value.dtype, after[name].dtype) == (torch.float32, torch.bfloat16)

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded
+from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host
 
 from uhl_cli.adapter.attach import Attachment
 from uhl_cli.adapter.canonical import mix, size_gains
-from uhl_cli.adapter.fold import WRITERS, fold, move
+from uhl_cli.adapter.fold import fold
+from uhl_cli.adapter.module import WRITERS
 from uhl_cli.align.alignment import align_anchors
 from uhl_cli.host.encode import encode
 from uhl_cli.host.hostmap import read_layer_input
+from uhl_cli.host.running import frozen
 from uhl_cli.ported.model import forward
 
 
@@ -150,14 +152,14 @@ def test_folding_leaves_out_what_it_is_told_to():
     alignment = align_anchors(bank, states)
     stored = {name: value.detach() for name, value in random_adapter().stored().items()}
     some = fold(stored, alignment, host.map, layers=(1,), types=("q", "down"))
-    assert set(some.layers) == {1}
-    assert set(some.layers[1].gains) == {"q", "down"}
-    assert set(some.layers[1].edits) == {"attention", "stream"}
+    assert set(some.by_layer) == {1}
+    assert set(some.by_layer[1].gains) == {"q", "down"}
+    assert set(some.by_layer[1].edits) == {"attention", "stream"}
     assert some.readout.layer is None
     full = fold(stored, alignment, host.map)
-    assert set(full.layers) == {0, 1}
-    assert set(full.layers[0].gains) == {"q", "k", "v", "o", "up", "down", "gate"}
-    assert set(full.layers[0].edits) == {"attention", "mlp", "stream"}
+    assert set(full.by_layer) == {0, 1}
+    assert set(full.by_layer[0].gains) == {"q", "k", "v", "o", "up", "down", "gate"}
+    assert set(full.by_layer[0].edits) == {"attention", "mlp", "stream"}
     assert full.readout.layer is not None
     none = fold(stored, alignment, host.map, updates=False)
     assert not none.layers
@@ -171,7 +173,7 @@ def test_folding_carries_gradients_to_the_parameters_and_none_to_the_host():
     bank, states = host_bank(host)
     adapter = random_adapter()
     folded = fold(adapter.stored(), all_taps(align_anchors(bank, states)), host.map)
-    with Attachment(host.map, folded, dense=True) as attachment:
+    with frozen(host.map.base), Attachment(host.map, folded, dense=True) as attachment:
         logits, active = forward(host, attachment, encode(host, SENTENCES[:5]), None)
     (logits.square().sum() + active).backward()
     untouched = {name for name, value in adapter.named_parameters() if value.grad is None or not value.grad.any()}
@@ -183,9 +185,12 @@ def test_moving_detaches_and_casts():
     adapter, host = random_adapter(), tiny_host("bert")
     bank, states = host_bank(host)
     folded = fold(adapter.stored(), align_anchors(bank, states), host.map)
-    assert folded.layers[0].router.requires_grad
-    moved = move(folded, torch.device("cpu"), torch.bfloat16)
-    parts = [moved.threshold, *moved.readout.taps.values(), moved.layers[1].edits["stream"], moved.readout.layer.read]
-    assert all(part.dtype == torch.bfloat16 and not part.requires_grad for part in parts)
+    assert folded.by_layer[0].router.requires_grad
+    assert folded.noise_maps
+    moved = unpacked(folded, torch.bfloat16)
+    assert list(moved.state_dict()) == list(folded.state_dict())
+    assert all(part.dtype == torch.bfloat16 and not part.requires_grad for part in moved.buffers())
     assert not moved.noise_maps
-    assert (moved.kind, SMALL.kind) == ("sequence", "sequence")
+    assert moved.kind == "sequence"
+    tokens = random_adapter(SMALL.model_copy(update={"kind": "tokens"})).stored()
+    assert fold(tokens, align_anchors(bank, states), host.map).kind == "tokens"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uhl_cli.adapter import sparse as gathered
+from uhl_cli.adapter import sparse
 from uhl_cli.adapter.sparse import Bags, row_responses, row_sums, spread
 
 
@@ -28,9 +28,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 0.03, torch.bfloat16: 0.2}
 def test_responses_are_scalar_products(dtype, operator, monkeypatch):
     states, table, indices, _ = drawn(dtype)
     if operator == "plain":
-        monkeypatch.setattr(gathered, "_RESPONSES", None)
+        monkeypatch.setattr(sparse, "_RESPONSES", None)
     else:
-        assert gathered._RESPONSES is not None  # else this test is of the plain path twice
+        assert sparse._RESPONSES is not None  # else this test is of the plain path twice
     with torch.inference_mode():
         found = row_responses(states, table, indices, bags(indices))
     expected = (states.double() @ table.double().T).gather(1, indices)

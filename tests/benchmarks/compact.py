@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from uhl_cli.adapter.fold import fold, move
+from uhl_cli.adapter.fold import fold
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.cost.memory import adapter_bytes
 from uhl_cli.data import load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
@@ -33,11 +31,12 @@ def one(adapter: UniversalAdapter, where: str, shared: Path) -> dict[str, object
     task = adapter.manifest.task
     examples = load_task(task.name, data=str(shared / "data" / task.name)).evaluation
     assert examples is not None
-    alignment, plan, flops = adapter.align(host)
-    compact = adapter.inject(host, alignment, plan, flops)
+    aligned = adapter.align(host)
+    compact, plan, shift = adapter.port(aligned), aligned.plan, adapter.shift(aligned)
     with torch.no_grad():
-        folded = fold(adapter.stored, alignment, host.map, layers=plan.layers, types=plan.types)
-    wide = replace(compact, folded=move(folded, host.device, host.map.embeddings.weight.dtype))
+        folded = fold(adapter.stored, aligned.alignment, host.map, layers=plan.layers, types=plan.types, shift=shift)
+    weight = host.map.embeddings.weight
+    wide = compact.with_adapter(folded.mapped(lambda _name, value: value.to(weight)))
     references = references_of(examples)
 
     def classes(ported: PortedModel) -> list[int] | list[list[int]]:
@@ -52,7 +51,7 @@ def one(adapter: UniversalAdapter, where: str, shared: Path) -> dict[str, object
     difference = paired_difference(task.metric, found["compact"], found["wide"], references, task.labels)
     differing = sum(first != second for first, second in zip(found["compact"], found["wide"], strict=True))
     row |= {"difference": difference.model_dump(), "differing": differing, "examples": len(examples), "host_bytes": own}
-    return row | {"bytes": {"compact": adapter_bytes(compact.adapter), "wide": adapter_bytes(wide.adapter)}}
+    return row | {"bytes": {"compact": compact.adapter.nbytes, "wide": wide.adapter.nbytes}}
 
 
 def main() -> None:

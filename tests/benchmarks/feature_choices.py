@@ -35,6 +35,7 @@ from uhl_cli.data import Examples, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import paired_difference, score
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import silent
 
@@ -83,17 +84,17 @@ def texts_of(kind: str, rest: Examples) -> list[str]:
 
 def ported_by(adapter: UniversalAdapter, host: Host, variant: Variant) -> PortedModel:
     """The target with the file's updates and a readout by the adapter's bank, if it has one."""
-    alignment, plan, host_flops = adapter.align(host)
-    if alignment.features is not None and not variant.shift:
-        alignment = replace(alignment, features=replace(alignment.features, shift=None))
-    if alignment.features is not None and not variant.prior:
+    aligned = adapter.align(host)
+    if aligned.alignment.features is not None and not variant.prior:
         assert adapter.features is not None
         config = adapter.manifest.config
-        settings = {"knots": config.knots, "depths": plan.tap_depths, "readout_size": config.readout_size}
+        settings = {"knots": config.knots, "depths": aligned.plan.tap_depths, "readout_size": config.readout_size}
         bare = align_features(host, adapter.features, **settings, prior=None)
         assert bare is not None
-        alignment = replace(alignment, features=replace(bare, shift=alignment.features.shift))
-    return adapter.inject(host, alignment, plan, host_flops)
+        alignment = replace(aligned.alignment, features=bare)
+        aligned = AlignedHost(host, alignment, aligned.plan, aligned.host_flops, aligned.serves)
+    ported = adapter.port(aligned)
+    return ported if variant.shift else ported.with_adapter(ported.adapter.with_shift(None))
 
 
 def changed(
@@ -114,9 +115,8 @@ def changed(
             origin=variant.texts,
         )
         assert texts is not None
-        own, plan, host_flops = found.align(source)
-        on_source = found.inject(source, own, plan, host_flops)
-        features = feature_bank(found, on_source, own, texts, silent, step=variant.step)
+        aligned = found.align(source)
+        features = feature_bank(found, found.port(aligned), aligned.alignment, texts, silent, step=variant.step)
         assert features is not None
         size += len(pack_levels(features.codes.numpy())) + len(compress_text("\n".join(features.anchors.texts)))
         found = replace(found, features=features)
@@ -163,7 +163,7 @@ def main() -> None:
         found, size = changed(adapter, source, states, rest, variant, arguments.seed)
         for target in arguments.targets if name == "no bank" else wanted:
             ported = ported_by(found, load_host(places[target], device="cpu"), variant)
-            bare = PortedModel(ported.host, ported.adapter.without_updates(), ported.task)
+            bare = ported.with_adapter(ported.adapter.without_updates())
             row: Row = {"words": 0 if found.features is None else found.features.anchors.num_words, "bytes": size}
             for part, model in (("ported", ported), ("readout_only", bare)):
                 classes = model.classes_of(held).for_metric("sequence")

@@ -5,9 +5,9 @@
 A host a process, so that peaks are its own: `loaded` is the most memory that the process held once the host was there
 and had run once, `peak` the most it held at all.  `random:WIDTHxDEPTH` is a BERT of that shape with random weights; a
 port does as much work on it as on a trained one.  `HOST@N` takes the first texts of the feature bank with N words in
-all.  Phases: the alignment by the canonical anchors, the maps to the readout's features, the folding; within them,
-`host` is the host's own forward passes.  `sentences` a second are those of SST-2 dev in batches of 64, tokenised and
-predicted, by the ported model and by the host alone, in turns.
+all.  Phases: the alignment by the canonical anchors, the maps to the readout's features, the folding with the
+measuring of the mean shift; within them, `host` is the host's own forward passes.  `sentences` a second are those of
+SST-2 dev in batches of 64, tokenised and predicted, by the ported model and by the host alone, in turns.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel
 
-from uhl_cli.align.features import FeatureBank
-from uhl_cli.api import UniversalAdapter, align, plan_for
+from uhl_cli.adapter.fold import feature_prior
+from uhl_cli.align.features import FeatureBank, align_features
+from uhl_cli.api import UniversalAdapter
 from uhl_cli.cost.flops import count_flops
+from uhl_cli.cost.plan import plan_for
 from uhl_cli.data import Examples, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.host.encode import encode
+from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.ported.model import PortedModel
 
 HOSTS = ("builtin:tiny", "builtin:base", "wiki-256x4", "minilm-l3", "minilm-l6", "random:768x6", "random:768x12")
@@ -117,13 +120,16 @@ def one(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     loaded = peak()
     with forward_time(host) as forward:
         clock = [time.perf_counter()]
-        plan = plan_for(host, adapter.manifest.config, bare, 10.0)
-        joint = adapter.features is None
-        found = align(host, adapter.bank, adapter.manifest.config.strategy, plan=plan, joint=joint)
+        config = adapter.manifest.config
+        plan = plan_for(host, config, bare, 10.0)
+        found = align_host(host, adapter.bank, config.strategy, plan=plan, joint=adapter.features is None)
         clock.append(time.perf_counter())
-        found = adapter.with_features(host, found, plan)
+        if adapter.features is not None:
+            settings = {"knots": config.knots, "depths": plan.tap_depths, "readout_size": config.readout_size}
+            prior = feature_prior(adapter.stored, found, config.knots)
+            found = replace(found, features=align_features(host, adapter.features, **settings, prior=prior))
         clock.append(time.perf_counter())
-        ported = adapter.inject(host, found, plan, bare)
+        ported = adapter.port(AlignedHost(host, found, plan, bare))
         clock.append(time.perf_counter())
     most = peak()
     phases = dict(zip(("anchors", "features", "folding"), np.diff(clock).tolist(), strict=True))

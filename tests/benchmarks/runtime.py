@@ -9,7 +9,7 @@ precision in place of eight bits (`ported, wide`), LoRA unmerged and merged (whi
 case runs in float32 with the most threads alone.
 `--host random:768x12 --shared SHARED` takes a BERT of BERT-base's shape with random weights, see `growth.py`.
 `--device cuda` measures on a GPU, where a turn ends when the device has done its work; `--threads 1` then.
-Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `adapter.memory`).
+Memory is counted, not timed: bytes of the tensors added, and the peak of a pass (see `cost.memory`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from growth import host_of
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from uhl_cli.adapter.fold import PortedAdapter, PortedLayer
-from uhl_cli.adapter.sparse import Rows, plain
+from uhl_cli.adapter.module import PortedAdapter, is_table
+from uhl_cli.adapter.sparse import row_values
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.cost.flops import count_map_flops
-from uhl_cli.cost.memory import adapter_bytes, peak_bytes
+from uhl_cli.cost.memory import peak_bytes
 from uhl_cli.cost.passes import PassShape, forward_pass
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, load_host
@@ -101,17 +100,8 @@ def compiled_case(
 
 
 def widened(folded: PortedAdapter, dtype: torch.dtype) -> PortedAdapter:
-    """The same adapter, every table and tap a plain tensor."""
-
-    def layer(value: PortedLayer) -> PortedLayer:
-        edits: dict[str, Rows] = {name: plain(table, dtype) for name, table in value.edits.items()}
-        return replace(value, router=plain(value.router, dtype), read=plain(value.read, dtype), edits=edits)
-
-    taps = {depth: plain(tap, dtype) for depth, tap in folded.readout.taps.items()}
-    readout = replace(folded.readout, taps=taps)
-    if readout.layer is not None:
-        readout = replace(readout, layer=layer(readout.layer))
-    return replace(folded, readout=readout, layers={index: layer(each) for index, each in folded.layers.items()})
+    """The same adapter, its tables unpacked."""
+    return folded.mapped(lambda name, value: row_values(value, dtype) if is_table(name) else value)
 
 
 def forward_case(
@@ -207,7 +197,7 @@ def measure(where: str, arguments: argparse.Namespace) -> None:
         host = load_host(where, device=arguments.device, dtype=dtype)
         folded = adapter.port(host).adapter
         own = sum(value.nbytes for value in host.map.base.parameters())
-        memory[dtype] = {"host": own, "adapter": adapter_bytes(folded), "percent": 100 * adapter_bytes(folded) / own}
+        memory[dtype] = {"host": own, "adapter": folded.nbytes, "percent": 100 * folded.nbytes / own}
         loras = {
             name: with_lora(where, arguments.device, dtype, merged=merged)
             for name, merged in (("LoRA", False), ("LoRA merged", True))

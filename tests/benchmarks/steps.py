@@ -62,23 +62,23 @@ def main() -> None:
         feature_words=0,
         output=Path("unused.safetensors"),
     )
-    prepared = prepare(host, data, options, silent, ())
+    prepared = prepare(host, data, options, silent)
     config = options.adapter.model_copy(update={"num_labels": 2, "kind": data.task.kind})
     canonical = CanonicalAdapter(config, seed=0)
     universal = UniversalAdapter.load(arguments.adapter)
-    alignment, plan, _ = universal.align(host)
+    aligned = universal.align(host)
+    tuned = TrainingHost(aligned, shift=universal.shift(aligned))
     delta = TaskAdapter(universal.stored, universal.manifest.config, new_readout=False, seed=0)
     lora = baseline(where, 2, LoraSettings(1e-3))
     steps = arguments.steps
 
     def pretraining(precision: str) -> None:
         training = TrainingConfig(max_steps=steps)
-        train(canonical, prepared.hosts, examples, training, accelerator=accelerator(precision))
+        train(canonical, prepared.host, examples, training, accelerator=accelerator(precision))
 
     def tuning() -> None:
-        hosts = [TrainingHost(host, [alignment], plan)]
         training = tuning_defaults().model_copy(update={"max_steps": steps})
-        train(delta, hosts, examples, training, accelerator=accelerator("no"))
+        train(delta, tuned, examples, training, accelerator=accelerator("no"))
 
     systems: dict[str, Callable[[], None]] = {
         "LoRA r8": lambda: take_steps(lora, examples, LoraSettings(1e-3, steps=steps)),

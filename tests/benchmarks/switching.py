@@ -1,9 +1,9 @@
-"""Time of switching task files on one ported model, beside the time of porting anew.
+"""Time of switching task files on one aligned host, beside the time of porting anew.
 
     python tests/benchmarks/switching.py adapters/sst2-minilm-l6.safetensors --shared SHARED \
         --output tests/benchmarks/results/switching.json
 
-`take` is `PortedModel.with_task`: read a task file and fold its gains and readout, once a task.  `switch` is leaving
+`take` is `port` to the aligned host: read a task file and fold its gains and readout, once a task.  `switch` is leaving
 the context of one task and entering that of another, which is all that is left afterwards.  `port` aligns anew.
 Hosts: those of SHARED, and one of BERT-base's shape with random weights.
 """
@@ -90,12 +90,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             files = task_files(adapter, arguments.adapter, host, arguments.shared, Path(folder))
             started = time.perf_counter()
-            ported = adapter.port(host, switchable=True)
+            aligned = adapter.align(host, any_task=True)
+            adapter.port(aligned)
             row: dict[str, object] = {"port": 1000 * (time.perf_counter() - started)}
             for kind, path in files.items():
-                row[f"take, {kind}"] = milliseconds(partial(ported.with_task, path), arguments.rounds)
-            first, second = (ported.with_task(path) for path in files.values())
-
+                row[f"take, {kind}"] = milliseconds(partial(adapter.port, aligned, task=path), arguments.rounds)
+            first, second = (adapter.port(aligned, task=path) for path in files.values())
             both = milliseconds(partial(switch, first, second), arguments.rounds)
             row["switch"] = {key: value / 2 for key, value in both.items()}
         results[name] = row

@@ -28,7 +28,6 @@ from uhl_cli.data import Examples, TaskData
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class, score
 from uhl_cli.ported.controls import mean_final_states
-from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import targets_of, train
 from uhl_cli.train.model import TrainingHost
@@ -126,14 +125,13 @@ def fresh_readout(target: Target, training: TrainingConfig) -> Row:
     config = manifest.config.model_copy(update={"num_labels": len(task.labels), "kind": task.kind})
     changed = manifest.model_copy(update={"config": config, "task": task})
     adapter = replace(target.adapter, manifest=changed, features=None)  # a feature bank knows the file's readout alone
-    alignment, plan, host_flops = adapter.align(host)
+    aligned = adapter.align(host)
     trained = TaskAdapter(adapter.stored, config, new_readout=True, seed=training.seed)
     training = training.model_copy(update={"updates": False})
-    hosts = [TrainingHost(host, [alignment], plan)]
-    train(trained, hosts, target.train, training, accelerator=Accelerator(cpu=True))
+    train(trained, TrainingHost(aligned), target.train, training, accelerator=Accelerator(cpu=True))
     stored = {name: value.detach() for name, value in trained.stored().items()}
-    ported = replace(adapter, stored=stored).inject(host, alignment, plan, host_flops)
-    bare = PortedModel(host, ported.adapter.without_updates(), task)
+    ported = replace(adapter, stored=stored).port(aligned)
+    bare = ported.with_adapter(ported.adapter.without_updates())
     predictions = bare.classes_of(target.evaluation, max_length=min(training.max_length, host.max_length))
     parts = {name: part for name, part in trained.quantised().items() if name != "delta_theta"}
     size = sum(part.codes.size * bits_of(name) // 8 + part.scales.nbytes for name, part in parts.items())

@@ -18,7 +18,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.budget import target as budget_measure
 from uhl_cli.budget.report import BudgetOptions, TargetBudget
 from uhl_cli.budget.run import run_budget
-from uhl_cli.budget.target import anchor_examples, measure_host
+from uhl_cli.budget.target import anchor_examples, measure
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales
 from uhl_cli.commands.options import DataOptions, HostOptions
@@ -87,7 +87,7 @@ def write_config(folder: Path, content: dict[str, object]) -> Path:
 def measured(host: Host, adapter: UniversalAdapter | None = None, **changes: object) -> TargetBudget:
     adapter = adapter or tiny_universal(host)
     options = options_for(Path("none"), **{"max_flops": TINY_LIMIT, **changes})
-    return measure_host(adapter, host, options, examples=anchor_examples(adapter), source="anchors")
+    return measure(adapter, host, options, examples=anchor_examples(adapter), source="anchors")
 
 
 def test_file_alone(file):
@@ -200,8 +200,7 @@ def test_what_port_leaves_out_is_left_out_and_named():
     whole = measured(host, adapter)
     limit = 0.8 * whole.whole_percent
     report = measured(host, adapter, max_flops=limit)
-    _, plan, _ = adapter.align(host, max_flops=limit)
-    assert report.left_out == plan.left_out != ()
+    assert report.left_out == adapter.align(host, max_flops=limit).plan.left_out != ()
     assert report.whole_percent == whole.whole_percent
     assert report.flops.percent <= limit < whole.flops.percent
     assert whole.left_out == ()

@@ -18,7 +18,7 @@ from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import host_record
 from uhl_cli.data import load_task
 from uhl_cli.errors import BudgetError, DataError, FingerprintError, OutputError
-from uhl_cli.formats.adapter import read_adapter
+from uhl_cli.formats.adapter import FORMAT_VERSION, read_adapter
 from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.host.encode import encode
 from uhl_cli.schema import TrainingConfig
@@ -109,7 +109,7 @@ def test_no_feature_bank_where_none_is_wanted(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
     report = make_adapter(host, sequence_data(), path, anchors="general")
     content = read_adapter(path)
-    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "1.1")
+    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, FORMAT_VERSION)
     _, carried = carry(path, host, sequence_data())
     assert carried.feature_quality is None
     assert carried.scores["ported"] == report.score
@@ -188,7 +188,7 @@ def test_a_kept_ported_adapter_gives_the_same_logits_without_aligning(tmp_path, 
     target = tiny_host("gpt2", hidden_size=40)
     ported, _ = carry(path, target, None)
     save_ported(tmp_path / "ported", ported, host_record(target))
-    monkeypatch.setattr("uhl_cli.align.states.word_states", lambda *_, **__: pytest.fail("aligned again"))
+    monkeypatch.setattr("uhl_cli.ported.aligned.word_states", lambda *_, **__: pytest.fail("aligned again"))
     again = load_ported(tmp_path / "ported", target.model, target.tokenizer)
     assert (again(list(SENTENCES)) == ported(list(SENTENCES))).all()
     other = tiny_host("gpt2", hidden_size=40, seed=5)

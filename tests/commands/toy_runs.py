@@ -18,7 +18,9 @@ from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import PortReport, PretrainReport
 from uhl_cli.schema import AdapterConfig, TrainingConfig
 
-SEQUENCE = Task(name="toy", kind="sequence", labels=("cold", "warm"), metric="accuracy", text_column="text", label_column="label")
+SEQUENCE = Task(
+    name="toy", kind="sequence", labels=("cold", "warm"), metric="accuracy", text_column="text", label_column="label"
+)
 PAIR = SEQUENCE.model_copy(update={"name": "toy-pairs", "metric": "f1", "pair_column": "second"})
 TOKENS = Task(
     name="toy-tags",

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded
+from tiny_adapters import SMALL, all_taps, host_bank, meta_twin, random_adapter, tiny_folded, tiny_universal, unpacked
 from tiny_hosts import DECODERS, FAMILIES, HEADS, tiny_host
-from transformers import AutoModel
-from uhl_cli.cost.flops_shapes import shape_only
 
-from uhl_cli.adapter.fold import PortedAdapter, fold, move
-from uhl_cli.align.alignment import align_anchors
+from uhl_cli.adapter.fold import fold
+from uhl_cli.adapter.module import PortedAdapter
+from uhl_cli.align.alignment import align_anchors, align_shapes
 from uhl_cli.cost import flops_fvcore
 from uhl_cli.cost.flops import count_flops, count_map_flops
 from uhl_cli.cost.flops_fvcore import count_flops_fvcore
 from uhl_cli.cost.passes import PassShape
 from uhl_cli.cost.plan import full_plan
-from uhl_cli.host.hostmap import find_map
+from uhl_cli.ported.aligned import AlignedHost
 
 WIDTH, FFN, LAYERS, EMBEDDING = 32, 96, 2, 16
 TOKENS_CONFIG = SMALL.model_copy(update={"kind": "tokens"})
@@ -73,8 +72,7 @@ def folded_with_all_taps(host, config=SMALL) -> PortedAdapter:
     bank, states = host_bank(host, config)
     alignment = all_taps(align_anchors(bank, states))
     with torch.no_grad():
-        folded = fold(random_adapter(config).stored(), alignment, host.map)
-    return move(folded, torch.device("cpu"), torch.float32)
+        return unpacked(fold(random_adapter(config).stored(), alignment, host.map))
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 64), (3, 16)])
@@ -98,8 +96,7 @@ def test_both_counts_are_the_hand_count(family, batch, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_counters_agree(family, config):
     host = tiny_host(family)
-    folded, _, _ = tiny_folded(host, config)
-    folded = move(folded, torch.device("cpu"), torch.float32)
+    folded = unpacked(tiny_folded(host, config)[0])
     shape = PassShape(2, 24)
     uncounted = set()
     for attached in (None, folded):
@@ -123,7 +120,7 @@ def test_counters_agree(family, config):
 def test_without_a_handler_the_counters_part(operator, monkeypatch):
     """Each handler matters: fvcore alone leaves an operator out, counts element-wise work, or refuses a vector."""
     host = tiny_host("bert")
-    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    folded = unpacked(tiny_folded(host)[0])
     shape = PassShape(1, 64)
     whole = count_flops_fvcore(host.map, folded, shape)[0]
     fewer = {name: count for name, count in flops_fvcore.HANDLERS.items() if name != operator}
@@ -143,7 +140,7 @@ def test_counting_leaves_the_host_as_it_was(family):
     ids = torch.arange(6).unsqueeze(0)
     with torch.inference_mode():
         before = host.model(input_ids=ids).last_hidden_state
-    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    folded = unpacked(tiny_folded(host)[0])
     shape = PassShape(1, 8)
     count_flops_fvcore(host.map, folded, shape)
     count_map_flops(host.map, folded, shape)
@@ -152,41 +149,31 @@ def test_counting_leaves_the_host_as_it_was(family):
         assert torch.equal(host.model(input_ids=ids).last_hidden_state, before)
 
 
-def shapes_of(folded: PortedAdapter) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a folded adapter, by where it is."""
-    readout = folded.readout
-    found = {"threshold": folded.threshold, "bias": readout.bias, "weight": readout.out_weight, "out": readout.out_bias}
-    found |= {f"tap {depth}": tap for depth, tap in readout.taps.items()}
-    if readout.pool is not None:
-        found["pool"] = readout.pool
-    for index, layer in (*folded.layers.items(), ("readout", readout.layer)):
-        if layer is not None:
-            for name in ("router", "router_bias", "read", "read_bias"):
-                found[f"{index} {name}"] = getattr(layer, name)
-            found |= {f"{index} {name}": edit for name, edit in layer.edits.items()}
-    return {name: tuple(tensor.shape) for name, tensor in found.items()}
+def shapes_of(adapter: PortedAdapter) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor of an adapter, by name."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in adapter.state_dict().items()}
 
 
-def meta_twin(host):
-    """The map of the same model built from its configuration alone."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(host.model.config).eval()
-    model.config.pad_token_id = None
-    return find_map(model)
+def packed(adapter: PortedAdapter) -> PortedAdapter:
+    return adapter.for_inference(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("config", [SMALL, TOKENS_CONFIG], ids=["sequence", "tokens"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shapes_and_counts_on_the_meta_device_are_those_of_the_model(family, config):
     host = tiny_host(family)
-    folded = folded_with_all_taps(host, config)
+    real = packed(folded_with_all_taps(host, config))
     twin = meta_twin(host)
-    shaped = shape_only(twin, full_plan(twin), config)
-    assert shapes_of(shaped) == shapes_of(folded)
+    hollow = tiny_universal(host, config).port(twin, max_flops=1e9).adapter
+    empty = PortedAdapter.empty(real.structure, twin.map, kind=config.kind, num_labels=config.num_labels)
+    assert shapes_of(hollow) == shapes_of(empty) == shapes_of(real)
+    assert hollow.structure == real.structure
     shape = PassShape(2, 24)
-    for real, hollow in ((None, None), (folded, shaped)):
-        assert count_flops_fvcore(twin, hollow, shape)[0] == count_flops_fvcore(host.map, real, shape)[0]
-        assert count_map_flops(twin, hollow, shape) == count_map_flops(host.map, real, shape)
+    for attached in ((None, None), (real, hollow)):
+        counts = [count_flops_fvcore(*pair, shape)[0] for pair in zip((host.map, twin.map), attached, strict=True)]
+        counts += [count_map_flops(*pair, shape) for pair in zip((host.map, twin.map), attached, strict=True)]
+        assert counts[0] == counts[1]
+        assert counts[2] == counts[3]
 
 
 def test_shapes_follow_the_plan():
@@ -197,10 +184,17 @@ def test_shapes_follow_the_plan():
     alignment = replace(alignment, taps={depth: alignment.taps[depth] for depth in plan.tap_depths})
     with torch.no_grad():
         stored = random_adapter().stored()
-        folded = fold(stored, alignment, host.map, layers=plan.layers, types=plan.types)
-    shaped = shapes_of(shape_only(host.map, plan, SMALL))
-    assert shaped == shapes_of(folded)
-    assert len(shaped) < len(shapes_of(shape_only(host.map, full_plan(host.map), SMALL)))
+        folded = packed(fold(stored, alignment, host.map, layers=plan.layers, types=plan.types))
+    twin, adapter = meta_twin(host), tiny_universal(host)
+    shapes = align_shapes(
+        bank, twin.map, tap_depths=plan.tap_depths, feature_depths=None, readout_size=SMALL.readout_size
+    )
+    shaped = adapter.port(AlignedHost(twin, shapes, plan, host_flops=1)).adapter
+    assert shapes_of(shaped) == shapes_of(folded)
+    assert shaped.structure.layers == {1: ("q", "o", "gate")}
+    empty = PortedAdapter.empty(folded.structure, host.map, kind="sequence", num_labels=SMALL.num_labels)
+    assert shapes_of(empty) == shapes_of(folded)
+    assert len(shapes_of(shaped)) < len(shapes_of(adapter.port(twin, max_flops=1e9).adapter))
 
 
 @pytest.mark.parametrize("family", ["bert", *DECODERS[:1]])

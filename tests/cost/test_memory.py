@@ -1,18 +1,15 @@
-"""Bytes of a folded adapter are those of its tensors, and the peak of a pass is what is alive at once."""
+"""Bytes of a ported adapter are those of its tensors, and the peak of a pass is what is alive at once."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny_adapters import SMALL, tiny_folded
+from tiny_adapters import SMALL, meta_twin, tiny_folded, tiny_universal, unpacked
 from tiny_hosts import FAMILIES, tiny_host
-from uhl_cli.cost.flops_shapes import shape_only
 
-from uhl_cli.adapter.fold import compact, move
 from uhl_cli.adapter.sparse import TAIL_BYTES
-from uhl_cli.cost.memory import PeakMemory, adapter_bytes, peak_bytes
+from uhl_cli.cost.memory import PeakMemory, peak_bytes
 from uhl_cli.cost.passes import PassShape
-from uhl_cli.cost.plan import full_plan
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -46,27 +43,29 @@ def test_a_view_keeps_its_bytes_alive():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_of_the_adapter(family):
     host = tiny_host(family)
-    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    folded = unpacked(tiny_folded(host)[0])
     d, atoms, readout, labels, layers = 32, SMALL.num_atoms, SMALL.readout_size, SMALL.num_labels, 2
     # Writers have an edit and the MLP's readers another; attention's a third, unless they read the stream as it is.
     # Parts of a fused module have their own.
     edits = layers * (5 if family == "gpt2" else 3 if host.map.family.pre_norm else 2)
     gains = 1 + sum(len(layer.sites) for layer in host.map.layers)
-    taps = len(folded.readout.taps) * readout
+    taps = len(folded.readout.by_depth) * readout
     rows = atoms * ((layers + 1) * 2 + edits + 1) + taps
     table = atoms * (((layers + 1) * 2 + edits) * d + readout) + taps * d
     values = (layers + 1) * 2 * atoms + atoms * gains
     values += 2 * readout + labels * readout + labels + SMALL.top_k
-    assert adapter_bytes(folded) == 4 * (values + table)
-    assert adapter_bytes(move(folded, torch.device("cpu"), torch.bfloat16)) == 2 * (values + table)
-    assert adapter_bytes(compact(folded)) == 4 * values + table + 8 * rows
-    assert adapter_bytes(folded.for_inference(torch.device("cpu"), torch.bfloat16)) == 2 * values + table + 8 * rows
+    assert folded.nbytes == 4 * (values + table)
+    assert unpacked(folded, torch.bfloat16).nbytes == 2 * (values + table)
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        packed = folded.for_inference(torch.device("cpu"), dtype)
+        assert packed.nbytes == size * values + table + 8 * rows
+        assert packed.nbytes == sum(value.nbytes for value in packed.state_dict().values())
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_peak_of_a_pass(family):
     host = tiny_host(family)
-    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    folded = unpacked(tiny_folded(host)[0])
     one, four = (peak_bytes(host.map, None, PassShape(size, 48)) for size in (1, 4))
     widest = 4 * 48 * 96  # the feed-forward layer's output
     assert one >= 2 * widest  # beside the activation that is made of it
@@ -79,7 +78,7 @@ def test_peak_of_a_pass(family):
 def test_attaching_makes_no_copy_of_the_edits():
     """Not even of GPT-2's, whose q, k and v are parts of one module."""
     host = tiny_host("gpt2")
-    folded = move(tiny_folded(host)[0], torch.device("cpu"), torch.float32)
+    folded = unpacked(tiny_folded(host)[0])
     edits = 4 * SMALL.num_atoms * 3 * 32 * 2
     short = PassShape(1, 1)
     assert peak_bytes(host.map, folded, short) - peak_bytes(host.map, None, short) < edits
@@ -87,7 +86,8 @@ def test_attaching_makes_no_copy_of_the_edits():
 
 def test_bytes_are_counted_without_weights_too():
     host = tiny_host("bert")
-    shaped = shape_only(host.map, full_plan(host.map), SMALL)
+    shaped = tiny_universal(host).port(meta_twin(host), max_flops=1e9).adapter
+    assert shaped.threshold.is_meta
     folded = tiny_folded(host)[0].for_inference(torch.device("cpu"), torch.float32)
-    missing = set(range(3)) - set(folded.readout.taps)
-    assert adapter_bytes(shaped) == adapter_bytes(folded) + (32 + TAIL_BYTES) * SMALL.readout_size * len(missing)
+    missing = set(range(3)) - set(folded.readout.by_depth)
+    assert shaped.nbytes == folded.nbytes + (32 + TAIL_BYTES) * SMALL.readout_size * len(missing)

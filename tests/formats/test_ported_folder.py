@@ -7,14 +7,16 @@ import struct
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load, save
 from tiny_adapters import SMALL, tiny_universal
 from tiny_hosts import SENTENCES, save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data.examples import token_examples
-from uhl_cli.errors import FingerprintError, FormatError, UhlError, UsageError
+from uhl_cli.errors import FingerprintError, FormatError, HostNotFoundError, UhlError, UsageError
 from uhl_cli.formats.ported import FILE_NAME, load_ported, save_ported
+from uhl_cli.host import locate
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.schema import HostRecord
 
@@ -32,13 +34,13 @@ def ported_to(family, folder, config=SMALL, **options):
 def test_loaded_logits_are_the_saved_ones_bit_for_bit(tmp_path, family):
     ported, path = ported_to(family, tmp_path / "folder")
     assert path == tmp_path / "folder" / FILE_NAME
-    assert set(ported.adapter.layers) == {0, 1}
+    assert set(ported.adapter.by_layer) == {0, 1}
     loaded = load_ported(
         tmp_path / "folder", tiny_model(family, tokenizer=tiny_tokenizer(family)), tiny_tokenizer(family)
     )
     assert torch.equal(loaded(SENTENCES[:5]), ported(SENTENCES[:5]))
     assert loaded.task == ported.task
-    assert loaded.report["strategy"] == "anchors"
+    assert loaded.strategy == "anchors"
 
 
 def test_host_is_loaded_by_its_recorded_name(tmp_path):
@@ -48,6 +50,24 @@ def test_host_is_loaded_by_its_recorded_name(tmp_path):
     assert torch.equal(load_ported(tmp_path / "folder")(SENTENCES[:3]), ported(SENTENCES[:3]))
 
 
+@pytest.mark.parametrize("options", [{}, {"offline": True}, {"offline": False}])
+def test_a_recorded_name_is_fetched_when_asked_alone(tmp_path, monkeypatch, options):
+    host = tiny_host("bert")
+    ported = tiny_universal(host).port(host, max_flops=1000.0)
+    save_ported(tmp_path, ported, HostRecord(name="org/bert", fingerprint=host.fingerprint))
+    asked = []
+
+    def fetch(name, *, local_files_only, **_options):
+        asked.append((name, local_files_only))
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr(locate, "snapshot_download", fetch)
+    with pytest.raises(HostNotFoundError, match="'org/bert' of this ported adapter is not here") as caught:
+        load_ported(tmp_path, **options)
+    assert "offline=False" in caught.value.hint
+    assert asked == [("org/bert", options.get("offline", True))]
+
+
 def test_token_task_and_left_out_parts_come_back(tmp_path):
     words = [text.split() for text in SENTENCES[:4]]
     examples = token_examples(words, [[0] * len(row) for row in words])
@@ -55,10 +75,10 @@ def test_token_task_and_left_out_parts_come_back(tmp_path):
     loaded = load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
     assert loaded.classes_of(examples) == ported.classes_of(examples)
     assert loaded.adapter.readout.pool is None
-    assert loaded.report["strategy"] == "size"
+    assert loaded.strategy == "size"
     host = tiny_host("bert")
     poor = tiny_universal(host).port(host, max_flops=2.0)
-    assert not poor.adapter.layers
+    assert not poor.adapter.by_layer
     assert poor.adapter.readout.layer is None
     save_ported(tmp_path, poor, HostRecord(name=host.name, fingerprint=host.fingerprint))
     again = load_ported(tmp_path, tiny_model("bert"), tiny_tokenizer("bert"))
@@ -125,7 +145,7 @@ def test_records_that_are_not_ours_are_refused(tmp_path, saved):
         refused(tmp_path, save(load(saved), metadata=metadata))
 
 
-@pytest.mark.parametrize("version", ["2.0", "4.0"])
+@pytest.mark.parametrize("version", ["2.0", "5.0"])
 def test_an_older_format_is_refused(tmp_path, saved, version):
     header = header_of(saved)
     record = json.loads(header["uhl-ported"]) | {"format_version": version}
@@ -136,11 +156,49 @@ def test_an_older_format_is_refused(tmp_path, saved, version):
 
 def test_missing_parts_are_refused(tmp_path, saved):
     tensors = load(saved)
-    optional = ("layers.0.edits", "layers.1.edits", "taps.")  # a port may leave these out
     for name in tensors:
-        if not name.startswith(optional):
-            refused(tmp_path, save({key: value for key, value in tensors.items() if key != name}, header_of(saved)))
+        refused(tmp_path, save({key: value for key, value in tensors.items() if key != name}, header_of(saved)))
     refused(tmp_path, save({key: value for key, value in tensors.items() if "taps" not in key}, header_of(saved)))
+    refused(tmp_path, save({**tensors, "layers.2.router": tensors["layers.1.router"].clone()}, header_of(saved)))
+
+
+def with_structure(saved, **changes):
+    record = json.loads(header_of(saved)["uhl-ported"])
+    record["structure"] |= changes
+    return save(load(saved), {"uhl-ported": json.dumps(record)})
+
+
+def test_a_structure_that_the_tensors_or_the_host_do_not_have_is_refused(tmp_path, saved):
+    structure = json.loads(header_of(saved)["uhl-ported"])["structure"]
+    layers = structure["layers"]
+    assert set(layers) == {"0", "1"}
+    assert structure["taps"] == [0, 1, 2]
+    for changes in (
+        {"layers": {"0": layers["0"]}},
+        {"layers": layers | {"7": ["q"]}},
+        {"layers": layers | {"0": ["nonsense"]}},
+        {"layers": layers | {"0": ["q", "q"]}},
+        {"layers": layers | {"0": []}},
+        {"layers": {"0": ["q"], "1": ["q"]}},
+        {"taps": [0, 1]},
+        {"taps": [0, 1, 2, 3]},
+        {"taps": [0, 1, 1]},
+        {"taps": [-1, 0, 1]},
+        {"taps": []},
+        {"num_atoms": structure["num_atoms"] + 1},
+        {"num_atoms": 1},
+        {"num_atoms": 10**12},
+        {"top_k": 1},
+        {"readout_size": structure["readout_size"] + 1},
+        {"readout_update": False},
+        {"shift": True},
+        {"more": 1},
+    ):
+        refused(tmp_path, with_structure(saved, **changes))
+    folder = tmp_path / "as it was"
+    folder.mkdir()
+    (folder / FILE_NAME).write_bytes(with_structure(saved))
+    assert load_ported(folder, tiny_model("bert"), tiny_tokenizer("bert")).adapter.structure.taps == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -152,22 +210,22 @@ def test_missing_parts_are_refused(tmp_path, saved):
         ("layers.0.read_bias", lambda value: value[:2]),
         ("layers.1.edits.mlp", lambda value: value[:, :7]),
         ("layers.1.edits.mlp", lambda value: value[:2]),
-        ("readout_layer.edits.readout", lambda value: value[:, :2]),
+        ("readout.layer.edits.readout", lambda value: value[:, :2]),
         ("readout.out_weight", lambda value: value[:, :2]),
         ("readout.out_weight", lambda value: value[:1]),
         ("readout.out_bias", lambda value: value[:1]),
         ("readout.bias", lambda value: value[:2]),
         ("readout.pool", lambda value: value[:2]),
-        ("taps.2", lambda value: value[:2]),
-        ("taps.2", lambda value: value[:, :5]),
-        ("taps.2", lambda value: value.float()),
-        ("taps.2", lambda value: torch.full_like(value, 255)),
+        ("readout.taps.2", lambda value: value[:2]),
+        ("readout.taps.2", lambda value: value[:, :5]),
+        ("readout.taps.2", lambda value: value.float()),
+        ("readout.taps.2", lambda value: torch.full_like(value, 255)),
         ("threshold", lambda value: value[:0]),
         ("threshold", lambda value: value.repeat(99)),
         ("layers.0.router", lambda value: value.float()),
         ("layers.0.router", lambda value: value.to(torch.int8)),
         ("layers.0.router", lambda value: torch.full_like(value, 255)),  # steps and offsets that are no numbers
-        ("readout_layer.edits.readout", lambda value: torch.full_like(value, 255)),
+        ("readout.layer.edits.readout", lambda value: torch.full_like(value, 255)),
         ("layers.0.read_bias", lambda value: value * torch.nan),
         ("layers.0.read_bias", lambda value: value.to(torch.uint8)),
     ],
@@ -183,11 +241,11 @@ def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, funct
     [
         {"layers.0.router": "layers.x.router"},
         {"layers.0.edits.mlp": "layers.0.edits.nonsense"},
-        {"taps.2": "taps.77"},
-        {"taps.2": "taps.x"},
+        {"readout.taps.2": "readout.taps.77"},
+        {"readout.taps.2": "readout.taps.x"},
         {"layers.1.router": "layers.01.router"},
-        {"taps.0": "taps.-1"},
-        {"readout_layer.edits.readout": "readout_layer.edits.q"},
+        {"readout.taps.0": "readout.taps.-1"},
+        {"readout.layer.edits.readout": "readout.layer.edits.q"},
         {"readout.pool": "readout.well"},
         {"threshold": "threshhold"},
     ],
@@ -219,6 +277,6 @@ def test_the_limit_is_kept_and_reported():
     universal = tiny_universal(host)
     assert isinstance(universal, UniversalAdapter)
     full, poor = universal.port(host, max_flops=1000.0), universal.port(host, max_flops=3.0)
-    assert full.report["left_out"] == ()
-    assert poor.report["left_out"]
+    assert full.plan.left_out == ()
+    assert poor.plan.left_out
     assert not torch.equal(full(SENTENCES[:2]), poor(SENTENCES[:2]))

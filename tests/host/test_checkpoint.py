@@ -101,6 +101,18 @@ def test_wrap_host_leaves_the_callers_tokenizer(folder):
     assert (tokenizer.pad_token, tokenizer.padding_side) == (None, "left")
 
 
+def test_wrap_host_leaves_the_models_flags():
+    model = tiny_model("bert").train()
+    model.encoder.layer[0].eval()  # a mixture of modes and of flags, which must come back as it was
+    next(model.parameters()).requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    wrap_host(model, tiny_tokenizer("bert"))
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert len(set(modes)) == len(set(flags)) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

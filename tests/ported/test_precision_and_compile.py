@@ -1,4 +1,4 @@
-"""A host with a compact adapter attached gives under torch.compile and autocast what it gives without."""
+"""A host with a packed adapter attached gives under torch.compile and autocast what it gives without."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from tiny_adapters import tiny_folded
 from tiny_hosts import SENTENCES, tiny_host
 
 from uhl_cli.adapter.attach import Attachment
-from uhl_cli.adapter.fold import compact
 from uhl_cli.host.encode import encode
-from uhl_cli.ported.model import readout_logits
+
+CPU = (torch.device("cpu"), torch.float32)
 
 
 def logits_of(host, folded, base):
@@ -16,14 +16,14 @@ def logits_of(host, folded, base):
     with Attachment(host.map, folded) as attachment:
         final = base(**encoded.model_inputs()).last_hidden_state
         features = attachment.readout_features(final)
-        return readout_logits(attachment.readout, features, encoded.content_mask, None)
+        return attachment.readout.logits(features, encoded.content_mask, None)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_compiled_as_one_graph(family):
     host = tiny_host(family)
-    folded = compact(tiny_folded(host)[0])
-    silent = compact(tiny_folded(host, zero=True)[0])
+    folded = tiny_folded(host)[0].for_inference(*CPU)
+    silent = tiny_folded(host, zero=True)[0].for_inference(*CPU)
     torch.compiler.reset()
     with torch.inference_mode():
         expected = logits_of(host, folded, host.map.base)
@@ -37,7 +37,7 @@ def test_compiled_as_one_graph(family):
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_autocast(family):
     host = tiny_host(family)
-    folded = compact(tiny_folded(host)[0])
+    folded = tiny_folded(host)[0].for_inference(*CPU)
     with torch.inference_mode():
         expected = logits_of(host, folded, host.map.base)
         with torch.autocast("cpu", dtype=torch.bfloat16):

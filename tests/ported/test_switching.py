@@ -1,4 +1,4 @@
-"""Task files are switched on a ported model: the same as porting anew, with the updates' tensors shared."""
+"""Task files are ported to one aligned host: the same as porting anew, with the updates' tensors shared."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ DATA = {"own": sequence_data, "pairs": pair_data, "tokens": token_data}
 def test_switching_is_porting_anew_and_back(family, adapter, tasks):
     host = tiny_host(family, hidden_size=40, num_hidden_layers=3, seed=1)
     loaded = UniversalAdapter.load(adapter)
-    first = loaded.port(host, max_flops=TINY_LIMIT, switchable=True)
+    aligned = loaded.align(host, max_flops=TINY_LIMIT, any_task=True)
+    first = loaded.port(aligned)
     texts = list(sequence_data().evaluation.texts)
     inputs = encode(host, texts).model_inputs()
     before = first(texts)
     current = first
     for name in ("own", "tokens", "pairs", "own"):
-        current = current.with_task(tasks[name])
+        current = loaded.port(aligned, task=tasks[name])
         anew = loaded.with_task(tasks[name]).port(host, max_flops=TINY_LIMIT)
         examples = DATA[name]().evaluation
         assert current.task == anew.task
@@ -59,21 +60,22 @@ def test_switching_is_porting_anew_and_back(family, adapter, tasks):
             assert torch.equal(host.map.base(**inputs).last_hidden_state, switched)
         assert current.classes_of(examples).classes == anew.classes_of(examples).classes
         assert current.classes_of(examples).atoms_per_token == anew.classes_of(examples).atoms_per_token
-        for index, layer in first.adapter.layers.items():
-            shared = current.adapter.layers[index].edits
-            assert all(shared[kind].packed.data_ptr() == edit.packed.data_ptr() for kind, edit in layer.edits.items())
-    assert torch.equal(first(texts), before), "the model that was switched from has changed"
+        for index, layer in first.adapter.by_layer.items():
+            shared = current.adapter.by_layer[index].edits
+            assert all(shared[kind].data_ptr() == edit.data_ptr() for kind, edit in layer.edits.items())
+    assert torch.equal(first(texts), before), "the model of the other task has changed"
+    assert torch.equal(loaded.port(aligned)(texts), before)
     assert not torch.equal(current(texts), before), "the task file makes no difference"
 
 
 @pytest.mark.parametrize("start", ["pairs", "tokens"])
-def test_a_model_that_was_ported_with_another_task_takes_the_own_one(start, adapter, tasks):
-    """The own readout and the feature bank come from the adapter's file, not from the task that was ported."""
+def test_a_host_that_was_aligned_with_another_task_takes_the_own_one(start, adapter, tasks):
+    """The own readout and the feature bank come from the adapter's file, not from the task that was aligned."""
     host = tiny_host("electra", hidden_size=40)
     loaded = UniversalAdapter.load(adapter)
     anew = loaded.with_task(tasks["own"]).port(host, max_flops=TINY_LIMIT)
     other = loaded.with_task(tasks[start])
-    switched = other.port(host, max_flops=TINY_LIMIT, switchable=True).with_task(tasks["own"])
+    switched = other.port(other.align(host, max_flops=TINY_LIMIT, any_task=True), task=tasks["own"])
     texts = list(sequence_data().evaluation.texts)
     assert torch.equal(switched(texts), anew(texts))
     assert torch.equal(other.with_task(tasks["own"]).port(host, max_flops=TINY_LIMIT)(texts), anew(texts))
@@ -82,25 +84,33 @@ def test_a_model_that_was_ported_with_another_task_takes_the_own_one(start, adap
 def test_what_cannot_be_switched_is_said(adapter, tasks, tmp_path):
     host = tiny_host("llama", hidden_size=40)
     loaded = UniversalAdapter.load(adapter)
-    with pytest.raises(UsageError, match="switchable=True"):
-        loaded.port(host, max_flops=TINY_LIMIT).with_task(tasks["own"])
+    own = loaded.align(host, max_flops=TINY_LIMIT)
+    assert loaded.port(own, task=tasks["own"]).task == loaded.manifest.task
+    pairs = loaded.with_task(tasks["pairs"]).align(host, max_flops=TINY_LIMIT)
+    assert loaded.port(pairs, task=tasks["tokens"]).task.kind == "tokens"
+    for aligned, task in ((own, tasks["pairs"]), (pairs, tasks["own"]), (pairs, None)):
+        with pytest.raises(UsageError, match="does not serve") as caught:
+            loaded.port(aligned, task=task)
+        assert "any_task=True" in caught.value.hint
     other = tmp_path / "other.safetensors"
     make_adapter(host, sequence_data(), other, max_steps=4)
-    ported = UniversalAdapter.load(other).port(host, max_flops=TINY_LIMIT, switchable=True)
+    another = UniversalAdapter.load(other)
     with pytest.raises(FormatError, match="another adapter"):
-        ported.with_task(tasks["own"])
+        another.port(another.align(host, max_flops=TINY_LIMIT, any_task=True), task=tasks["own"])
 
 
 def test_a_task_that_needs_another_plan_is_refused_rather_than_carried_by_halves(adapter, tasks):
     """Words are averaged by a product over all tokens, so a token task costs more and other parts are left out."""
     host = tiny_host("llama", hidden_size=40)
     loaded = UniversalAdapter.load(adapter)
-    _, plan, host_flops = loaded.align(host, max_flops=TINY_LIMIT)
-    needed = adapter_flops_per_token(plan, host.map, loaded.manifest.config)
-    limit = 100 * needed / (host_flops / min(SEQUENCE_LENGTH, host.max_length)) * 1.002  # whole for texts, just so
-    ported = loaded.port(host, max_flops=limit, switchable=True)
-    assert ported.report["left_out"] == ()
-    assert ported.with_task(tasks["own"]).task == loaded.manifest.task
+    whole = loaded.align(host, max_flops=TINY_LIMIT)
+    needed = adapter_flops_per_token(whole.plan, host.map, loaded.manifest.config)
+    limit = (
+        100 * needed / (whole.host_flops / min(SEQUENCE_LENGTH, host.max_length)) * 1.002
+    )  # whole for texts, just so
+    aligned = loaded.align(host, max_flops=limit, any_task=True)
+    assert aligned.plan.left_out == ()
+    assert loaded.port(aligned, task=tasks["own"]).task == loaded.manifest.task
     with pytest.raises(UsageError, match="other parts"):
-        ported.with_task(tasks["tokens"])
-    assert loaded.with_task(tasks["tokens"]).port(host, max_flops=limit).report["left_out"] != ()
+        loaded.port(aligned, task=tasks["tokens"])
+    assert loaded.with_task(tasks["tokens"]).port(host, max_flops=limit).plan.left_out != ()

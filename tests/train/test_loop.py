@@ -17,11 +17,14 @@ from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import choose_anchors
 from uhl_cli.align.views import width_views
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
+from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import full_plan
 from uhl_cli.data import Examples
 from uhl_cli.data.examples import token_examples
 from uhl_cli.errors import DataError, TrainingError
 from uhl_cli.formats.checkpoint import load_checkpoint, run_digest, save_checkpoint
+from uhl_cli.host.running import frozen
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import head_logits, mean_final_states
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import AdapterConfig, TrainingConfig
@@ -43,16 +46,16 @@ class Toy:
         anchors = choose_anchors(list(SENTENCES), num_words=128, seed=0, origin="test")
         states = word_states(self.host, anchors)
         bank = build_bank(anchors, states, knots=(0.0, 0.5, 1.0), canonical_size=256)
-        self.plan = full_plan(self.host.map)
-        own = align_anchors(bank, states)
-        self.bank = bank
-        views = [own, *width_views(bank, states, own, self.plan.tap_depths, count=2, seed=0)]
-        self.aligned = TrainingHost(self.host, views, self.plan)
+        plan = full_plan(self.host.map)
+        self.own = align_anchors(bank, states)
+        views = width_views(bank, states, self.own, plan.tap_depths, count=2, seed=0)
+        aligned = AlignedHost(self.host, self.own, plan, count_flops(self.host, None))
+        self.training_host = TrainingHost(aligned, tuple(views))
 
     def train(self, adapter, examples, config, **options):
         losses = []
         options.setdefault("on_step", lambda report: losses.append(report))
-        train(adapter, self.aligned, examples, config, accelerator=Accelerator(cpu=True), **options)
+        train(adapter, self.training_host, examples, config, accelerator=Accelerator(cpu=True), **options)
         return losses
 
 
@@ -118,11 +121,15 @@ def test_only_matrices_decay_and_rates_differ():
 def test_training_learns_and_leaves_the_host_alone(family):
     toy = Toy(family, hidden_size=32, num_hidden_layers=2)
     before = state(toy.host.model)
+    next(toy.host.model.parameters()).requires_grad_(False)  # a mixture of flags, which must come back as it was
+    flags = [parameter.requires_grad for parameter in toy.host.model.parameters()]
+    assert set(flags) == {False, True}
     adapter = CanonicalAdapter(AdapterConfig())
     first, *_, last = toy.train(adapter, separable(), CONFIG.model_copy(update={"max_steps": 60}))
     assert last.loss < 0.5 * first.loss
     assert last.accuracy == 1.0
     assert same(before, state(toy.host.model))
+    assert [parameter.requires_grad for parameter in toy.host.model.parameters()] == flags
     assert not any(parameter.grad is not None for parameter in toy.host.model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in toy.host.model.modules())
     assert all(not bool(adapter.get_parameter(name).any()) for name in NEVER_TRAINED)
@@ -134,7 +141,7 @@ def test_without_a_learning_rate_nothing_is_learnt(toy):
     # One width alone, so that every step sees the same function; the options refuse a rate of zero.
     config = CONFIG.model_copy(update={"learning_rate": 0.0, "readout_learning_rate": 0.0})
     own = copy.copy(toy)
-    own.aligned = replace(toy.aligned, views=toy.aligned.views[:1])
+    own.training_host = replace(toy.training_host, views=())
     first, last = own.train(adapter, separable(), config)
     assert last.loss == pytest.approx(first.loss, rel=1e-5)
     assert same(before, state(adapter))
@@ -151,11 +158,12 @@ def test_without_updates_the_readout_alone_is_trained(toy):
 
 
 def one_step(toy, adapter, examples, config):
-    model = TrainedModel(adapter, toy.aligned, config)
+    model = TrainedModel(adapter, toy.training_host, config)
     encoded, words, _ = encode_examples(toy.host, examples, list(range(len(examples))), max_length=48)
     labels = examples.labels or [tag for row in examples.tags for tag in row]
-    losses = model(encoded, words, torch.tensor(labels), 0)
-    losses.total.backward()
+    with frozen(toy.host.map.base):
+        losses = model(encoded, words, torch.tensor(labels), 0)
+        losses.total.backward()
     return losses
 
 
@@ -199,7 +207,7 @@ def test_a_step_with_updates_off_trains_the_readout_alone(toy, dropout, updated)
 
 def test_noise_depends_on_the_seed_alone(toy):
     adapter = CanonicalAdapter(AdapterConfig())
-    model = TrainedModel(adapter, toy.aligned, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0))
+    model = TrainedModel(adapter, toy.training_host, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0))
     encoded, words, _ = encode_examples(toy.host, separable(8), list(range(8)))
     targets = torch.tensor(separable(8).labels)
     losses = [model(encoded, words, targets, seed).total.item() for seed in (4, 4, 5)]
@@ -309,7 +317,7 @@ def test_log_has_one_line_a_window_and_loses_those_behind_the_checkpoint(toy, tm
 
 def test_head_beats_chance_on_separable_data(toy):
     examples = separable()
-    weight, bias = fit_head(toy.host, toy.aligned.views[0], examples, num_labels=2, seed=0, max_length=48)
+    weight, bias = fit_head(toy.host, toy.own, examples, num_labels=2, seed=0, max_length=48)
     assert weight.shape == (2, 256)
     assert bias.shape == (2,)
     assert head_accuracy(toy, examples, weight, bias) == 1.0
@@ -319,7 +327,7 @@ def test_head_beats_chance_on_separable_data(toy):
 
 def head_accuracy(toy, examples, weight, bias):
     states, _ = mean_final_states(toy.host, examples, max_length=48)
-    classes = head_logits(states, weight, bias, toy.aligned.views[0]).argmax(-1).tolist()
+    classes = head_logits(states, weight, bias, toy.own).argmax(-1).tolist()
     return sum(row == label for row, label in zip(classes, examples.labels, strict=True)) / len(examples)
 
 
@@ -328,8 +336,8 @@ def test_head_never_predicts_a_class_that_is_missing(toy, present, labels):
     texts = separable().texts[:24]
     chosen = tuple(present[row % len(present)] for row in range(24))
     examples = Examples(texts=texts, labels=chosen)
-    weight, bias = fit_head(toy.host, toy.aligned.views[0], examples, num_labels=labels, seed=0)
+    weight, bias = fit_head(toy.host, toy.own, examples, num_labels=labels, seed=0)
     assert weight.shape == (labels, 256)
     states, _ = mean_final_states(toy.host, Examples(texts=SENTENCES, labels=(0,) * len(SENTENCES)))
-    predicted = set(head_logits(states, weight, bias, toy.aligned.views[0]).argmax(-1).tolist())
+    predicted = set(head_logits(states, weight, bias, toy.own).argmax(-1).tolist())
     assert predicted <= set(present)
