@@ -9,7 +9,7 @@ import torch
 from tiny_adapters import tiny_folded, tiny_universal, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
 
-from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.attach import attach
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.host.encode import encode
 
@@ -34,7 +34,7 @@ def test_zero_adapter_leaves_the_host_bit_for_bit(family, tmp_path):
     before = output_of(host)
     folded = tiny_folded(tiny_host(family), zero=True)[0]
     for placed in (unpacked(folded).to(host.device), folded.for_inference(host.device, torch.float32)):
-        with Attachment(host.map, placed):
+        with attach(host.map, placed):
             assert torch.equal(output_of(host), before)
 
 

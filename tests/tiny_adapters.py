@@ -18,11 +18,18 @@ from uhl_cli.align.features import FeatureBank, quantise_features
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.align.texts import AnchorTexts, choose_anchors, choose_feature_texts
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.codes.layout import bits_of
+from uhl_cli.codes.quantise import codes_and_scales
 from uhl_cli.data.tasks import Task
-from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile
+from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, Quantised
 from uhl_cli.formats.convert import to_file
+from uhl_cli.formats.task import TaskFile, TaskRecord, task_parameter_shapes
 from uhl_cli.host.checkpoint import Host
+<<<<<<< HEAD
 from uhl_cli.host.hostmap import find_map
+=======
+from uhl_cli.metrics import Score
+>>>>>>> 3b4e28a0b9e2f867941230d404510abaf2b6e74f
 from uhl_cli.schema import (
     AdapterConfig,
     AnchorRecord,
@@ -126,7 +133,7 @@ def tiny_manifest(
             command="uhl pretrain",
             config=TrainingConfig(),
             steps=1,
-            train_examples=2,
+            train_examples=sum(range(1, config.num_labels + 1)),
             train_digest="0" * 64,
             data="none",
         ),
@@ -172,6 +179,31 @@ def tiny_file(config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = 
     features = fake_features(config, seed=seed) if featured else None
     manifest = tiny_manifest(config, bank.anchors, features=None if features is None else features.anchors)
     return to_file(random_adapter(config, seed=seed), bank, manifest, features)
+
+
+def tiny_task_file(
+    manifest: Manifest | None = None, *, adapter: str = "0" * 64, own_task: bool = True, seed: int = 0
+) -> TaskFile:
+    """A task file with random content, of the adapter with this manifest and digest."""
+    manifest = manifest or tiny_manifest(SMALL, tiny_anchors())
+    record = TaskRecord(
+        adapter=adapter,
+        config=manifest.config,
+        task=manifest.task,
+        label_counts=manifest.label_counts,
+        own_task=own_task,
+        target=manifest.source,
+        training=manifest.training,
+        versions={},
+        before=Score(metric="accuracy", value=0.5, low=0.4, high=0.6, examples=10),
+        score=Score(metric="accuracy", value=0.7, low=0.6, high=0.8, examples=10),
+    )
+    trained = random_adapter(manifest.config, seed=seed)
+    parameters = {}
+    for name in task_parameter_shapes(record):
+        codes, scales = codes_and_scales(trained.get_parameter(name), bits_of(name))
+        parameters[name] = Quantised(codes.numpy(), scales.numpy())
+    return TaskFile(record, parameters)
 
 
 def host_bank(host: Host, config: AdapterConfig = SMALL) -> tuple[AnchorBank, WordStates]:

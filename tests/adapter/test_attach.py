@@ -5,7 +5,7 @@ import torch
 from tiny_adapters import SMALL, tiny_folded, tiny_task, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host, tiny_model, tiny_tokenizer
 
-from uhl_cli.adapter.attach import AlignmentNoise, Attachment
+from uhl_cli.adapter.attach import AlignmentNoise, attach
 from uhl_cli.data.examples import Examples, token_examples
 from uhl_cli.errors import HostError, UsageError
 from uhl_cli.host.checkpoint import wrap_host
@@ -43,7 +43,7 @@ def test_zero_adapter_leaves_the_host_bit_for_bit(family):
     before = output_of(host)
     assert before.isfinite().all()
     for dense in (False, True):
-        with Attachment(host.map, folded, dense=dense):
+        with attach(host.map, folded, dense=dense):
             sites = {site.module for layer in host.map.layers for site in layer.sites.values()}
             assert all(module._forward_hooks or module._forward_pre_hooks for module in sites)
             assert hooks_of(host) >= len(sites) + len(host.map.layers)
@@ -56,13 +56,13 @@ def test_adapter_changes_the_host_and_leaves_no_trace(family):
     folded, _, _ = tiny_folded(host)
     before, parameters, hooks = output_of(host), parameters_of(host), hooks_of(host)
     flags = [value.requires_grad for value in host.model.parameters()]
-    with Attachment(host.map, folded):
+    with attach(host.map, folded):
         changed = output_of(host)
         assert hooks_of(host) > hooks
     assert not torch.allclose(changed, before, atol=1e-3)
 
     def fail():
-        with Attachment(host.map, folded):
+        with attach(host.map, folded):
             output_of(host)
             raise RuntimeError("on purpose")
 
@@ -81,7 +81,7 @@ def test_error_in_the_forward_pass_leaves_no_trace():
     folded, _, _ = tiny_folded(host)
     bad = folded.mapped(lambda name, value: value[:, :5] if name == "layers.1.router" else value)
     before = output_of(host)
-    with pytest.raises(RuntimeError), Attachment(host.map, bad):
+    with pytest.raises(RuntimeError), attach(host.map, bad):
         output_of(host)
     assert hooks_of(host) == 0
     assert torch.equal(output_of(host), before)
@@ -96,7 +96,7 @@ def test_error_while_attaching_leaves_no_trace(monkeypatch):
         raise RuntimeError("no hook here")
 
     monkeypatch.setattr(last, "register_forward_hook", refuse)
-    with pytest.raises(RuntimeError, match="no hook here"), Attachment(host.map, folded):
+    with pytest.raises(RuntimeError, match="no hook here"), attach(host.map, folded):
         pass
     assert hooks_of(host) == 0
 
@@ -104,27 +104,25 @@ def test_error_while_attaching_leaves_no_trace(monkeypatch):
 def test_entering_again_changes_nothing_and_another_adapter_is_refused_by_name():
     host = tiny_host("gpt2")
     folded, other = tiny_folded(host)[0], tiny_folded(host, seed=1)[0]
-    attachment = Attachment(host.map, folded, name="the first")
-    with attachment as outer:
+    with attach(host.map, folded, name="the first") as outer:
         changed = output_of(host)
         hooks = hooks_of(host)
-        for again in (attachment, Attachment(host.map, folded)):
-            with again as inner:
-                assert inner is outer
-                assert hooks_of(host) == hooks
-                assert torch.equal(output_of(host), changed)
+        with attach(host.map, folded) as inner:
+            assert inner is outer
             assert hooks_of(host) == hooks
             assert torch.equal(output_of(host), changed)
-        refused = Attachment(host.map, other, name="the second")
-        with pytest.raises(HostError, match=r"the first is attached .* so the second cannot") as caught, refused:
+        assert hooks_of(host) == hooks
+        assert torch.equal(output_of(host), changed)
+        second = attach(host.map, other, name="the second")
+        with pytest.raises(HostError, match=r"the first is attached .* so the second cannot") as caught, second:
             pass
         assert caught.value.hint
         assert hooks_of(host) == hooks
         assert torch.equal(output_of(host), changed)
     assert hooks_of(host) == 0
-    with attachment:
+    with attach(host.map, folded):
         assert torch.equal(output_of(host), changed)
-    with refused:
+    with attach(host.map, other):
         assert not torch.equal(output_of(host), changed)
 
 
@@ -142,7 +140,7 @@ def test_half_precision_host(family):
     torch.testing.assert_close(logits.float(), reference, atol=0.1 * float(reference.abs().max()) + 0.1, rtol=0)
     silent, _, _ = tiny_folded(host, zero=True)
     before = output_of(host)
-    with Attachment(host.map, unpacked(silent, torch.bfloat16)):
+    with attach(host.map, unpacked(silent, torch.bfloat16)):
         assert torch.equal(output_of(host), before)
 
 
@@ -196,7 +194,7 @@ def test_readout_is_unaffected_by_what_ran_before():
     host = tiny_host("bert")
     folded, _, _ = tiny_folded(host)
     encoded = encode(host, SENTENCES[:3])
-    with torch.inference_mode(), Attachment(host.map, folded) as attachment:
+    with torch.inference_mode(), attach(host.map, folded) as attachment:
         first = forward(host, attachment, encoded, None)[0]
         host.model(**encode(host, SENTENCES[5:9]).model_inputs())  # nobody asks for this pass's readout
         assert torch.equal(forward(host, attachment, encoded, None)[0], first)
@@ -209,10 +207,10 @@ def test_active_atoms_count_masked_tokens_only():
     for name, threshold in (("none", 99.0), ("all", -99.0)):
         limits = torch.full((2,), threshold)
         wide = folded.mapped(lambda name, value, limits=limits: limits if name == "threshold" else value)
-        with torch.inference_mode(), Attachment(host.map, wide) as attachment:
+        with torch.inference_mode(), attach(host.map, wide) as attachment:
             means[name] = float(forward(host, attachment, encode(host, SENTENCES[:4]), None)[1])
     assert means == {"none": 0.0, "all": 2.0}
-    with torch.inference_mode(), Attachment(host.map, folded.without_updates()) as attachment:
+    with torch.inference_mode(), attach(host.map, folded.without_updates()) as attachment:
         assert float(forward(host, attachment, encode(host, SENTENCES[:4]), None)[1]) == 0.0
 
 
@@ -223,10 +221,10 @@ def test_alignment_noise_changes_training_only_and_follows_its_generator():
 
     def logits(readout, updates, seed):
         noise = AlignmentNoise(readout, updates, torch.Generator().manual_seed(seed))
-        with torch.inference_mode(), Attachment(host.map, folded, dense=True, noise=noise) as attachment:
+        with torch.inference_mode(), attach(host.map, folded, dense=True, noise=noise) as attachment:
             return forward(host, attachment, encoded, None)[0]
 
-    with torch.inference_mode(), Attachment(host.map, folded, dense=True) as attachment:
+    with torch.inference_mode(), attach(host.map, folded, dense=True) as attachment:
         plain = forward(host, attachment, encoded, None)[0]
     torch.testing.assert_close(logits(0.0, 0.0, 1), plain)
     for strengths in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):

@@ -8,7 +8,7 @@ from tiny_adapters import tiny_folded, unpacked
 from tiny_hosts import FAMILIES, tiny_host
 
 from uhl_cli.adapter import sparse
-from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.attach import attach
 from uhl_cli.adapter.module import is_table
 from uhl_cli.adapter.sparse import TAIL_BYTES, Bags, is_packed, num_columns, pack_rows, row_sums, row_values, spread
 from uhl_cli.host.encode import encode
@@ -86,7 +86,7 @@ def test_gradients_pass_through_the_weights():
 
 def logits_of(host, folded):
     encoded = encode(host, ["the film is warm and funny", "two dogs ran"])
-    with torch.inference_mode(), Attachment(host.map, folded) as attachment:
+    with torch.inference_mode(), attach(host.map, folded) as attachment:
         return forward(host, attachment, encoded, None)[0]
 
 

@@ -5,7 +5,7 @@ import torch
 from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host
 
-from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.attach import attach
 from uhl_cli.adapter.canonical import mix, size_gains
 from uhl_cli.adapter.fold import fold
 from uhl_cli.adapter.module import WRITERS
@@ -19,7 +19,7 @@ from uhl_cli.ported.model import forward
 def run(host, folded, **options):
     """Logits and active atoms of a few sentences."""
     encoded = encode(host, SENTENCES[:5])
-    with torch.inference_mode(), Attachment(host.map, folded, **options) as attachment:
+    with torch.inference_mode(), attach(host.map, folded, **options) as attachment:
         return forward(host, attachment, encoded, None)
 
 
@@ -60,7 +60,7 @@ def observe(host, folded, kind, layer_index):
         layer.module.register_forward_pre_hook(stream, with_kwargs=True),
         site.module.register_forward_pre_hook(read),
     ]
-    with torch.inference_mode(), Attachment(host.map, folded):
+    with torch.inference_mode(), attach(host.map, folded):
         handles.append(site.module.register_forward_hook(keep("changed")))
         host.model(**encode(host, SENTENCES[:4]).model_inputs())
     for handle in handles:
@@ -127,7 +127,7 @@ def test_readout_equals_the_construction_by_hand(family):
         )
         for layer in host.map.layers
     ]
-    with torch.inference_mode(), Attachment(host.map, folded) as attachment:
+    with torch.inference_mode(), attach(host.map, folded) as attachment:
         final = host.model(**encoded.model_inputs()).last_hidden_state
         found = attachment.readout_features(final)[0]
     for handle in handles:
@@ -173,7 +173,7 @@ def test_folding_carries_gradients_to_the_parameters_and_none_to_the_host():
     bank, states = host_bank(host)
     adapter = random_adapter()
     folded = fold(adapter.stored(), all_taps(align_anchors(bank, states)), host.map)
-    with frozen(host.map.base), Attachment(host.map, folded, dense=True) as attachment:
+    with frozen(host.map.base), attach(host.map, folded, dense=True) as attachment:
         logits, active = forward(host, attachment, encode(host, SENTENCES[:5]), None)
     (logits.square().sum() + active).backward()
     untouched = {name for name, value in adapter.named_parameters() if value.grad is None or not value.grad.any()}

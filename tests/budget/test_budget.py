@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_adapters import SMALL, random_adapter, tiny_file, tiny_universal
+from tiny_adapters import SMALL, random_adapter, tiny_file, tiny_task_file, tiny_universal
 from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
 from toy_runs import TINY_LIMIT
 
@@ -18,16 +18,21 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.budget import target as budget_measure
 from uhl_cli.budget.report import BudgetOptions, TargetBudget
 from uhl_cli.budget.run import run_budget
+<<<<<<< HEAD
 from uhl_cli.budget.target import anchor_examples, measure
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales
 from uhl_cli.commands.options import DataOptions, HostOptions
+=======
+from uhl_cli.budget.target import anchor_examples, measure_host
+from uhl_cli.commands.options import HostOptions
+>>>>>>> 3b4e28a0b9e2f867941230d404510abaf2b6e74f
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import Examples
 from uhl_cli.errors import BudgetError, FormatError, HostError, HostNotFoundError, UnknownFamilyError, UsageError
-from uhl_cli.formats.adapter import Quantised, write_adapter
+from uhl_cli.formats.adapter import read_adapter, write_adapter
 from uhl_cli.formats.convert import to_file
-from uhl_cli.formats.task import TaskFile, TaskRecord, adapter_digest, task_parameter_shapes, write_task
+from uhl_cli.formats.task import write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.config_only import load_config_host
 from uhl_cli.schema import AdapterConfig
@@ -370,22 +375,15 @@ def test_a_task_file_is_listed_apart_and_its_readout_counted(own_task, tmp_path)
     adapter = saved(tiny_host("bert"), file)
     config = SMALL if own_task else SMALL.model_copy(update={"num_labels": 30})
     labels = tuple(f"label {index}" for index in range(config.num_labels))
-    record = TaskRecord(
-        adapter=adapter_digest(file),
-        config=config,
-        task=adapter.manifest.task.model_copy(update={"labels": labels}),
-        label_counts=(1,) * config.num_labels,
-        own_task=own_task,
-        target=adapter.manifest.source,
-        training=adapter.manifest.training,
-        versions={},
-    )
-    parameters = {}
-    for name in task_parameter_shapes(record):
-        codes, scales = codes_and_scales(random_adapter(config).get_parameter(name), bits_of(name))
-        parameters[name] = Quantised(codes.numpy(), scales.numpy())
+    changes = {
+        "config": config,
+        "task": adapter.manifest.task.model_copy(update={"labels": labels}),
+        "label_counts": (1,) * config.num_labels,
+    }
+    manifest = adapter.manifest.model_copy(update=changes)
+    content = tiny_task_file(manifest, adapter=read_adapter(file).digest, own_task=own_task)
     tuned = tmp_path / "tuned.task.safetensors"
-    write_task(tuned, TaskFile(record, parameters))
+    write_task(tuned, content)
     reports = {
         task_file: run_budget(
             options_for(file, target=target(folder), max_flops=TINY_LIMIT, strategy="size", task_file=task_file)
@@ -396,13 +394,13 @@ def test_a_task_file_is_listed_apart_and_its_readout_counted(own_task, tmp_path)
     assert sizes.bytes == tuned.stat().st_size == sum(part.bytes for part in sizes.parts)
     parts = ["header", "delta-theta"] if own_task else ["header", "delta-theta", "readout"]
     assert [part.part for part in sizes.parts] == parts
-    assert sizes.parameters == sum(parameter.codes.size for parameter in parameters.values())
+    assert sizes.parameters == sum(parameter.codes.size for parameter in content.parameters.values())
     assert reports[tuned].file == reports[None].file
     assert reports[None].task_file is None
     # A readout of 27 more labels costs a product of five inputs for each.
     added = reports[tuned].target.flops.torch.adapter - reports[None].target.flops.torch.adapter
     assert added == (0 if own_task else 2 * 27 * SMALL.readout_size)
-    write_task(tuned, TaskFile(record.model_copy(update={"adapter": "0" * 64}), parameters))
+    write_task(tuned, replace(content, record=content.record.model_copy(update={"adapter": "0" * 64})))
     with pytest.raises(FormatError, match="another adapter"):
         run_budget(options_for(file, task_file=tuned))
 

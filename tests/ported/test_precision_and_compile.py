@@ -5,7 +5,7 @@ import torch
 from tiny_adapters import tiny_folded
 from tiny_hosts import SENTENCES, tiny_host
 
-from uhl_cli.adapter.attach import Attachment
+from uhl_cli.adapter.attach import attach
 from uhl_cli.host.encode import encode
 
 CPU = (torch.device("cpu"), torch.float32)
@@ -13,7 +13,7 @@ CPU = (torch.device("cpu"), torch.float32)
 
 def logits_of(host, folded, base):
     encoded = encode(host, SENTENCES[:4])
-    with Attachment(host.map, folded) as attachment:
+    with attach(host.map, folded) as attachment:
         final = base(**encoded.model_inputs()).last_hidden_state
         features = attachment.readout_features(final)
         return attachment.readout.logits(features, encoded.content_mask, None)
