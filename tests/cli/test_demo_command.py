@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_runs import call, start
 
-from uhl_cli.cli.demo import versus
+from uhl_cli.cli.demo import CONTROLS, versus
 from uhl_cli.errors import OutputError
 from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.metrics import Difference
@@ -75,7 +75,8 @@ def test_the_closing_table_says_what_happened(kept, here, monkeypatch):
         "seconds in all",
     ):
         assert words in called.out
-    for score in (report.pretrain.score, *report.port.scores.values(), report.tune.scores["tuned"]):
+    shown = [report.port.scores[name] for name in ("ported", *CONTROLS)]
+    for score in (report.pretrain.score, *shown, report.tune.scores["tuned"]):
         assert f"{score.value:.3f}" in called.out
 
 
