@@ -281,7 +281,7 @@ def test_names_of_the_hub_work_offline_in_a_process_of_their_own(tmp_path, here)
     assert (here / "ported" / "ported.safetensors").is_file()
 
 
-def test_a_process_of_its_own_gives_one_error_line_and_the_code(place, here):
-    called = start(*port_arguments("missing.safetensors", place.target, place.data), cwd=here)
+def test_a_process_of_its_own_gives_one_error_line_and_the_code(here):
+    called = start("inspect", "missing.safetensors", cwd=here)
     assert called.code == 1
     assert called.error.startswith("error: there is no file missing.safetensors.")
