@@ -14,7 +14,7 @@ from uhl_cli.compare.pairs import PairedTests, paired_tests
 from uhl_cli.compare.results import RunFolder, RunMetrics
 from uhl_cli.schema import Frozen
 
-PRIMARY = "target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)"
+PRIMARY = "Target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)."
 
 
 class BestRun(Frozen):
