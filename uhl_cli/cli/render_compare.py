@@ -5,10 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from uhl_cli.compare.aggregate import GroupSummary
+from uhl_cli.compare.aggregate import GroupSummary, counted
 from uhl_cli.compare.experiment import CompareReport
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.pairs import counted
 from uhl_cli.progress import stderr
 
 
