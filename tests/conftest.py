@@ -5,18 +5,12 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-
-import uhl_cli
+from patching import PatchOfImported
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,27 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-@functools.cache
-def import_all(package: ModuleType) -> None:
-    """Import every module of a package but its entry points."""
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-
-
-class PatchOfImported(pytest.MonkeyPatch):
-    """Imports the package before it replaces anything.
-
-    A module that is first imported while a test has replaced some function would keep the replacement for good.
-    """
-
-    package = uhl_cli
-
-    def setattr(self, *arguments: Any, **options: Any) -> None:
-        import_all(self.package)
-        super().setattr(*arguments, **options)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from conftest import PatchOfImported
+from patching import PatchOfImported
 
 
 def test_one_thread_and_no_hub():
