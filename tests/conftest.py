@@ -1,29 +1,22 @@
-"""Settings of all tests: offline, one thread, no colours, and the folder of real data where there is one."""
+"""Settings of all tests: offline, one thread, no GPU unless asked for, and the folder of real data where there is one.
+
+`python -m pytest -m "not integration"` is every law on its own; what is marked `integration` runs whole commands.
+"""
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patching import PatchOfImported
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
-
-import torch
-
-import uhl_cli
-
-# A tiny host's work is far smaller than the cost of sharing it out among threads.
-torch.set_num_threads(1)
-
-# A module that is first imported while a test has replaced some function would keep the replacement for good.
-for module in pkgutil.walk_packages(uhl_cli.__path__, "uhl_cli."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+# Of torch, which no test file has imported yet, and of processes that tests start: a tiny host's work is far smaller
+# than the cost of sharing it out among threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,10 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture
+def monkeypatch() -> Iterator[pytest.MonkeyPatch]:
+    """pytest's own, by way of `PatchOfImported`; only tests that replace something wait for the whole package."""
+    patch = PatchOfImported()
+    yield patch
+    patch.undo()
+
+
 @pytest.fixture(autouse=True)
 def _gpu_for_those_that_need_one(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU, and `-m cuda`")
+    if request.node.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU, and `-m cuda`")
 
 
 @pytest.fixture(scope="session")

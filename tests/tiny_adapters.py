@@ -25,11 +25,8 @@ from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, Quantised
 from uhl_cli.formats.convert import to_file
 from uhl_cli.formats.task import TaskFile, TaskRecord, task_parameter_shapes
 from uhl_cli.host.checkpoint import Host
-<<<<<<< HEAD
 from uhl_cli.host.hostmap import find_map
-=======
 from uhl_cli.metrics import Score
->>>>>>> 3b4e28a0b9e2f867941230d404510abaf2b6e74f
 from uhl_cli.schema import (
     AdapterConfig,
     AnchorRecord,

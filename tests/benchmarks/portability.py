@@ -96,7 +96,7 @@ def retrain(
             continue
         if f"{place}/search" not in store.rows:
             found = search_learning_rate(where, train, task.labels, task.metric, steps=search, rank=rank)
-            tried = {f"{rate:g}": value for rate, value in found.scores.items()}
+            tried = found.scores
             store.add(f"{place}/search", {"kind": "search", "rate": found.rate, "tried": tried, "steps": search})
         rate = store.rows[f"{place}/search"]["rate"]
         started = time.monotonic()

@@ -133,7 +133,7 @@ def learning_rate(target: Target, results: Results, steps: int, max_length: int)
             target.path, target.train, task.labels, task.metric, steps=steps, max_length=max_length
         )
         search = {"task": task.name, "target": target.name, "method": "lora", "metric": task.metric, "rate": found.rate}
-        search["scores"] = {f"{rate:g}": value for rate, value in found.scores.items()}
+        search["scores"] = found.scores
         search |= {"held_out": found.held_out, "steps": steps, "seconds": time.monotonic() - started}
         results.add(key, search, part="searches")
     return float(search["rate"])

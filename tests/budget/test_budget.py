@@ -18,15 +18,8 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.budget import target as budget_measure
 from uhl_cli.budget.report import BudgetOptions, TargetBudget
 from uhl_cli.budget.run import run_budget
-<<<<<<< HEAD
 from uhl_cli.budget.target import anchor_examples, measure
-from uhl_cli.codes.layout import bits_of
-from uhl_cli.codes.quantise import codes_and_scales
 from uhl_cli.commands.options import DataOptions, HostOptions
-=======
-from uhl_cli.budget.target import anchor_examples, measure_host
-from uhl_cli.commands.options import HostOptions
->>>>>>> 3b4e28a0b9e2f867941230d404510abaf2b6e74f
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import Examples
 from uhl_cli.errors import BudgetError, FormatError, HostError, HostNotFoundError, UnknownFamilyError, UsageError

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 from tiny_hosts import tiny_host
 from toy_runs import sequence_data, token_data
 
-from uhl_cli.compare.baselines import Retrained
+from uhl_cli.compare.baselines import Retrained, SatLora, fake_int8, fit
 from uhl_cli.compare.config import SearchSection, TrainingSection
-from uhl_cli.compare.fit import fit, rate_factor, search_rate, split_for_search
-from uhl_cli.compare.sat_lora import SatLora, fake_int8
+from uhl_cli.compare.search import search_rate, split_for_search
 from uhl_cli.errors import TrainingError
 from uhl_cli.host.encode import encode
 from uhl_cli.train.loop import accelerator_for
@@ -144,14 +141,6 @@ def test_a_loss_that_is_not_finite_is_an_error():
         model.head.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="step 20"):
         fit(model, sequence_data().train, training, accelerator=accelerator_for("cpu", "no"))
-
-
-def test_rates_rise_and_fall():
-    factors = [rate_factor(step, 100, 10) for step in range(100)]
-    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
-    assert all(a >= b for a, b in pairwise(factors[10:]))
-    assert factors[-1] < 0.01
-    assert rate_factor(0, 5, 0) == 1.0
 
 
 def test_search_takes_the_best_and_follows_an_edge():

@@ -15,9 +15,9 @@ from recompute import differences, read
 
 from uhl_cli.compare import workshop
 from uhl_cli.compare.config import load_configs
-from uhl_cli.compare.fit import Search
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.results import KeptSearches
+from uhl_cli.compare.results import Search
+from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.reports import silent
 
@@ -29,6 +29,7 @@ TINY = {
 }
 METRICS = {"score", "zero_shot", "after_tuning", "training_seconds", "adapter_bytes", "memory_mb", "flops_percent"}
 METRICS |= {"atoms_per_token", "wall_clock_percent"}
+SEARCH = Search(rate=0.1, scores={"0.1": 0.5}, held_out=10, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +263,14 @@ def test_nothing_to_compare_is_an_error(tiny, tmp_path, flag, extra, said):
 
 def test_searches_of_another_process_are_kept(tmp_path):
     first, second = (KeptSearches(tmp_path / "searches.json") for _ in range(2))
-    first["a"] = Search(0.1, {0.1: 0.5}, 10, 2)
-    second["b"] = Search(0.2, {0.2: 0.6}, 10, 2)
+    first["a"] = SEARCH
+    second["b"] = SEARCH.model_copy(update={"rate": 0.2})
     assert dict(KeptSearches(tmp_path / "searches.json")) == {**first, **second}
 
 
 def test_searches_written_at_once_are_all_kept(tmp_path):
     def write(index):
-        KeptSearches(tmp_path / "searches.json")[str(index)] = Search(0.1, {0.1: 0.5}, 10, 2)
+        KeptSearches(tmp_path / "searches.json")[str(index)] = SEARCH
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(write, range(64)))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uhl_cli.compare.aggregate import aggregate
+from uhl_cli.compare.aggregate import aggregate, counted
 from uhl_cli.compare.config import RunConfig
-from uhl_cli.compare.pairs import counted
 from uhl_cli.compare.results import Costs, Predicted, RunFolder, RunMetrics
 from uhl_cli.compare.tables import paired_markdown
 from uhl_cli.metrics import score

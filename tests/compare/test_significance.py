@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from uhl_cli.compare.aggregate import percent_better
+from uhl_cli.compare.aggregate import holm, mcnemar, percent_better
 from uhl_cli.compare.figures import confusion, pareto
-from uhl_cli.compare.pairs import holm, mcnemar
 from uhl_cli.compare.results import Predicted
 
 

@@ -56,8 +56,8 @@ def compare(options: CompareOptions, output: Output) -> None:
 
 def _table(output: Output, report: CompareReport) -> None:
     """Print a table a data set and host, then the best runs and the gap."""
+    from uhl_cli.compare.aggregate import counted
     from uhl_cli.compare.methods import METHODS
-    from uhl_cli.compare.pairs import counted
 
     for task, host in dict.fromkeys((group.task, group.host) for group in report.groups):
         groups = [group for group in report.groups if (group.task, group.host) == (task, host)]

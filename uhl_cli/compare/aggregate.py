@@ -1,20 +1,31 @@
-"""The comparison: best runs, the gap, and summaries over seeds, from the per-run files alone."""
+"""The comparison, from the per-run files alone: best runs, the gap, summaries over seeds, and paired tests.
+
+The paired tests put proposed methods beside the others, seed by seed and in the mean of all seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
+from scipy.stats import binomtest
 
 from uhl_cli.compare.methods import METHODS, Role
-from uhl_cli.compare.pairs import PairedTests, paired_tests
-from uhl_cli.compare.results import RunFolder, RunMetrics
+from uhl_cli.compare.results import Predicted, RunFolder, RunMetrics
+from uhl_cli.metrics import Counted, Difference, MeanDifference, correct, count, mean_difference
 from uhl_cli.schema import Frozen
 
-PRIMARY = "target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)"
+PRIMARY = "Target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)."
+LEVEL = 0.05
+Outcome = Literal["better", "worse", "open"]
+Group = tuple[str, str]
+RunsOfGroup = Mapping[tuple[str, int], RunMetrics]
 
 
 class BestRun(Frozen):
@@ -55,6 +66,36 @@ class GroupSummary(Frozen):
     training_seconds: float | None = Field(description="None where the seeds were made on different devices")
     within_budget: bool
     devices: tuple[str, ...] = Field(description="what the runs were made on")
+
+
+class Pairing(Frozen):
+    """One proposed run beside one other of the same data set, host and seed."""
+
+    proposed: str
+    other: str
+    difference: Difference
+    mcnemar_p: float | None = Field(description="raw p value, exact, two-sided; None where accuracy is not the metric")
+    mcnemar_holm: float | None = Field(description="the same, corrected over all pairs of this comparison")
+
+
+class Verdict(Frozen):
+    """One proposed method beside one other on a data set and host, in the mean of the seeds that both have."""
+
+    task: str
+    host: str
+    proposed: str = Field(description="a method's name")
+    other: str = Field(description="a method's name")
+    seeds: tuple[int, ...]
+    difference: MeanDifference
+    holm_p: float = Field(description="the difference's p value, corrected over all verdicts of this comparison")
+    outcome: Outcome = Field(description="of the proposed; open where the corrected p value is above 0.05")
+
+
+class PairedTests(Frozen):
+    """All of a comparison."""
+
+    pairings: tuple[Pairing, ...]
+    verdicts: tuple[Verdict, ...]
 
 
 @dataclass(frozen=True)
@@ -150,3 +191,128 @@ def _summary(runs: list[RunMetrics]) -> GroupSummary:
         within_budget=all(run.within_budget for run in runs),
         devices=devices,
     )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A run's predictions, counted once for all the pairs that it is in."""
+
+    predicted: Predicted
+    counted: Counted
+    right: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, predicted: Predicted) -> _Kept:
+        rows, references = predicted.predictions, predicted.references
+        return cls(predicted, count(predicted.metric, rows, references, predicted.labels), correct(rows, references))
+
+
+def paired_tests(results: Path, runs: list[RunMetrics]) -> PairedTests:
+    """Every proposed run and method beside every other of its data set and host.
+
+    :raises FormatError: When predictions are missing or damaged.
+    """
+    kept = {run.run_id: _Kept.of(RunFolder(results, run.run_id).read_predictions()) for run in runs}
+    groups: dict[Group, dict[tuple[str, int], RunMetrics]] = {}
+    for run in runs:
+        groups.setdefault((run.task, run.host), {})[run.method, run.seed] = run
+    return PairedTests(pairings=_pairings(groups, kept), verdicts=_verdicts(groups, kept))
+
+
+def counted(verdicts: tuple[Verdict, ...], proposed: str, role: Role) -> Counter[Outcome]:
+    """How often a proposed method is better, worse and neither than methods of that role."""
+    mine = [each for each in verdicts if each.proposed == proposed and METHODS[each.other].role == role]
+    return Counter(each.outcome for each in mine)
+
+
+def _beside(methods: list[str]) -> list[tuple[str, str]]:
+    """(proposed, other) of the methods; of two proposed ones the tuned stands beside the ported."""
+    return [
+        (proposed, other)
+        for proposed in methods
+        for other in methods
+        if METHODS[proposed].role == "proposed"
+        and other != proposed
+        and (METHODS[other].role != "proposed" or METHODS[proposed].kind == "tuned")
+    ]
+
+
+def _methods(group: RunsOfGroup) -> list[str]:
+    return list(dict.fromkeys(method for method, _ in group))
+
+
+def _pairings(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, _Kept]) -> tuple[Pairing, ...]:
+    pairs = [
+        (group[proposed, seed].run_id, group[other, seed].run_id)
+        for group in groups.values()
+        for seed in dict.fromkeys(seed for _, seed in group)
+        for proposed, other in _beside(_methods(group))
+        if (proposed, seed) in group and (other, seed) in group
+    ]
+    differences, p_values = [], []
+    for proposed, other in pairs:
+        mine, theirs = kept[proposed], kept[other]
+        found = mean_difference([(mine.counted, theirs.counted)])
+        differences.append(Difference(**found.model_dump(include=set(Difference.model_fields))))
+        accuracy = mine.predicted.metric == "accuracy"
+        p_values.append(mcnemar(mine.right, theirs.right) if accuracy else None)
+    adjusted = iter(holm([value for value in p_values if value is not None]))
+    return tuple(
+        Pairing(
+            proposed=proposed,
+            other=other,
+            difference=difference,
+            mcnemar_p=raw,
+            mcnemar_holm=None if raw is None else next(adjusted),
+        )
+        for (proposed, other), difference, raw in zip(pairs, differences, p_values, strict=True)
+    )
+
+
+def _verdicts(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, _Kept]) -> tuple[Verdict, ...]:
+    found: list[tuple[Group, str, str, tuple[int, ...], MeanDifference]] = []
+    for place, group in groups.items():
+        for proposed, other in _beside(_methods(group)):
+            seeds = tuple(sorted(seed for method, seed in group if method == proposed and (other, seed) in group))
+            if not seeds:
+                continue
+            pairs = [(kept[group[proposed, seed].run_id], kept[group[other, seed].run_id]) for seed in seeds]
+            difference = mean_difference([(mine.counted, theirs.counted) for mine, theirs in pairs])
+            found.append((place, proposed, other, seeds, difference))
+    adjusted = holm([difference.p_value for *_, difference in found])
+    return tuple(
+        Verdict(
+            task=task,
+            host=host,
+            proposed=proposed,
+            other=other,
+            seeds=seeds,
+            difference=difference,
+            holm_p=corrected,
+            outcome="open" if corrected > LEVEL else "better" if difference.value > 0 else "worse",
+        )
+        for ((task, host), proposed, other, seeds, difference), corrected in zip(found, adjusted, strict=True)
+    )
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Exact two-sided p value of McNemar's test: do two runs err on equally many examples of their own?
+
+    :param first: Whether the first run is right, an example each, as `metrics.correct` says it.
+    """
+    only_first = int(np.sum(first & ~second))
+    only_second = int(np.sum(~first & second))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Adjusted p values by Holm's step-down method (1979), in the order given; never smaller than the raw ones."""
+    count = len(p_values)
+    adjusted = [0.0] * count
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pydantic import Field
 
 from uhl_cli.commands.scoring import refuse_unwritable
-from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, aggregate
+from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
 from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
-from uhl_cli.compare.pairs import Pairing, Verdict
-from uhl_cli.compare.results import KeptSearches, RunFolder, RunMetrics
-from uhl_cli.compare.runs import make_run
+from uhl_cli.compare.results import RunFolder, RunMetrics
+from uhl_cli.compare.runs import has_clock, make_run, time_again
+from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
-from uhl_cli.compare.timing import has_clock, time_again
 from uhl_cli.compare.tracking import refuse_missing, report_run
 from uhl_cli.compare.workshop import Workshop
 from uhl_cli.errors import OutputError, UhlError, UsageError

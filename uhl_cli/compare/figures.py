@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,65 +88,69 @@ def confusion(predicted: Predicted) -> np.ndarray[tuple[int, int], np.dtype[np.i
     return counts
 
 
-def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class _Panel:
+    """The part of a figure for one data set and host."""
+
+    axes: Axes
+    groups: list[GroupSummary]
+    runs: list[RunMetrics]
+
+
+def draw_comparison(comparison: Comparison, folder: Path) -> None:
     """All figures of the comparison; they lie in `folder`."""
-    panels = list(dict.fromkeys((group.task, group.host) for group in comparison.groups))
-    paths = {
-        name: folder / f"comparison_{name}.pdf"
-        for name in ("accuracy_bar_chart", "score_vs_bytes", "learning_curves", "seeds_box_plot")
-    }
-    _draw_bars(comparison, panels, paths["accuracy_bar_chart"])
-    _draw_bytes(comparison, panels, paths["score_vs_bytes"])
-    _draw_curves(comparison, panels, paths["learning_curves"])
-    _draw_boxes(comparison, panels, paths["seeds_box_plot"])
-    return list(paths.values())
+    _draw_bars(comparison, folder / "comparison_accuracy_bar_chart.pdf")
+    _draw_bytes(comparison, folder / "comparison_score_vs_bytes.pdf")
+    _draw_curves(comparison, folder / "comparison_learning_curves.pdf")
+    _draw_boxes(comparison, folder / "comparison_seeds_box_plot.pdf")
 
 
-Panels = list[tuple[str, str]]
+@contextmanager
+def _panels(comparison: Comparison, path: Path, title: str | None = None) -> Iterator[list[_Panel]]:
+    """A figure of one panel a data set and host, data sets as rows where they all have the same hosts."""
+    places = list(dict.fromkeys((group.task, group.host) for group in comparison.groups))
+    columns = len(dict.fromkeys(host for _, host in places))
+    rows = -(-len(places) // columns)
+    with _figure(path, (max(7.0, 3.4 * columns), max(3.4, 2.9 * rows + 0.8))) as figure:
+        drawn: list[Axes] = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+        for spare in drawn[len(places) :]:
+            spare.set_visible(False)
+        panels = []
+        for axes, place in zip(drawn, places, strict=False):
+            groups = [group for group in comparison.groups if (group.task, group.host) == place]
+            runs = [run for run in comparison.runs if (run.task, run.host) == place]
+            axes.set(title=f"{place[0]}: {place[1]}", ylabel=groups[0].metric)
+            panels.append(_Panel(axes, groups, runs))
+        yield panels
+        entries: dict[str, Any] = {}
+        for panel in panels:
+            handles, labels = panel.axes.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+        columns = min(5, 1 + len(panels))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+        if title is not None:
+            figure.suptitle(title)
 
 
-def _grid(figure: Figure, panels: Panels) -> list[Axes]:
-    """One panel a data set and host, data sets as rows where they all have the same hosts."""
-    hosts = len(dict.fromkeys(host for _, host in panels))
-    rows = -(-len(panels) // hosts)
-    drawn: list[Axes] = figure.subplots(rows, hosts, squeeze=False).ravel().tolist()
-    for spare in drawn[len(panels) :]:
-        spare.set_visible(False)
-    return drawn[: len(panels)]
+def _look(method: str) -> dict[str, Any]:
+    return {"color": COLOURS[method], "label": METHODS[method].label}
 
 
-def _size(panels: Panels, width: float = 3.4, height: float = 2.9) -> tuple[float, float]:
-    hosts = len(dict.fromkeys(host for _, host in panels))
-    return max(7.0, width * hosts), max(3.4, height * -(-len(panels) // hosts) + 0.8)
-
-
-def _legend(figure: Figure, axes: list[Axes]) -> None:
-    entries = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(5, 1 + len(axes)), fontsize=8)
-
-
-def _of(comparison: Comparison, panel: tuple[str, str]) -> list[GroupSummary]:
-    return [group for group in comparison.groups if (group.task, group.host) == panel]
-
-
-def _draw_bars(comparison: Comparison, panels: Panels, path: Path) -> None:
-    with _figure(path, _size(panels)) as figure:
-        drawn = _grid(figure, panels)
-        for axes, panel in zip(drawn, panels, strict=True):
-            for place, group in enumerate(_of(comparison, panel)):
+def _draw_bars(comparison: Comparison, path: Path) -> None:
+    title = "dev score, 95 % over examples of the first seed; hatched: beyond the budget"
+    with _panels(comparison, path, title) as panels:
+        for panel in panels:
+            for place, group in enumerate(panel.groups):
                 below, above = max(0.0, group.mean - group.low), max(0.0, group.high - group.mean)
-                axes.bar(
+                panel.axes.bar(
                     place,
                     group.mean,
                     yerr=[[below], [above]],
-                    color=COLOURS[group.method],
-                    label=METHODS[group.method].label,
                     hatch="" if group.within_budget else "//",
                     error_kw={"elinewidth": 1, "capsize": 2},
+                    **_look(group.method),
                 )
-            axes.set(title=f"{panel[0]}: {panel[1]}", ylabel=_of(comparison, panel)[0].metric, xticks=[], ylim=(0, 1))
-        _legend(figure, drawn)
-        figure.suptitle("dev score, 95 % over examples of the first seed; hatched: beyond the budget")
+            panel.axes.set(xticks=[], ylim=(0, 1))
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -157,58 +162,35 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _draw_bytes(comparison: Comparison, panels: Panels, path: Path) -> None:
+def _draw_bytes(comparison: Comparison, path: Path) -> None:
     stored = [group.adapter_bytes / 1e6 for group in comparison.groups if group.adapter_bytes > 0]
     # All panels share the axis; a decade at least on either side of 1 MB keeps its labels apart.
     limits = (min([0.1, *stored]) * 0.7, max([10.0, *stored]) * 1.4)
-    with _figure(path, _size(panels)) as figure:
-        drawn = _grid(figure, panels)
-        for axes, panel in zip(drawn, panels, strict=True):
-            groups = [group for group in _of(comparison, panel) if group.adapter_bytes > 0]
-            for group in groups:
-                axes.scatter(
-                    group.adapter_bytes / 1e6,
-                    group.mean,
-                    color=COLOURS[group.method],
-                    marker=_MARKERS[group.method],
-                    label=METHODS[group.method].label,
-                    zorder=3,
-                )
-            points = [(group.adapter_bytes / 1e6, group.mean) for group in groups if _competes(group)]
-            if points:
-                front = pareto(points)
-                axes.step(*zip(*front, strict=True), where="post", color="black", linewidth=0.8, label="Pareto front")
-            axes.axvline(1.0, color="red", linestyle=":", linewidth=0.8, label="1 MB")
-            axes.set(xscale="log", xlim=limits, xlabel="stored bytes (MB)", title=f"{panel[0]}: {panel[1]}")
-            axes.set_ylabel(_of(comparison, panel)[0].metric)
-            axes.xaxis.set_major_formatter("{x:g}")
-        _legend(figure, drawn)
+    with _panels(comparison, path) as panels:
+        for panel in panels:
+            points = {group.method: (group.adapter_bytes / 1e6, group.mean) for group in panel.groups}
+            points = {method: point for method, point in points.items() if point[0] > 0}
+            for method, point in points.items():
+                panel.axes.scatter(*point, marker=_MARKERS[method], zorder=3, **_look(method))
+            front = pareto([point for method, point in points.items() if METHODS[method].role != "control"])
+            if front:
+                sizes, values = zip(*front, strict=True)
+                panel.axes.step(sizes, values, where="post", color="black", linewidth=0.8, label="Pareto front")
+            panel.axes.axvline(1.0, color="red", linestyle=":", linewidth=0.8, label="1 MB")
+            panel.axes.set(xscale="log", xlim=limits, xlabel="stored bytes (MB)")
+            panel.axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _competes(group: GroupSummary) -> bool:
-    return METHODS[group.method].role != "control"
-
-
-def _draw_curves(comparison: Comparison, panels: Panels, path: Path) -> None:
-    with _figure(path, _size(panels)) as figure:
-        drawn = _grid(figure, panels)
-        for axes, panel in zip(drawn, panels, strict=True):
-            for run in comparison.runs:
-                if (run.task, run.host) == panel and run.curve and run.seed == min(_seeds(comparison, panel)):
+def _draw_curves(comparison: Comparison, path: Path) -> None:
+    with _panels(comparison, path) as panels:
+        for panel in panels:
+            first = min(run.seed for run in panel.runs)
+            for run in panel.runs:
+                if run.curve and run.seed == first:
                     steps = [point.step for point in run.curve]
-                    axes.plot(
-                        steps,
-                        _smooth([point.loss for point in run.curve]),
-                        marker=_dot(steps),
-                        color=COLOURS[run.method],
-                        label=METHODS[run.method].label,
-                    )
-            axes.set(xlabel="step", ylabel="training loss (smoothed)", title=f"{panel[0]}: {panel[1]}")
-        _legend(figure, drawn)
-
-
-def _seeds(comparison: Comparison, panel: tuple[str, str]) -> list[int]:
-    return [run.seed for run in comparison.runs if (run.task, run.host) == panel]
+                    losses = _smooth([point.loss for point in run.curve])
+                    panel.axes.plot(steps, losses, marker=_dot(steps), **_look(run.method))
+            panel.axes.set(xlabel="step", ylabel="training loss (smoothed)")
 
 
 def _dot(steps: list[int]) -> str:
@@ -221,20 +203,11 @@ def _smooth(values: list[float], width: int = 5) -> list[float]:
     return [float(np.mean(values[max(0, index + 1 - width) : index + 1])) for index in range(len(values))]
 
 
-def _draw_boxes(comparison: Comparison, panels: Panels, path: Path) -> None:
-    with _figure(path, _size(panels)) as figure:
-        drawn = _grid(figure, panels)
-        for axes, panel in zip(drawn, panels, strict=True):
-            for place, group in enumerate(_of(comparison, panel)):
-                values = [
-                    run.score.value
-                    for run in comparison.runs
-                    if (run.task, run.host, run.method) == (group.task, group.host, group.method)
-                ]
-                colour = COLOURS[group.method]
-                axes.boxplot(values, positions=[place], widths=0.6, medianprops={"color": colour})
-                spots = np.full(len(values), place)
-                axes.scatter(spots, values, color=colour, s=12, zorder=3, label=METHODS[group.method].label)
-            axes.set(title=f"{panel[0]}: {panel[1]}", ylabel=_of(comparison, panel)[0].metric, xticks=[])
-        _legend(figure, drawn)
-        figure.suptitle("dev scores of all seeds")
+def _draw_boxes(comparison: Comparison, path: Path) -> None:
+    with _panels(comparison, path, "dev scores of all seeds") as panels:
+        for panel in panels:
+            for place, group in enumerate(panel.groups):
+                values = [run.score.value for run in panel.runs if run.method == group.method]
+                panel.axes.boxplot(values, positions=[place], widths=0.6, medianprops={"color": COLOURS[group.method]})
+                panel.axes.scatter([place] * len(values), values, s=12, zorder=3, **_look(group.method))
+            panel.axes.set(xticks=[])

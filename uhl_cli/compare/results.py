@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import string
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import Field, ValidationError, field_serializer, field_validator
 
 from uhl_cli.compare.config import RunConfig
-from uhl_cli.compare.fit import Search
 from uhl_cli.data.tasks import Metric
 from uhl_cli.errors import FormatError
 from uhl_cli.files import write_text
@@ -26,11 +23,11 @@ class CurvePoint(Frozen):
     accuracy: float
 
 
-class SearchRecord(Frozen):
+class Search(Frozen):
     """Learning rates that were tried on held-out training examples, and the one that was taken."""
 
     rate: float
-    scores: dict[str, float]
+    scores: dict[str, float] = Field(description="by rate, to six digits")
     held_out: int
     steps: int
 
@@ -73,7 +70,7 @@ class RunMetrics(Frozen):
     costs: Costs
     within_budget: bool
     training_seconds: float = Field(ge=0)
-    search: SearchRecord | None = None
+    search: Search | None = None
     curve: tuple[CurvePoint, ...] = ()
     train_examples: int = Field(0, ge=0)
     device: str | None = None
@@ -155,31 +152,3 @@ class RunFolder:
         except (OSError, ValidationError, UnicodeDecodeError) as error:
             problem = f"{self.predictions} holds no predictions."
             raise FormatError(problem, "Delete its folder and run with --resume.") from error
-
-
-class KeptSearches(dict[str, Search]):
-    """Searches by key, kept in a file so that a resumed experiment has them.
-
-    What another process has written there since is kept, even where both write at once.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(_read_searches(path))
-        self._path = path
-
-    def __setitem__(self, key: str, value: Search) -> None:
-        super().__setitem__(key, value)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._path.with_name(f".{self._path.name}.lock")):
-            rows = {name: vars(search) for name, search in (_read_searches(self._path) | self).items()}
-            write_text(self._path, json.dumps(rows, indent=1) + "\n")
-
-
-def _read_searches(path: Path) -> dict[str, Search]:
-    if not path.exists():
-        return {}
-    found = {}
-    for key, row in json.loads(path.read_text(encoding="utf-8")).items():
-        scores = {float(rate): value for rate, value in row["scores"].items()}
-        found[key] = Search(row["rate"], scores, row["held_out"], row["steps"])
-    return found

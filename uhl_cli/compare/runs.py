@@ -1,21 +1,23 @@
-"""Making one run: from its configuration to its metrics and predictions."""
+"""Making one run, from its configuration to its metrics and predictions; and timing one again."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from uhl_cli.commands.options import TuneOptions
 from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
-from uhl_cli.compare.baselines import Retrained
+from uhl_cli.compare.baselines import Retrained, fit
 from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
-from uhl_cli.compare.fit import Point, Search, curve_of_log, fit, search_rate, split_for_search
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.results import Costs, CurvePoint, Predicted, RunFolder, RunMetrics, SearchRecord
+from uhl_cli.compare.results import Costs, CurvePoint, Predicted, RunFolder, RunMetrics, Search
+from uhl_cli.compare.search import search_rate, split_for_search
 from uhl_cli.compare.workshop import Carrying, Workshop
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
@@ -34,7 +36,7 @@ class Outcome:
     costs: Costs
     seconds: float = 0.0
     search: Search | None = None
-    curve: tuple[Point, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     zero_shot: Classes | None = None
     carrying: Carrying | None = None
 
@@ -85,7 +87,7 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
     gain: Difference | None = None
     if before is not None:
         gain = paired_difference(task.metric, outcome.predictions, before, references, task.labels)
-    costs, budget, search = outcome.costs, run.budget, outcome.search
+    costs, budget = outcome.costs, run.budget
     within = costs.adapter_bytes <= budget.max_bytes and costs.flops_percent <= budget.max_flops
     manifest = None if outcome.carrying is None else outcome.carrying.adapter.manifest
     return RunMetrics(
@@ -104,17 +106,12 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         costs=costs,
         within_budget=within and (costs.atoms_per_token or 0.0) <= budget.max_atoms,
         training_seconds=outcome.seconds,
-        search=None if search is None else _record(search),
-        curve=tuple(CurvePoint(**asdict(point)) for point in outcome.curve),
+        search=outcome.search,
+        curve=outcome.curve,
         train_examples=len(_train(data)) if METHODS[run.method].trained else 0,
         device=device,
         timed_on=None if costs.wall_clock_percent is None else device,
     )
-
-
-def _record(search: Search) -> SearchRecord:
-    scores = {f"{rate:g}": value for rate, value in search.scores.items()}
-    return SearchRecord(rate=search.rate, scores=scores, held_out=search.held_out, steps=search.steps)
 
 
 def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
@@ -224,7 +221,7 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
 def _retrained(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[str, Search]) -> Outcome:
     """A baseline, trained on a host of its own after a search of its learning rate."""
 
-    def trained(train: Examples, training: TrainingSection) -> tuple[Retrained, list[Point]]:
+    def trained(train: Examples, training: TrainingSection) -> tuple[Retrained, list[CurvePoint]]:
         model = Retrained(run.method, workshop.fresh_host(run.host), len(data.task.labels), training)
         accelerator = accelerator_for(workshop.device, training.mixed_precision)
 
@@ -280,3 +277,47 @@ def _search(run: RunConfig, data: TaskData, searches: dict[str, Search], attempt
 
         searches[key] = search_rate(section, scored, len(held))
     return searches[key]
+
+
+def curve_of_log(path: Path) -> list[CurvePoint]:
+    """The learning curve in a JSON-lines log of `train.loop`; empty without one."""
+    if not path.exists():
+        return []
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [CurvePoint(**{name: entry[name] for name in CurvePoint.model_fields}) for entry in entries]
+
+
+def has_clock(run: RunConfig, results: Path) -> bool:
+    """Whether a finished run has a wall-clock at all; the untouched host has none."""
+    return RunFolder(results, run.run_id).read().costs.wall_clock_percent is not None
+
+
+def time_again(run: RunConfig, workshop: Workshop) -> RunMetrics:
+    """The metrics of a finished run with a new wall-clock in percent of the bare host's, written to its folder.
+
+    Runs that several processes make side by side slow each other; that nothing else runs now is up to the caller.
+    Nothing is trained: how long a pass takes depends on a model's shape and not on its values.
+
+    :raises FormatError: When its metrics are damaged.
+    :raises UsageError: When the run's adapter is not there.
+    """
+    folder = RunFolder(workshop.results, run.run_id)
+    metrics = folder.read()
+    percent = _wall_clock(run, workshop)
+    costs = metrics.costs.model_copy(update={"wall_clock_percent": percent})
+    metrics = metrics.model_copy(update={"costs": costs, "timed_on": workshop.device_name})
+    folder.write_metrics(metrics)
+    return metrics
+
+
+def _wall_clock(run: RunConfig, workshop: Workshop) -> float | None:
+    if METHODS[run.method].kind == "retrained":
+        labels = len(workshop.data(run.dataset).task.labels)
+        model = Retrained(run.method, workshop.fresh_host(run.host), labels, run.training).as_stored()
+        return retrained_costs(model, workshop.bare_host(run.host), run.evaluation).wall_clock_percent
+    path = workshop.adapter_path(run)
+    if not path.exists():
+        raise UsageError(f"{path} is not there any more.", "Make the run again with --overwrite.")
+    # A tuned adapter has the gains of another task file, and of another task another readout of the same shape.
+    ported = carried(run, workshop.carrying(run))
+    return ported_costs(ported, ported.host, run.evaluation, file_bytes=0, atoms=None).wall_clock_percent

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from uhl_cli.compare.aggregate import GroupSummary
+from uhl_cli.compare.aggregate import GroupSummary, Verdict
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.pairs import Verdict
 
 HEADER = (
     "data set",
@@ -85,24 +84,12 @@ def as_latex(groups: list[GroupSummary]) -> str:
 
 def short_markdown(groups: list[GroupSummary]) -> str:
     """Methods by hosts, one table a data set: mean score, ± its standard error over seeds, * beyond the budget."""
-    parts = []
+    tables = []
     for task in dict.fromkeys(group.task for group in groups):
         mine = [group for group in groups if group.task == task]
-        hosts = list(dict.fromkeys(group.host for group in mine))
-        lines = [
-            f"**{task}** ({mine[0].metric})",
-            "",
-            "| | " + " | ".join(hosts) + " |",
-            "|---" * (1 + len(hosts)) + "|",
-        ]
-        for method in dict.fromkeys(group.method for group in mine):
-            cells = [
-                next((_cell(group) for group in mine if (group.host, group.method) == (host, method)), "–")
-                for host in hosts
-            ]
-            lines.append(f"| {METHODS[method].label} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+        cells = {(METHODS[group.method].label, group.host): _cell(group) for group in mine}
+        tables.append(_by_host(f"**{task}** ({mine[0].metric})", cells))
+    return "\n\n".join(tables) + "\n"
 
 
 def paired_markdown(verdicts: Sequence[Verdict]) -> str:
@@ -111,26 +98,26 @@ def paired_markdown(verdicts: Sequence[Verdict]) -> str:
     A cell is the difference in the mean of the seeds, 95 % over examples, and `better` or `worse` where Holm's
     correction over the whole comparison leaves it significant.
     """
-    parts = []
+    tables = []
     for task in dict.fromkeys(each.task for each in verdicts):
-        mine = {(each.proposed, each.other, each.host): each for each in verdicts if each.task == task}
-        hosts = list(dict.fromkeys(host for *_, host in mine))
-        lines = [
-            f"**{task}**, difference in {next(iter(mine.values())).difference.metric}",
-            "",
-            "| | " + " | ".join(hosts) + " |",
-            "|---" * (1 + len(hosts)) + "|",
-        ]
-        for proposed, other in dict.fromkeys((proposed, other) for proposed, other, _ in mine):
-            cells = [_paired_cell(mine.get((proposed, other, host))) for host in hosts]
-            lines.append(f"| {METHODS[proposed].label} minus {METHODS[other].label} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+        mine = [each for each in verdicts if each.task == task]
+        cells = {
+            (f"{METHODS[each.proposed].label} minus {METHODS[each.other].label}", each.host): _paired_cell(each)
+            for each in mine
+        }
+        tables.append(_by_host(f"**{task}**, difference in {mine[0].difference.metric}", cells))
+    return "\n\n".join(tables) + "\n"
 
 
-def _paired_cell(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return "–"
+def _by_host(title: str, cells: Mapping[tuple[str, str], str]) -> str:
+    """A table of the cells by (row, host), in the order that they come in."""
+    rows, hosts = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    lines = [title, "", "| | " + " | ".join(hosts) + " |", "|---" * (1 + len(hosts)) + "|"]
+    lines += [f"| {row} | " + " | ".join(cells.get((row, host), "–") for host in hosts) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _paired_cell(verdict: Verdict) -> str:
     found = verdict.difference
     said = "" if verdict.outcome == "open" else f" {verdict.outcome}"
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{said}"
