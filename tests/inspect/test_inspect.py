@@ -34,7 +34,7 @@ from uhl_cli.formats.task import (
     task_parameter_shapes,
     write_task,
 )
-from uhl_cli.inspect.content import atom_statistics, mixing_weights, values_of
+from uhl_cli.inspect.content import atom_statistics, mixing_weights
 from uhl_cli.inspect.figures import GROUP_COLOURS
 from uhl_cli.inspect.report import AdapterContent, Comparison, Group, InspectOptions, TaskContent
 from uhl_cli.inspect.run import run_inspect

@@ -26,8 +26,9 @@ The part `features`, a feature bank (W words, F = readout_size + num_labels):
 A part that a reader does not know is left out (and kept, when the file is written again) unless the manifest says
 `required` of it; then the file is refused as newer.  Nothing else may stand in the file.
 
-Bounds: no value is larger than `MAX_VALUE` in magnitude.  Sizes are bounded by their products, `MAX_CODES` and
-`layout.MAX_PARAMETERS`, before anything is unpacked: a file that is accepted takes less than 200 MB to load.
+Bounds: values by what training can make, see `MAX_VALUE`, `MAX_FEATURE` and `MAX_GAIN`; sizes by their products,
+`MAX_CODES` and `layout.MAX_PARAMETERS`, before anything is unpacked.  A file that is accepted takes less than 200 MB to
+load.
 
 Format 1.1 had no digest and kept the record of the features in that of the anchors.  It is read, and given the digest
 that the same content has as format 2.0, so that task files fit either.
@@ -69,9 +70,14 @@ FEATURE_PARTS = tuple(f"features.{name}" for name in ("codes", "mean", "scale", 
 MAX_TEXT_BYTES = 2_000_000
 # Of coordinates and features together: ten times those of an adapter of 1 MB.
 MAX_CODES = 16_000_000
-# A step of AdamW moves a value by about the learning rate at most: at 0.002, this is 500,000 steps in one direction.
-# Values of the adapters that ship stay below 4, their features below 30.
-MAX_VALUE = 1_000.0
+# Largest value of a parameter or a coordinate.  A step of AdamW moves a parameter by about the learning rate at most:
+# at 0.002, this is 50,000 steps in one direction.  Those of the adapters that ship stay below 4.
+MAX_VALUE = 100.0
+# Of a feature, which is a sum of such products; finite in float16.  Those of the adapters that ship stay below 40.
+MAX_FEATURE = 10_000.0
+# The gains of the size MLP, which are exponentials, at hosts of all widths: within 1 / MAX_GAIN and MAX_GAIN.
+MAX_GAIN = 1_000.0
+_WIDTHS = (16, 128, 1024, 16_384)
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 Codes = npt.NDArray[np.int8]
@@ -133,6 +139,7 @@ def to_bytes(content: AdapterFile) -> bytes:
     for name, value in tensors.items():
         if value.dtype == np.float32:
             check_values(name, value, value.shape)
+    check_gains(content.parameters)
     return container.to_bytes(ADAPTER, content.manifest, tensors | dict(content.others))
 
 
@@ -173,6 +180,7 @@ def parse_adapter(contents: Contents, problems: Problems) -> AdapterFile | None:
         return None
     tensors = dict(contents.tensors)
     parameters = parse_parameters(shapes, tensors, problems)
+    problems.attempt(check_gains, parameters)
     if manifest is None:
         return None
     others = {name: tensors[name] for name in tensors if name.split(".")[0] in manifest.parts.unknown}
@@ -269,6 +277,33 @@ def parameter_tensors(parameters: Mapping[str, Quantised]) -> dict[str, np.ndarr
     return tensors
 
 
+def check_gains(parameters: Mapping[str, Quantised]) -> None:
+    """Check the size MLP; `canonical.size_gains` in numpy.
+
+    :raises FormatError: When its gains pass the bound at the width of some host.
+    """
+    names = ("size_in_weight", "size_in_bias", "size_out_weight", "size_out_bias")
+    if not all(name in parameters for name in names):
+        return
+    weight, bias, out_weight, out_bias = (values_of(parameters[name]).astype(np.float64) for name in names)
+    steps = np.log10(_WIDTHS)[:, None] - 2.5
+    inner = weight[:, 0] * steps + bias
+    hidden = inner / (1 + np.exp(-inner.clip(-700)))
+    if float(np.abs(hidden @ out_weight.T + out_bias).max()) > math.log(MAX_GAIN):
+        raise FormatError(f"the size MLP gives gains beyond {MAX_GAIN:,.0f} or below a {MAX_GAIN:,.0f}th")
+
+
+def values_of(entry: Quantised) -> Floats:
+    """float32 values of integer codes [..., columns] with one scale a row; a vector is one row.
+
+    Guarantee: bit for bit what `convert.dequantised` gives to torch.
+    """
+    codes = entry.codes
+    rows = codes.reshape(-1, codes.shape[-1]).astype(np.float32) * entry.scales[:, None]
+    values: Floats = rows.reshape(codes.shape)
+    return values
+
+
 def parse_parameters(
     shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Stored], problems: Problems
 ) -> dict[str, Quantised]:
@@ -353,9 +388,10 @@ def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise FormatError(f"{name} has shape {values.shape}; it must be {shape}")
     part, _, last = name.rpartition(".")
-    lowest, limit = -MAX_VALUE, MAX_VALUE
+    limit = MAX_FEATURE if part == "features" else MAX_VALUE
+    lowest = -limit
     if last == "scale":  # times the largest code
-        lowest, limit = 0.0, MAX_VALUE / (MAX_LEVEL if bits_of(part) == 4 or part in ("anchors", "features") else 127)
+        lowest, limit = 0.0, limit / (MAX_LEVEL if bits_of(part) == 4 or part in ("anchors", "features") else 127)
     if not bool(((values >= lowest) & (values <= limit)).all()):  # NaN is neither
         raise FormatError(f"{name} holds a value that is not finite or not within {lowest:g} and {limit:.4g}")
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from uhl_cli.errors import FormatError
-from uhl_cli.formats.adapter import AdapterFile, Quantised
+from uhl_cli.formats.adapter import AdapterFile, Quantised, values_of
 from uhl_cli.formats.task import TaskFile
-from uhl_cli.inspect.content import Opened, values_of
+from uhl_cli.inspect.content import Opened
 from uhl_cli.inspect.report import AnchorDifference, Comparison, FieldDifference, InspectReport, PartDifference
 from uhl_cli.schema import Frozen
 

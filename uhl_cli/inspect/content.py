@@ -15,7 +15,7 @@ from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.codes.layout import READOUT_PARAMETERS, UPDATE_PARAMETERS, bits_of
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FormatError, UsageError
-from uhl_cli.formats.adapter import AdapterFile, Quantised, parse_adapter, parse_manifest, read_adapter
+from uhl_cli.formats.adapter import AdapterFile, Quantised, parse_adapter, parse_manifest, read_adapter, values_of
 from uhl_cli.formats.container import ADAPTER, TASK, Contents, Problems, read, read_record
 from uhl_cli.formats.task import TaskFile, TaskRecord, parse_task, read_task
 from uhl_cli.inspect.report import (
@@ -320,17 +320,6 @@ Doubles = npt.NDArray[np.float64]
 
 # Normalised depths of the heat map; the file belongs to no host, so to no number of layers.
 DEPTHS = tuple(step / 10 for step in range(11))
-
-
-def values_of(entry: Quantised) -> Floats:
-    """float32 values of integer codes [..., columns] with one scale a row; a vector is one row.
-
-    Guarantee: bit for bit what `convert.dequantised` gives to torch.
-    """
-    codes = entry.codes
-    rows = codes.reshape(-1, codes.shape[-1]).astype(np.float32) * entry.scales[:, None]
-    values: Floats = rows.reshape(codes.shape)
-    return values
 
 
 def mixing_weights(parameters: Mapping[str, Quantised], depths: Sequence[float] = DEPTHS) -> Floats:
