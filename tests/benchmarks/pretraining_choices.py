@@ -26,7 +26,7 @@ from accelerate import Accelerator
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.commands import pretrain as prepare
+from uhl_cli.commands import texts as chosen_texts
 from uhl_cli.commands.options import DataOptions, HostOptions, PortOptions, PretrainOptions
 from uhl_cli.commands.port import port
 from uhl_cli.commands.pretrain import pretrain
@@ -75,13 +75,13 @@ ABLATION = (
 @contextmanager
 def style_of(kept: bool) -> Iterator[None]:
     """Without it the package's texts are anchors as they are, and not written like the task's."""
-    original = prepare._like_the_tasks
+    original = chosen_texts._like_the_tasks
     if not kept:
-        prepare._like_the_tasks = lambda texts, _: texts
+        chosen_texts._like_the_tasks = lambda texts, _: texts
     try:
         yield
     finally:
-        prepare._like_the_tasks = original
+        chosen_texts._like_the_tasks = original
 
 
 @contextmanager

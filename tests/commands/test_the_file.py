@@ -12,10 +12,10 @@ from toy_runs import TINY_LIMIT, carry, make_adapter, sequence_data
 from uhl_cli.align.texts import general_texts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.builtin.corpus import opinions
-from uhl_cli.commands.feature_bank import MIN_WORDS
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import host_record
+from uhl_cli.commands.texts import MIN_WORDS
 from uhl_cli.data import load_task
 from uhl_cli.errors import BudgetError, DataError, FingerprintError, OutputError
 from uhl_cli.formats.adapter import FORMAT_VERSION, read_adapter

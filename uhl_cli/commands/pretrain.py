@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,17 +15,11 @@ from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import (
     AnchorTexts,
-    choose_anchors,
-    choose_feature_texts,
-    general_texts,
-    in_style_of,
-    read_texts,
 )
 from uhl_cli.align.views import width_views
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.builtin.corpus import opinions
 from uhl_cli.codes.packing import pack_levels
-from uhl_cli.commands.feature_bank import feature_bank, texts_that_fit
+from uhl_cli.commands.feature_bank import feature_bank
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.commands.scoring import (
     Predictor,
@@ -38,6 +31,7 @@ from uhl_cli.commands.scoring import (
     refuse_overwriting,
     versions,
 )
+from uhl_cli.commands.texts import anchor_texts, more_texts
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import plan_for
 from uhl_cli.data import TaskData, load_task
@@ -50,7 +44,7 @@ from uhl_cli.host.running import bare
 from uhl_cli.metrics import Score, score
 from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
-from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
+from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
 from uhl_cli.train.model import TrainingHost
@@ -239,7 +233,7 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
     config = options.adapter
     host_flops = count_flops(host, None)
     plan = plan_for(host, config, host_flops, options.max_flops)
-    anchors = _anchors(data, options)
+    anchors = anchor_texts(data, options)
     with bare(host.map.base):
         states = word_states(host, anchors, progress=phase(reporter, "anchors"))
     if not bool(states.present.all()):  # texts longer than the host takes
@@ -254,46 +248,6 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
         views = width_views(bank, states, own, plan.tap_depths, count=count, seed=seed)
     reporter("aligning", total, total)
     return Prepared(bank, TrainingHost(AlignedHost(host, own, plan, host_flops), tuple(views)))
-
-
-# More words than this bring a readout nothing (figures: tests/benchmarks/README.md).
-FEATURE_WORDS = 22_000
-
-
-def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts) -> AnchorTexts | None:
-    """Texts for the feature bank, from where the anchors come and other than theirs; None where there are none."""
-    texts, origin = _texts(data, options)
-    if options.anchors == "general":
-        reviews = load_task("reviews", need_evaluation=False).train
-        assert reviews is not None  # it ships with the package
-        texts += _like_the_tasks([*opinions(), *reviews.texts], data)
-    return choose_feature_texts(
-        texts,
-        exclude=set(anchors.texts),
-        num_words=options.feature_words or FEATURE_WORDS,
-        seed=options.training.seed,
-        origin=origin,
-    )
-
-
-def _anchors(data: TaskData, options: PretrainOptions) -> AnchorTexts:
-    texts, origin = _texts(data, options)
-    return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
-
-
-def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
-    """Texts to align by and their origin: the task's training texts by default, the package's own, or a file's."""
-    if options.anchors is None:
-        assert data.train is not None  # pretrain has checked it
-        return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
-    if options.anchors == "general":
-        return _like_the_tasks(general_texts(), data), "general"
-    return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
-
-
-def _like_the_tasks(texts: list[str], data: TaskData) -> list[str]:
-    assert data.train is not None  # pretrain has checked it
-    return in_style_of(texts, data.train.texts)
 
 
 def manifest_of(
@@ -344,21 +298,3 @@ def refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
         raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
     return size
-
-
-def more_texts(
-    data: TaskData, options: PretrainOptions, anchors: AnchorTexts, config: AdapterConfig, *, room: int
-) -> AnchorTexts | None:
-    """Texts for a feature bank in the bytes that are left.
-
-    :raises DataError: When a bank was asked for and there is too little text.
-    :raises BudgetError: When a bank was asked for and there is too little room.
-    """
-    if options.feature_words == 0 or config.strategy != "anchors":
-        return None
-    try:
-        return texts_that_fit(feature_texts(data, options, anchors), config, room=room)
-    except (DataError, BudgetError):
-        if options.feature_words is not None:
-            raise
-        return None
