@@ -67,7 +67,7 @@ def train_lora(name: str, train: Examples, num_labels: int, settings: LoraSettin
 
 def predict(model: Retrained, examples: Examples, *, max_length: int = 128) -> Classes:
     """Classes of all examples, in order; for token tasks a list of them an example, one a word."""
-    return model.classes_of(examples, batch_size=64, max_length=max_length)
+    return model.predict(examples, batch_size=64, max_length=max_length)
 
 
 def search_learning_rate(

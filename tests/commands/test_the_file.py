@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from toy_runs import TINY_LIMIT, carry, make_adapter, sequence_data
 from uhl_cli.align.texts import general_texts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.builtin.corpus import opinions
-from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
+from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions, TuneOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import host_record
 from uhl_cli.commands.texts import MIN_WORDS
@@ -217,3 +218,15 @@ def test_the_command_in_the_manifest_names_what_decides_the_file_and_nothing_els
     assert command == (
         "uhl pretrain --host bert --task sst2 --data sst2 --anchors general --max-steps 7 --no-updates --seed 3"
     )
+
+
+def test_a_runs_identity_names_every_option_but_those_that_decide_nothing():
+    pretraining = PretrainOptions(host=HostOptions(name="a"), data=DataOptions(task="b"))
+    tuning = TuneOptions(adapter="a.safetensors", target=HostOptions(name="a"))
+    nothing = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size"}
+    for options, host, apart in ((pretraining, "host", {"licence"}), (tuning, "target", {"adapter", "optimise"})):
+        assert set(type(options).model_fields) - set(options.deciding()) == nothing | apart | {host}
+        for changes in ({"max_flops": 9.0}, {host: HostOptions(name="a", dtype="bfloat16")}):
+            assert options.model_copy(update=changes).deciding() != options.deciding()
+        other = {"resume": True, host: HostOptions(name="c"), "output": Path("c")}
+        assert options.model_copy(update=other).deciding() == options.deciding()

@@ -113,9 +113,19 @@ def test_every_baseline_learns_and_a_rate_of_almost_nothing_does_not(method, dat
         curve = fit(model, examples, training, accelerator=accelerator_for("cpu", "no"))
         assert [point.step for point in curve] == [20, 40]
         losses[rate] = curve[-1].loss
-        found = model.classes_of(examples, batch_size=16, max_length=48)
+        found = model.predict(examples, batch_size=16, max_length=48)
         assert len(found) == len(examples)
     assert losses[5e-3] < 0.8 * losses[1e-9]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_host_is_trained_in_full_or_not_at_all(method):
+    host = tiny_host("bert")
+    own = list(host.map.base.parameters())
+    assert all(value.requires_grad for value in own)
+    trained = {id(value) for value in Retrained(method, host, 2, TRAINING).trained_parameters()}
+    assert trained
+    assert {id(value) in trained for value in own} == {method == "full"}
 
 
 def test_lora_is_scored_as_float16_holds_it():

@@ -59,12 +59,10 @@ class Retrained(nn.Module):
         self.method = method
         self.host = host
         self.shared: SatLora | None = None
-        self.model: nn.Module = host.map.base
-        if method == "full":
-            self.model.requires_grad_(True)
-        elif method == "lora":
+        self.model: nn.Module = host.map.base.requires_grad_(method == "full")
+        if method == "lora":
             self.model = _with_lora(host, training)
-        else:
+        elif method == "sat-lora":
             self.shared = SatLora(host.map, rank=training.rank, alpha=training.alpha, atoms=training.atoms)
         self.head = nn.Linear(host.hidden_size, num_labels)
         self.to(host.device)
