@@ -19,14 +19,35 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def asks_for_gpu(config: pytest.Config) -> bool:
+    """Whether the run was asked for tests on a GPU."""
+    return "cuda" in config.option.markexpr.replace("not cuda", "")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Hide a GPU from all tests but those that ask for one, so that the others do the same everywhere."""
-    if "cuda" not in config.option.markexpr.replace("not cuda", ""):
+    if not asks_for_gpu(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share a run of everything out among the cores; a run of named files, on a GPU or in a debugger stays in one."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly
+    if not everything or config.option.usepdb or asks_for_gpu(config) or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if config.option.numprocesses is None:
+        config.option.numprocesses = "auto"
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is left alone with one at the end."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "shared", "cuda")):
+            item.add_marker(pytest.mark.integration)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
@@ -16,6 +17,10 @@ from uhl_cli.host.checkpoint import Host, wrap_host
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "llama", "mistral", "qwen2", "gpt2")
 DECODERS = ("llama", "mistral", "qwen2", "gpt2")
+# Parameters of a test that takes long: an encoder and a decoder always, the others among the integration tests.
+SWEEP = tuple(
+    pytest.param(family, marks=() if family in ("bert", "gpt2") else pytest.mark.integration) for family in FAMILIES
+)
 MAX_POSITIONS = 64
 HEADS = 4
 

@@ -71,6 +71,7 @@ def run(monkeypatch, *arguments: str) -> None:
     make.main()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["tiny", "decoder"])
 def test_makes_hosts_that_load_and_the_same_ones_again(name, toy, monkeypatch):
     run(monkeypatch, *toy, "--hosts", name)
@@ -91,6 +92,7 @@ def test_makes_hosts_that_load_and_the_same_ones_again(name, toy, monkeypatch):
     assert Path("out", name, "model.safetensors").read_bytes() == first
 
 
+@pytest.mark.integration
 def test_training_lowers_both_losses(toy, monkeypatch):
     records = []
     for steps in ("1", "60"):

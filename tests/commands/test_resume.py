@@ -80,7 +80,7 @@ def test_killed_at_random_moments_and_resumed_is_the_same_file(workplace, whole)
     checkpoint = workplace / "killed.safetensors.uhl-run" / "checkpoint.safetensors"
     kills = 0
     more: tuple[str, ...] = ()
-    for lowest in (1, 20, 38):
+    for lowest in (1, 24):
         process = start(workplace, "killed.safetensors", *more)
         wanted = moments.randint(lowest, lowest + 12)
         while step_of(checkpoint) < wanted and process.poll() is None:
@@ -90,7 +90,7 @@ def test_killed_at_random_moments_and_resumed_is_the_same_file(workplace, whole)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
         more = ("--resume",)
-    assert kills >= 2
+    assert kills == 2
     process = start(workplace, "killed.safetensors", *more)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr

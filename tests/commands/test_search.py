@@ -81,6 +81,7 @@ def test_the_first_trial_is_the_options_and_the_best_one_is_taken(adapter, tmp_p
     assert "optimise" not in record.training.command
 
 
+@pytest.mark.integration
 def test_a_new_task_searches_the_rate_of_its_readout_too(adapter):
     _, own = search(adapter, sequence_data(), 2)
     _, new = search(adapter, token_data(), 2)
@@ -89,6 +90,7 @@ def test_a_new_task_searches_the_rate_of_its_readout_too(adapter):
     assert 3e-4 <= new.trials[1].readout_learning_rate <= 3e-2
 
 
+@pytest.mark.integration
 def test_a_search_that_is_cut_off_goes_on_with_the_same_trials(adapter, tmp_path):
     class Stop(Exception):
         pass
@@ -109,6 +111,7 @@ def test_a_search_that_is_cut_off_goes_on_with_the_same_trials(adapter, tmp_path
     assert other.trials[1:] != whole.trials[1:]
 
 
+@pytest.mark.integration
 def test_trials_of_other_settings_are_refused(adapter, tmp_path):
     files = RunFiles(tmp_path / "run")
     search(adapter, sequence_data(), 1, files=files)

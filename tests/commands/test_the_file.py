@@ -25,6 +25,7 @@ from uhl_cli.host.encode import encode
 from uhl_cli.schema import TrainingConfig
 
 
+@pytest.mark.integration
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     files = []
     for name, seed in (("first", 0), ("second", 0), ("third", 1)):
@@ -35,7 +36,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     assert files[0] != files[2]
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("gpt2", marks=pytest.mark.integration)])
 def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_path):
     path = tmp_path / "adapter.safetensors"
     report = make_adapter(tiny_host(family), sequence_data(), path, max_steps=12)
@@ -48,6 +49,7 @@ def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_p
     assert manifest.source == host_record(tiny_host(family))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family, tmp_path):
     path = tmp_path / "adapter.safetensors"
@@ -70,6 +72,7 @@ def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family,
     assert carried.scores["head_only"] == report.head_only
 
 
+@pytest.mark.integration
 def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
     """On the source itself, the maps that the bank gives are those through canonical space, near enough."""
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
@@ -89,6 +92,7 @@ def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
     assert float((outputs["shuffled"] - outputs["none"]).square().mean() / spread) > 0.5  # the control
 
 
+@pytest.mark.integration
 def test_a_feature_bank_is_made_unasked_where_there_is_text_and_room(tmp_path):
     host = tiny_host("bert")
     words = {}
@@ -132,6 +136,7 @@ def test_a_feature_bank_that_cannot_be_is_refused_before_training(settings, erro
     assert not path.exists()
 
 
+@pytest.mark.integration
 def test_anchors_come_from_the_task_from_the_package_or_from_a_file(tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"{sentence} indeed" for sentence in SENTENCES))

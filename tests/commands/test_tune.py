@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_hosts import FAMILIES, tiny_host
+from tiny_hosts import SWEEP, tiny_host
 from toy_runs import TINY_LIMIT, carry, make_adapter, pair_data, sequence_data, token_data
 
 from uhl_cli.api import UniversalAdapter
@@ -48,6 +48,7 @@ def run(adapter: Path, host, data, output: Path, *, files=None, reporter=None, *
     return tune(loaded, host, data, options, accelerator=Accelerator(cpu=True), files=files, **more)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_a_file_with_a_feature_bank_is_tuned_and_scores_what_training_showed(family, tmp_path):
     path, task = tmp_path / "adapter.safetensors", tmp_path / "task.safetensors"
@@ -73,7 +74,7 @@ def test_a_file_with_a_feature_bank_is_tuned_and_scores_what_training_showed(fam
     assert tokens.port(host, max_flops=TINY_LIMIT).adapter.readout.shift is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_512_bytes_of_the_own_task_on_every_family(family, adapter, tmp_path):
     host = tiny_host(family, hidden_size=40, num_hidden_layers=3, seed=1)
     before = {name: value.clone() for name, value in host.map.base.state_dict().items()}
@@ -124,6 +125,7 @@ def test_only_delta_theta_is_trained_and_the_rest_is_the_file(adapter):
     assert torch.equal(new.stored()["atoms_u"], loaded.stored["atoms_u"])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("data", [pair_data, token_data], ids=["pairs", "tokens"])
 def test_another_task_gets_a_readout_of_its_own(data, adapter, tmp_path):
     host = tiny_host("llama", hidden_size=40, num_hidden_layers=3)
@@ -144,6 +146,7 @@ def test_another_task_gets_a_readout_of_its_own(data, adapter, tmp_path):
     assert len({each for row in predicted for each in row}) > 1, "the readout has learnt nothing but one class"
 
 
+@pytest.mark.integration
 def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_file(adapter, tmp_path):
     host = tiny_host("electra", hidden_size=40)
 
@@ -151,10 +154,10 @@ def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_file(adapter, tmp_
         pass
 
     def stop(label: str, done: int, total: int, note: str = "") -> None:
-        if label == "tuning" and done == 40:
+        if label == "tuning" and done == 20:
             raise Stop
 
-    settings = {"max_steps": 60, "batch_size": 4}
+    settings = {"max_steps": 40, "batch_size": 4}
     run(adapter, host, sequence_data(), tmp_path / "whole", files=RunFiles(tmp_path / "a"), **settings)
     files = RunFiles(tmp_path / "b")
     with pytest.raises(Stop):

@@ -81,6 +81,7 @@ def texts(prefix, names):
 
 
 @needs_links
+@pytest.mark.integration
 @pytest.mark.parametrize("environment_offline", [True, False])
 def test_cached_snapshot(tmp_path, environment_offline):
     home = tmp_path / ".cache" / "huggingface"  # hidden folders must not hide the files
@@ -106,6 +107,7 @@ def test_cached_snapshot(tmp_path, environment_offline):
 
 
 @needs_links
+@pytest.mark.integration
 def test_rows_of_the_table_come_from_partial_snapshots(tmp_path):
     names = ["negative", "positive"]
     cache(
@@ -125,6 +127,7 @@ def test_rows_of_the_table_come_from_partial_snapshots(tmp_path):
 
 
 @needs_links
+@pytest.mark.integration
 def test_revision_of_a_row_is_followed(tmp_path):
     import datasets
 

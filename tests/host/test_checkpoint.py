@@ -309,6 +309,7 @@ def make_cache(root: Path, folder: Path, revisions: dict[str, str]) -> None:
             (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
 def test_hub_cache_serves_offline(tmp_path, folder, variable):
     commits = {"main": "a" * 40, "v1": "b" * 40}

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_hosts import FAMILIES, SENTENCES, tiny_host
+from tiny_hosts import SENTENCES, SWEEP, tiny_host
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.align.alignment import align_anchors
@@ -117,7 +117,7 @@ def test_only_matrices_decay_and_rates_differ():
     assert sorted(seen) == sorted(name for name in names.values() if name not in NEVER_TRAINED)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_training_learns_and_leaves_the_host_alone(family):
     toy = Toy(family, hidden_size=32, num_hidden_layers=2)
     before = state(toy.host.model)
