@@ -1,4 +1,4 @@
-"""Small data and hosts for comparisons, and a comparison of the shipped sets in trial mode."""
+"""Small data and hosts for comparisons."""
 
 from __future__ import annotations
 
@@ -8,14 +8,6 @@ from pathlib import Path
 from tiny_hosts import SENTENCES, save_tiny_host
 
 TASKS = ("sst2", "conll2003", "boolq", "amazon")
-# Names of the shipped sets' hosts, and the family of the tiny host that stands in for each.
-PUBLISHED = {
-    "bert-base-uncased": "bert",
-    "distilbert-base-uncased": "distilbert",
-    "bert-large-uncased": "bert",
-    "huawei-noah/TinyBERT_General_4L_312D": "bert",
-}
-LOCAL = {"minilm-l6": "bert", "minilm-l3": "bert", "wiki-256x4": "bert"}
 
 
 def write_data_sets(folder: Path) -> dict[str, str]:

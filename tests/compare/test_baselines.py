@@ -8,8 +8,7 @@ from tiny_hosts import tiny_host
 from toy_runs import sequence_data, token_data
 
 from uhl_cli.compare.baselines import Retrained, SatLora, fake_int8, fit
-from uhl_cli.compare.config import SearchSection, TrainingSection
-from uhl_cli.compare.search import search_rate, split_for_search
+from uhl_cli.compare.config import TrainingSection
 from uhl_cli.errors import TrainingError
 from uhl_cli.host.encode import encode
 from uhl_cli.train.loop import accelerator_for
@@ -102,14 +101,15 @@ def test_bytes_are_those_of_what_is_trained():
     assert Retrained("full", whole, 2, TRAINING).stored_bytes() == 4 * size + head
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("data", [sequence_data, token_data])
-def test_every_baseline_learns_and_a_rate_of_almost_nothing_does_not(method, data):
+@pytest.mark.parametrize(("family", "data"), [("bert", sequence_data), ("llama", token_data)], ids=["texts", "tokens"])
+def test_every_baseline_learns_and_a_rate_of_almost_nothing_does_not(method, family, data):
     examples = data().train
     losses = {}
     for rate in (5e-3, 1e-9):
         training = TRAINING.model_copy(update={"learning_rate": rate})
-        model = Retrained(method, tiny_host("bert"), len(data().task.labels), training)
+        model = Retrained(method, tiny_host(family), len(data().task.labels), training)
         curve = fit(model, examples, training, accelerator=accelerator_for("cpu", "no"))
         assert [point.step for point in curve] == [20, 40]
         losses[rate] = curve[-1].loss
@@ -151,35 +151,3 @@ def test_a_loss_that_is_not_finite_is_an_error():
         model.head.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="step 20"):
         fit(model, sequence_data().train, training, accelerator=accelerator_for("cpu", "no"))
-
-
-def test_search_takes_the_best_and_follows_an_edge():
-    section = SearchSection(learning_rates=(1e-3, 1e-2, 1e-1), edge_factor=10.0, edge_tries=2)
-    inside = search_rate(section, lambda rate: 1.0 if rate == 1e-2 else 0.5, 9)
-    assert (inside.rate, len(inside.scores), inside.held_out) == (1e-2, 3, 9)
-    low = search_rate(section, lambda rate: -rate, 9)
-    assert low.rate == pytest.approx(1e-5)
-    assert len(low.scores) == 5
-    # Within one standard error of the highest, 0.0125 of 1,600 examples, rates tie.
-    for middle, expected in ((0.49, 1e-2), (0.48, 1e-3)):
-        near = search_rate(section, lambda rate, middle=middle: {1e-3: 0.5, 1e-2: middle}.get(rate, 0.1), 1600)
-        assert near.rate == expected
-    # All rates tie: the middle one, and no edge to follow.
-    level = search_rate(section, lambda rate: 0.5, 9)
-    assert (level.rate, len(level.scores)) == (1e-2, 3)
-
-    def diverges(rate):
-        if rate > 1e-3:
-            raise TrainingError("nan")
-        return 0.7
-
-    assert search_rate(section.model_copy(update={"edge_tries": 0}), diverges, 9).rate == 1e-3
-
-
-def test_held_out_examples_are_not_trained_on():
-    data = sequence_data().train
-    held, rest = split_for_search(data, 2000)
-    assert len(held) == len(data) // 4
-    assert not set(held.texts) & set(rest.texts)
-    assert len(held) + len(rest) == len(data)
-    assert split_for_search(data, 3)[0].texts == held.texts[:3]

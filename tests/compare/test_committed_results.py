@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from uhl_cli.compare.aggregate import PRIMARY
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize(("name", "runs"), [("compare_builtin", 27), ("compare_local", 216)])
+@pytest.mark.parametrize(
+    ("name", "runs"), [("compare_builtin", 27), pytest.param("compare_local", 216, marks=pytest.mark.integration)]
+)
 def test_committed_comparison_is_recomputed(name, runs):
     assert len(read(RESULTS / name)) == runs
     assert differences(RESULTS / name) == []
@@ -24,3 +27,21 @@ def test_the_primary_metric_has_one_name(name):
     said = json.loads((RESULTS / name / "comparison" / "aggregated_metrics.json").read_text())["primary_metric"]
     assert said == PRIMARY
     assert said == "Target-model dev score under 1 MB / 10 %-FLOP budget (report zero-shot and post-tune)."
+
+
+def test_the_recomputation_notices_a_changed_file(tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(RESULTS / "compare_builtin", results)
+    path = results / "comparison" / "aggregated_metrics.json"
+    content = json.loads(path.read_text())
+    content["gap"] += 0.5
+    path.write_text(json.dumps(content))
+    path = results / "comparison" / "groups.json"
+    content = json.loads(path.read_text())
+    row = next(row for row in content["verdicts"] if row["outcome"] == "open")
+    row["outcome"] = "better"
+    path.write_text(json.dumps(content))
+    found = differences(results)
+    assert len(found) == 2
+    assert found[0].startswith("gap")
+    assert found[1].startswith(f"{row['proposed']} beside {row['other']} on {row['host']}")

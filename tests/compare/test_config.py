@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, shipped_sets, trial
+from uhl_cli.compare.experiment import CompareOptions, chosen_runs
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.workshop import Workshop
 from uhl_cli.errors import UsageError
+from uhl_cli.reports import silent
 
 RUN = {
     "run_id": "one",
@@ -102,6 +105,19 @@ def test_shipped_sets_hold_every_method_host_and_data_set():
         found = {(run.method, run.host.name, run.dataset.task, run.seed) for run in load_configs([name])}
         data = [("sst2", 0), ("sst2", 1), ("sst2", 2), ("conll2003", 0), ("boolq", 0), ("amazon", 0)]
         assert found == {(method, host, *part) for method, host, part in product(METHODS, expected, data)}
+
+
+def test_a_trial_of_every_shipped_set_makes_every_method_once_a_host_and_data_set(tmp_path):
+    runs = chosen_runs(CompareOptions(configs=tuple(shipped_sets()), results_dir=tmp_path, mode="trial"))
+    places = {(run.host.name, run.dataset.task) for run in runs}
+    assert len(places) == 2 * 4 * 4 + 3
+    assert [(run.method, *place) for place in places for run in runs if (run.host.name, run.dataset.task) == place] == [
+        (method, *place) for place in places for method in METHODS
+    ]
+    assert len({run.run_id for run in runs}) == len(runs)
+    # One adapter a source and data set, whatever the number of targets and methods.
+    workshop = Workshop(tmp_path, {}, device="cpu", offline=True, reporter=silent)
+    assert len({workshop.adapter_path(run) for run in runs}) == 2 * 4 + 1
 
 
 def test_sat_lora_is_as_published():
