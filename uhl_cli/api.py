@@ -141,24 +141,26 @@ class UniversalAdapter:
         :raises AlignmentError: When the model takes in too few anchors, or its states are degenerate.
         :raises HostError: When an adapter is attached to the model.
         """
-        host = _host_of(model, tokenizer)
+        host, space = _host_of(model, tokenizer), self.bank.digest
         chosen = strategy or self.manifest.config.strategy
         with bare(host.map.base):
             host_flops = count_flops(host, None)
             plan = plan_for(host, self.manifest.config, host_flops, max_flops)
             if host.map.embeddings.weight.is_meta and chosen == "anchors":
-                return AlignedHost(host, self._shapes(host, plan), plan, host_flops, self._serves(any_task))
+                return AlignedHost(
+                    host, self.bank.digest, self._shapes(host, plan), plan, host_flops, self._serves(any_task)
+                )
             joint = any_task or self.features is None
             found = align_host(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
             if chosen != "anchors" or self.own.features is None:
-                return AlignedHost(host, found, plan, host_flops)
+                return AlignedHost(host, space, found, plan, host_flops)
             if any_task or self.features is not None:
                 found = self._with_features(host, found, plan, progress)
                 if found.features is None:  # the host takes in too few of the bank's words
                     if not joint:
                         found = align_host(host, self.bank, chosen, plan=plan, progress=progress)
-                    return AlignedHost(host, found, plan, host_flops)
-        return AlignedHost(host, found, plan, host_flops, self._serves(any_task))
+                    return AlignedHost(host, space, found, plan, host_flops)
+        return AlignedHost(host, space, found, plan, host_flops, self._serves(any_task))
 
     def _serves(self, any_task: bool) -> Served:
         if any_task or self.own.features is None:
@@ -222,7 +224,7 @@ class UniversalAdapter:
     @torch.no_grad()
     def _ported(self, aligned: AlignedHost) -> PortedModel:
         own = self.own
-        aligned.refuse_task(own=self.own_task)
+        aligned.refuse_other(self.bank, own_task=self.own_task)
         host, alignment = aligned.host, aligned.alignment
         carried = own._carried(aligned)
         adapter = carried.adapter

@@ -6,7 +6,7 @@ Sizes are bounded because a manifest may come from a stranger's file.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -118,9 +118,6 @@ class TrainingConfig(Frozen):
         lt=1,
         description="share of the steps that leave the updates off, so that the readout serves both streams",
     )
-    width_views: int = Field(
-        4, ge=0, le=64, description="imitated widths that the hyper-MLP is shown besides the host's"
-    )
     updates: bool = Field(True, description="train the weight updates, or the readout alone")
     max_length: int = Field(128, ge=4, le=100_000, description="longest input in tokens")
     gradient_clip: float = Field(1.0, gt=0)
@@ -129,7 +126,7 @@ class TrainingConfig(Frozen):
 
 
 class TrainingRecord(Frozen):
-    """What a manifest says of the training that made it."""
+    """What a manifest says of the training that made it; settings that training no longer has are not read."""
 
     command: str = Field(max_length=10_000)
     config: TrainingConfig
@@ -137,6 +134,15 @@ class TrainingRecord(Frozen):
     train_examples: int = Field(ge=0)
     train_digest: str = Field(max_length=64)
     data: str = Field(max_length=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, record: Any) -> Any:  # noqa: ANN401 - whatever stands in a file
+        """Files from before say how many imitated widths training showed."""
+        config = record.get("config") if isinstance(record, dict) else None
+        if not isinstance(config, dict):
+            return record
+        return record | {"config": {name: value for name, value in config.items() if name != "width_views"}}
 
 
 class Fingerprint(Frozen):

@@ -9,7 +9,6 @@ from uhl_cli.align.alignment import align_anchors, align_size, cosine_basis
 from uhl_cli.align.bank import build_bank
 from uhl_cli.align.states import WordStates
 from uhl_cli.align.texts import choose_anchors, general_texts
-from uhl_cli.align.views import width_views
 
 WORDS, RANK, DEPTH = 400, 16, 4
 KNOTS = (0.0, 0.5, 1.0)
@@ -158,28 +157,3 @@ def test_cosine_basis_is_orthonormal():
         rank = min(rows, columns)
         torch.testing.assert_close(basis[:rank] @ basis[:rank].T, torch.eye(rank), atol=1e-5, rtol=0)
         assert not basis[rank:].any()
-
-
-def test_width_views_imitate_other_widths():
-    bank, states = source()
-    own = align_anchors(bank, states)
-    views = width_views(bank, states, own, range(DEPTH + 1), count=5, seed=0)
-    assert [view.width for view in views] == [12, 48, 18, 72, 8]
-    for view in views:
-        assert all(maps.read.shape == (RANK, 24) and maps.write_mlp.shape == (24, RANK) for maps in view.layers)
-        assert all(tap.shape == (3 * RANK, 24) for tap in view.taps.values())
-        if view.width >= 24:
-            assert view.layers is own.layers
-            continue
-        assert torch.linalg.matrix_rank(view.layers[2].read, rtol=1e-4) <= view.width
-        assert torch.linalg.matrix_rank(view.layers[2].write_stream, rtol=1e-4) <= view.width
-        # Narrower than what the states hold: worse than its own width, and yet no chance level.
-        assert sum(view.quality) < sum(own.quality)
-        z = read_z(view, states, 2)
-        assert 0.4 < correlation(z, bank.at_depth(0.5)) < correlation(read_z(own, states, 2), bank.at_depth(0.5))
-        assert z.mean(0).abs().max() < 0.05
-        # Predictions have the right size: regressed on them, the wanted coordinates have slope one.
-        slope = float((z * bank.at_depth(0.5)).sum() / z.square().sum())
-        assert 0.95 < slope < 1.1
-    assert sum(views[4].quality) < sum(views[0].quality) < sum(views[2].quality)
-    assert not width_views(bank, states, own, range(DEPTH + 1), count=0, seed=0)

@@ -92,7 +92,7 @@ def ported_by(adapter: UniversalAdapter, host: Host, variant: Variant) -> Ported
         bare = align_features(host, adapter.features, **settings, prior=None)
         assert bare is not None
         alignment = replace(aligned.alignment, features=bare)
-        aligned = AlignedHost(host, alignment, aligned.plan, aligned.host_flops, aligned.serves)
+        aligned = AlignedHost(host, aligned.space, alignment, aligned.plan, aligned.host_flops, aligned.serves)
     ported = adapter.port(aligned)
     return ported if variant.shift else ported.with_adapter(ported.adapter.with_shift(None))
 

@@ -129,7 +129,7 @@ def one(name: str, arguments: argparse.Namespace) -> dict[str, object]:
             prior = feature_prior(adapter.stored, found, config.knots)
             found = replace(found, features=align_features(host, adapter.features, **settings, prior=prior))
         clock.append(time.perf_counter())
-        ported = adapter.port(AlignedHost(host, found, plan, bare))
+        ported = adapter.port(AlignedHost(host, adapter.bank.digest, found, plan, bare))
         clock.append(time.perf_counter())
     most = peak()
     phases = dict(zip(("anchors", "features", "folding"), np.diff(clock).tolist(), strict=True))

@@ -30,7 +30,6 @@ from uhl_cli.host.checkpoint import load_host
 from uhl_cli.reports import silent
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import train
-from uhl_cli.train.model import TrainingHost
 from uhl_cli.train.task_adapter import TaskAdapter
 
 
@@ -67,18 +66,17 @@ def main() -> None:
     canonical = CanonicalAdapter(config, seed=0)
     universal = UniversalAdapter.load(arguments.adapter)
     aligned = universal.align(host)
-    tuned = TrainingHost(aligned, shift=universal.shift(aligned))
     delta = TaskAdapter(universal.stored, universal.manifest.config, new_readout=False, seed=0)
     lora = baseline(where, 2, LoraSettings(1e-3))
     steps = arguments.steps
 
     def pretraining(precision: str) -> None:
         training = TrainingConfig(max_steps=steps)
-        train(canonical, prepared.host, examples, training, accelerator=accelerator(precision))
+        train(canonical, prepared.aligned, examples, training, accelerator=accelerator(precision))
 
     def tuning() -> None:
         training = tuning_defaults().model_copy(update={"max_steps": steps})
-        train(delta, tuned, examples, training, accelerator=accelerator("no"))
+        train(delta, aligned, examples, training, accelerator=accelerator("no"), shift=universal.shift(aligned))
 
     systems: dict[str, Callable[[], None]] = {
         "LoRA r8": lambda: take_steps(lora, examples, LoraSettings(1e-3, steps=steps)),

@@ -30,7 +30,6 @@ from uhl_cli.metrics import majority_class, score
 from uhl_cli.ported.controls import mean_final_states
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import targets_of, train
-from uhl_cli.train.model import TrainingHost
 from uhl_cli.train.task_adapter import TaskAdapter
 
 INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -128,7 +127,7 @@ def fresh_readout(target: Target, training: TrainingConfig) -> Row:
     aligned = adapter.align(host)
     trained = TaskAdapter(adapter.stored, config, new_readout=True, seed=training.seed)
     training = training.model_copy(update={"updates": False})
-    train(trained, TrainingHost(aligned), target.train, training, accelerator=Accelerator(cpu=True))
+    train(trained, aligned, target.train, training, accelerator=Accelerator(cpu=True))
     stored = {name: value.detach() for name, value in trained.stored().items()}
     ported = replace(adapter, stored=stored).port(aligned)
     bare = ported.with_adapter(ported.adapter.without_updates())

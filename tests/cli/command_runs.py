@@ -116,7 +116,7 @@ def write_conll(folder: Path) -> Path:
 def pretrain_arguments(host: Path | str, data: Path | str, output: Path | str) -> list[str]:
     """A run of two steps."""
     given = ["pretrain", "--host", str(host), "--task", "sst2", "--data", str(data), "--output", str(output)]
-    given += ["--max-steps", "2", "--batch-size", "4", "--num-anchors", "64", "--max-flops", "1000", "--views", "0"]
+    given += ["--max-steps", "2", "--batch-size", "4", "--num-anchors", "64", "--max-flops", "1000"]
     return [*given, "--device", "cpu", "--offline"]
 
 

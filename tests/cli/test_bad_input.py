@@ -170,8 +170,6 @@ OUT_OF_RANGE = [
     ("pretrain", "--batch-size", "0"),
     ("pretrain", "--noise", "-1"),
     ("pretrain", "--update-noise", "-0.5"),
-    ("pretrain", "--views", "-1"),
-    ("pretrain", "--views", "65"),
     ("pretrain", "--epochs", "0"),
     ("pretrain", "--max-steps", "0"),
     ("pretrain", "--learning-rate", "0"),

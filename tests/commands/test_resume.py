@@ -33,7 +33,7 @@ def workplace(tmp_path_factory) -> Path:
 def arguments(output: str, *more: str) -> list[str]:
     given = ["pretrain", "--host", "host", "--task", "sst2", "--data", "data", "--output", output]
     given += ["--max-steps", str(STEPS), "--batch-size", "4", "--num-anchors", "64", "--max-flops", "1000"]
-    return [*given, "--views", "1", "--save-every", "3", "--device", "cpu", "--offline", *more]
+    return [*given, "--save-every", "3", "--device", "cpu", "--offline", *more]
 
 
 def start(workplace: Path, output: str, *more: str) -> subprocess.Popen[str]:

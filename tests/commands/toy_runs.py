@@ -76,7 +76,7 @@ def token_data() -> TaskData:
 
 def toy_options(output: Path, **changes: object) -> PretrainOptions:
     """Three steps with 128 anchors; names of `TrainingConfig` and `PretrainOptions` may be changed."""
-    training = {"max_steps": 3, "batch_size": 8, "max_length": 48, "width_views": 2, "update_dropout": 0.0}
+    training = {"max_steps": 3, "batch_size": 8, "max_length": 48, "update_dropout": 0.0}
     training |= {name: changes.pop(name) for name in list(changes) if name in TrainingConfig.model_fields}
     adapter = {name: changes.pop(name) for name in list(changes) if name in AdapterConfig.model_fields}
     settings: dict[str, object] = {

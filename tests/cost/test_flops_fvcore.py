@@ -189,7 +189,7 @@ def test_shapes_follow_the_plan():
     shapes = align_shapes(
         bank, twin.map, tap_depths=plan.tap_depths, feature_depths=None, readout_size=SMALL.readout_size
     )
-    shaped = adapter.port(AlignedHost(twin, shapes, plan, host_flops=1)).adapter
+    shaped = adapter.port(AlignedHost(twin, adapter.bank.digest, shapes, plan, host_flops=1)).adapter
     assert shapes_of(shaped) == shapes_of(folded)
     assert shaped.structure.layers == {1: ("q", "o", "gate")}
     empty = PortedAdapter.empty(folded.structure, host.map, kind="sequence", num_labels=SMALL.num_labels)

@@ -383,3 +383,12 @@ def test_an_interrupted_removal_is_finished_and_then_raised(monkeypatch):
         assert hooks_of(host.model) > 0
     assert hooks_of(host.model) == 0
     assert len(calls) == 3
+
+
+def test_an_alignment_to_another_adapter_is_refused(adapter):
+    host = tiny_host("electra")
+    aligned = adapter.align(host, max_flops=LIMIT)
+    other = tiny_universal(tiny_host("gpt2"))
+    with pytest.raises(UsageError, match="aligned to another adapter"):
+        other.port(aligned)
+    assert adapter.port(aligned)(TEXTS[:2]).shape == (2, 3)

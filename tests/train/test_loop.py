@@ -1,8 +1,6 @@
 """Training changes the adapter and nothing else; schedule, checkpoints and the head-only control are exact."""
 
-import copy
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +13,6 @@ from uhl_cli.align.alignment import align_anchors
 from uhl_cli.align.bank import build_bank
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import choose_anchors
-from uhl_cli.align.views import width_views
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import full_plan
@@ -30,7 +27,7 @@ from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import AdapterConfig, TrainingConfig
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, learning_rate_factor, optimizer_for, total_steps, train
-from uhl_cli.train.model import TrainedModel, TrainingHost
+from uhl_cli.train.model import TrainedModel
 
 NEVER_TRAINED = ("delta_theta", "head_weight", "head_bias")
 READOUT = ("readout_in_weight", "readout_in_bias", "readout_out_weight", "readout_out_bias", "readout_pool")
@@ -39,7 +36,7 @@ CONFIG = TrainingConfig(max_steps=40, batch_size=16, max_length=48, noise=0.0, a
 
 
 class Toy:
-    """A tiny host with its anchors' alignment and two imitated widths."""
+    """A tiny host with its anchors' alignment."""
 
     def __init__(self, family="bert", **sizes):
         self.host = tiny_host(family, **sizes)
@@ -48,14 +45,12 @@ class Toy:
         bank = build_bank(anchors, states, knots=(0.0, 0.5, 1.0), canonical_size=256)
         plan = full_plan(self.host.map)
         self.own = align_anchors(bank, states)
-        views = width_views(bank, states, self.own, plan.tap_depths, count=2, seed=0)
-        aligned = AlignedHost(self.host, self.own, plan, count_flops(self.host, None))
-        self.training_host = TrainingHost(aligned, tuple(views))
+        self.aligned = AlignedHost(self.host, bank.digest, self.own, plan, count_flops(self.host, None))
 
     def train(self, adapter, examples, config, **options):
         losses = []
         options.setdefault("on_step", lambda report: losses.append(report))
-        train(adapter, self.training_host, examples, config, accelerator=Accelerator(cpu=True), **options)
+        train(adapter, self.aligned, examples, config, accelerator=Accelerator(cpu=True), **options)
         return losses
 
 
@@ -138,11 +133,9 @@ def test_training_learns_and_leaves_the_host_alone(family):
 def test_without_a_learning_rate_nothing_is_learnt(toy):
     adapter = CanonicalAdapter(AdapterConfig())
     before = state(adapter)
-    # One width alone, so that every step sees the same function; the options refuse a rate of zero.
+    # The options refuse a rate of zero.
     config = CONFIG.model_copy(update={"learning_rate": 0.0, "readout_learning_rate": 0.0})
-    own = copy.copy(toy)
-    own.training_host = replace(toy.training_host, views=())
-    first, last = own.train(adapter, separable(), config)
+    first, last = toy.train(adapter, separable(), config)
     assert last.loss == pytest.approx(first.loss, rel=1e-5)
     assert same(before, state(adapter))
 
@@ -158,7 +151,7 @@ def test_without_updates_the_readout_alone_is_trained(toy):
 
 
 def one_step(toy, adapter, examples, config):
-    model = TrainedModel(adapter, toy.training_host, config)
+    model = TrainedModel(adapter, toy.aligned, config)
     encoded, words, _ = encode_examples(toy.host, examples, list(range(len(examples))), max_length=48)
     labels = examples.labels or [tag for row in examples.tags for tag in row]
     with frozen(toy.host.map.base):
@@ -207,7 +200,7 @@ def test_a_step_with_updates_off_trains_the_readout_alone(toy, dropout, updated)
 
 def test_noise_depends_on_the_seed_alone(toy):
     adapter = CanonicalAdapter(AdapterConfig())
-    model = TrainedModel(adapter, toy.training_host, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0))
+    model = TrainedModel(adapter, toy.aligned, TrainingConfig(noise=1.0, update_noise=1.0, update_dropout=0.0))
     encoded, words, _ = encode_examples(toy.host, separable(8), list(range(8)))
     targets = torch.tensor(separable(8).labels)
     losses = [model(encoded, words, targets, seed).total.item() for seed in (4, 4, 5)]

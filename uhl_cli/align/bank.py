@@ -8,7 +8,9 @@ one scale per coordinate and knot: 2.5 bits a coordinate (figures: tests/benchma
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +40,13 @@ class AnchorBank:
     def coordinates(self) -> Tensor:
         """float32 [knots, N, d0]: what the codes stand for."""
         return self.codes.float() * self.scales[:, None, :]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the coordinates: the canonical space that they define."""
+        content = hashlib.sha256(self.codes.numpy().tobytes())
+        content.update(self.scales.numpy().tobytes())
+        return content.hexdigest()
 
     def at_depth(self, depth: float) -> Tensor:
         """float32 [N, d0]: coordinates at a normalised depth, linear between the two neighbouring knots."""

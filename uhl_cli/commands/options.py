@@ -80,7 +80,7 @@ class PretrainOptions(Options):
         many as are of use, or no bank where there is no text or no room for one; a number insists on a bank; 0 is none.
     """
 
-    option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align", "training.width_views": "views"}
+    option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align"}
     not_options = frozenset(
         {f"adapter.{name}" for name in AdapterConfig.model_fields if name != "strategy"}
         | {"training.delta_weight", "training.gradient_clip", "evaluation_batch_size"}
@@ -160,7 +160,7 @@ class PortOptions(Options):
 
 
 def tuning_defaults() -> TrainingConfig:
-    """How `uhl tune` trains unless told otherwise: 500 steps of delta-theta, without noise, views or pauses."""
+    """How `uhl tune` trains unless told otherwise: 500 steps of delta-theta, without noise or pauses."""
     return TrainingConfig(
         max_steps=500,
         learning_rate=0.1,
@@ -168,7 +168,6 @@ def tuning_defaults() -> TrainingConfig:
         weight_decay=0.0,
         noise=0.0,
         update_dropout=0.0,
-        width_views=0,
     )
 
 

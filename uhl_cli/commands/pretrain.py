@@ -10,13 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
-from uhl_cli.align.alignment import Alignment
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import (
     AnchorTexts,
 )
-from uhl_cli.align.views import width_views
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
@@ -47,7 +45,6 @@ from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
-from uhl_cli.train.model import TrainingHost
 
 
 def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> PretrainReport:
@@ -116,7 +113,7 @@ def pretrain(
     reporter("training", 0, steps)
     train(
         adapter,
-        prepared.host,
+        prepared.aligned,
         examples,
         training,
         accelerator=accelerator,
@@ -213,19 +210,14 @@ def _finish(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training needs: the bank, and the source host with its alignments."""
+    """What training needs: the bank, and the source aligned to it."""
 
     bank: AnchorBank
-    host: TrainingHost
-
-    @property
-    def aligned(self) -> AlignedHost:
-        """The source with its own alignment."""
-        return self.host.aligned
+    aligned: AlignedHost
 
 
 def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Reporter) -> Prepared:
-    """Choose anchors, define canonical space by the host, align the host to it, and imitate other widths.
+    """Choose anchors, define canonical space by the host, and align the host to it.
 
     :raises BudgetError: When the FLOP limit leaves nothing.
     :raises AlignmentError: When there are too few anchors or the host's states are degenerate.
@@ -238,16 +230,11 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
         states = word_states(host, anchors, progress=phase(reporter, "anchors"))
     if not bool(states.present.all()):  # texts longer than the host takes
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
-    total = 2 + options.training.width_views
-    reporter("aligning", 0, total)
+    reporter("aligning", 0, 1)
     bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
     own = align_host(host, bank, config.strategy, plan=plan, states=states)
-    views: list[Alignment] = []
-    if config.strategy == "anchors":
-        count, seed = options.training.width_views, options.training.seed
-        views = width_views(bank, states, own, plan.tap_depths, count=count, seed=seed)
-    reporter("aligning", total, total)
-    return Prepared(bank, TrainingHost(AlignedHost(host, own, plan, host_flops), tuple(views)))
+    reporter("aligning", 1, 1)
+    return Prepared(bank, AlignedHost(host, bank.digest, own, plan, host_flops))
 
 
 def manifest_of(

@@ -24,7 +24,6 @@ from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.schema import TrainingRecord
 from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
-from uhl_cli.train.model import TrainingHost
 from uhl_cli.train.task_adapter import TaskAdapter
 
 
@@ -133,10 +132,11 @@ def train_task(trained: TaskAdapter, setting: Setting, accelerator: Accelerator,
     shift = setting.adapter.shift(setting.aligned) if record.own_task else None
     train(
         trained,
-        TrainingHost(setting.aligned, shift=shift),
+        setting.aligned,
         setting.data.train,
         training,
         accelerator=accelerator,
+        shift=shift,
         files=files,
         digest=run_digest(setting.identity() | {"processes": accelerator.num_processes}),
         resume=options.resume,

@@ -37,12 +37,14 @@ class AlignedHost:
 
     Porting several tasks of an adapter to one `AlignedHost` aligns once, and they share the updates' tensors.
 
+    :param space: Digest of the anchor bank whose space it is (`AnchorBank.digest`); other adapters are refused.
     :param plan: The parts that the host carries within a limit of FLOPs.
     :param host_flops: FLOPs of the host's own forward pass, see `cost.flops`.
     :param serves: Readouts that the alignment is good for: the adapter's own, those of other tasks, or any.
     """
 
     host: Host
+    space: str
     alignment: Alignment
     plan: PortPlan
     host_flops: int
@@ -54,13 +56,18 @@ class AlignedHost:
         """False for a host of which the configuration alone is there."""
         return not self.host.map.embeddings.weight.is_meta
 
-    def refuse_task(self, *, own: bool) -> None:
-        """Return only if the alignment serves the adapter's own readout, or that of another task.
+    def refuse_other(self, bank: AnchorBank, *, own_task: bool) -> None:
+        """Return only if the alignment is to this bank's space, and serves the adapter's own task or another one.
 
         :raises UsageError: It does not.
         """
-        if self.serves not in ("any", "own" if own else "other"):
-            kind = "the adapter's own task" if own else "another task than the adapter's own"
+        if bank.digest != self.space:
+            raise UsageError(
+                f"{self.host.name} was aligned to another adapter.",
+                "Align it with this one's adapter.align(model, tokenizer).",
+            )
+        if self.serves not in ("any", "own" if own_task else "other"):
+            kind = "the adapter's own task" if own_task else "another task than the adapter's own"
             raise UsageError(
                 f"this alignment of {self.host.name} does not serve {kind}.",
                 "Align it for all tasks with adapter.align(model, tokenizer, any_task=True).",

@@ -51,7 +51,7 @@ def randomised(adapter: PortedAdapter, *, seed: int) -> PortedAdapter:
 def by_size(aligned: AlignedHost, bank: AnchorBank) -> AlignedHost:
     """The same host and parts, aligned by the host's width alone."""
     alignment = align_host(aligned.host, bank, "size")
-    return AlignedHost(aligned.host, alignment, aligned.plan, aligned.host_flops)
+    return AlignedHost(aligned.host, aligned.space, alignment, aligned.plan, aligned.host_flops)
 
 
 def _random_rows(table: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,10 +20,11 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.errors import DataError, OutputError, TrainingError
 from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
 from uhl_cli.host.running import frozen
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
-from uhl_cli.train.model import RANKS, Losses, TrainedModel, TrainingHost
+from uhl_cli.train.model import RANKS, Losses, TrainedModel
 from uhl_cli.train.task_adapter import TaskAdapter
 
 LOG_EVERY = 20
@@ -108,23 +109,26 @@ def targets_of(examples: Examples, rows: list[int]) -> list[int]:
 
 def train(
     adapter: CanonicalAdapter | TaskAdapter,
-    host: TrainingHost,
+    aligned: AlignedHost,
     examples: Examples,
     config: TrainingConfig,
     *,
     accelerator: Accelerator,
+    shift: Tensor | None = None,
     files: RunFiles | None = None,
     digest: str = "",
     resume: bool = False,
     save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> int:
-    """Train `adapter` in place on a frozen host and return the number of steps.
+    """Train `adapter` in place on a host, frozen meanwhile, and return the number of steps.
 
+    :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
-    steps, source = total_steps(len(examples), config), host.aligned.host
-    model = TrainedModel(adapter, host.to(accelerator.device), config)
+    steps, source = total_steps(len(examples), config), aligned.host
+    placed = replace(aligned, alignment=aligned.alignment.to(accelerator.device))
+    model = TrainedModel(adapter, placed, config, shift=shift)
     optimizer = optimizer_for(adapter, config)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare: TrainedModel = accelerator.unwrap_model(model)

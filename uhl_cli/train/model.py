@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from uhl_cli.adapter.attach import AlignmentNoise, attach
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.fold import fold, refold
 from uhl_cli.adapter.module import PortedAdapter
-from uhl_cli.align.alignment import Alignment
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
@@ -42,31 +41,21 @@ class Losses:
     updated: bool
 
 
-@dataclass(frozen=True)
-class TrainingHost:
-    """A frozen host to train on.
-
-    :param views: The host as other widths would show it (see `align.views`); its own alignment is `aligned`'s.
-    :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
-    """
-
-    aligned: AlignedHost
-    views: tuple[Alignment, ...] = ()
-    shift: Tensor | None = None
-
-    def to(self, device: torch.device) -> TrainingHost:
-        """The same with all alignments on a device."""
-        own = replace(self.aligned, alignment=self.aligned.alignment.to(device))
-        return replace(self, aligned=own, views=tuple(view.to(device) for view in self.views))
-
-
 class TrainedModel(nn.Module):
     """Adapter parameters and a frozen host, which is no submodule, so that nothing trains or copies it."""
 
-    def __init__(self, adapter: CanonicalAdapter | TaskAdapter, host: TrainingHost, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        adapter: CanonicalAdapter | TaskAdapter,
+        aligned: AlignedHost,
+        config: TrainingConfig,
+        *,
+        shift: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.adapter = adapter
-        self._host = host
+        self._aligned = aligned
+        self._shift = shift
         self._config = config
         self._base: PortedAdapter | None = None
         if not config.updates:
@@ -77,22 +66,19 @@ class TrainedModel(nn.Module):
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
         """Losses of one batch; `targets` [examples] or [words].
 
-        `seed` draws the noise; `seed // RANKS` the width view and whether updates are off, so that all processes
-        of a step do alike.  A readout that has seen the stream with and without updates serves a target better,
+        `seed` draws the noise; `seed // RANKS` whether updates are off, so that all processes of a step
+        do alike.  A readout that has seen the stream with and without updates serves a target better,
         where they arrive only in part.
         """
         config = self._config
         cpu = torch.Generator().manual_seed(seed // RANKS)
         updated = config.updates and float(torch.rand((), generator=cpu)) >= config.update_dropout
-        # Every other step shows the host's own width; the views share the rest.
-        host, view, views = self._host.aligned.host, self._host.aligned.alignment, self._host.views
-        if views and torch.rand((), generator=cpu) < 0.5:
-            view = views[int(torch.randint(len(views), (), generator=cpu))]
+        host = self._aligned.host
         noise = None
         if config.noise + config.update_noise > 0:
             generator = torch.Generator(device=targets.device).manual_seed(seed)
             noise = AlignmentNoise(config.noise, config.update_noise, generator)
-        folded = self._folded(view, updated)
+        folded = self._folded(updated)
         with (
             _precision(host),
             plain_attention(host),
@@ -105,18 +91,24 @@ class TrainedModel(nn.Module):
         total = task + config.active_weight * active + config.delta_weight * delta
         return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
 
-    def _folded(self, view: Alignment, updated: bool) -> PortedAdapter:
+    def _folded(self, updated: bool) -> PortedAdapter:
         """The adapter in the host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
-        stored, aligned = self.adapter.stored(), self._host.aligned
-        plan, host_map = aligned.plan, aligned.host.map
+        stored, aligned = self.adapter.stored(), self._aligned
+        plan, host_map, alignment = aligned.plan, aligned.host.map, aligned.alignment
         if not isinstance(self.adapter, TaskAdapter):
-            return fold(stored, view, host_map, layers=plan.layers, types=plan.types, updates=updated)
+            return fold(stored, alignment, host_map, layers=plan.layers, types=plan.types, updates=updated)
         if self._base is None:
             fixed = {name: value.detach() for name, value in stored.items()}
             self._base = fold(
-                fixed, view, host_map, layers=plan.layers, types=plan.types, updates=updated, shift=self._host.shift
+                fixed,
+                alignment,
+                host_map,
+                layers=plan.layers,
+                types=plan.types,
+                updates=updated,
+                shift=self._shift,
             )
-        return refold(self._base, stored, view, new_readout=self.adapter.new_readout)
+        return refold(self._base, stored, alignment, new_readout=self.adapter.new_readout)
 
 
 def _precision(host: Host) -> AbstractContextManager[object]:
