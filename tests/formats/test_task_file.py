@@ -1,143 +1,130 @@
-"""The task file: the same bytes for the same content, and no file can do more than be refused."""
+"""The task file: the same bytes for the same content, and no file can do more than be refused.
+
+What it shares with the adapter file, its parameters and its container, is tested there.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
-from tiny_adapters import SMALL, random_adapter, tiny_anchors, tiny_manifest
+from file_damage import assert_flips_are_found, rebuilt, setting
+from safetensors.numpy import load
+from tiny_adapters import SMALL, tiny_anchors, tiny_file, tiny_manifest, tiny_task_file, tiny_universal
+from tiny_hosts import tiny_host
 
-from uhl_cli.codes.layout import bits_of
-from uhl_cli.codes.quantise import codes_and_scales
-from uhl_cli.errors import FormatError, NewerFormatError, UhlError
-from uhl_cli.formats.adapter import Quantised
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.errors import FormatError, NewerFormatError
+from uhl_cli.formats.adapter import read_adapter, write_adapter
+from uhl_cli.formats.container import TASK
 from uhl_cli.formats.convert import dequantised
-from uhl_cli.formats.task import (
-    TaskFile,
-    TaskRecord,
-    read_task,
-    task_parameter_shapes,
-    task_to_bytes,
-    write_task,
-)
+from uhl_cli.formats.task import read_task, task_to_bytes, write_task
+from uhl_cli.inspect.report import InspectOptions
+from uhl_cli.inspect.run import run_inspect
+from uhl_cli.schema import AdapterConfig
 
 
-def task_file(*, own_task: bool = True, seed: int = 0) -> TaskFile:
-    """A task file with random content."""
-    manifest = tiny_manifest(SMALL, tiny_anchors())
-    record = TaskRecord(
-        adapter="0" * 64,
-        config=SMALL,
-        task=manifest.task,
-        label_counts=manifest.label_counts,
-        own_task=own_task,
-        target=manifest.source,
-        training=manifest.training,
-        versions={},
-    )
-    adapter = random_adapter(SMALL, seed=seed)
-    parameters = {}
-    for name in task_parameter_shapes(record):
-        codes, scales = codes_and_scales(adapter.get_parameter(name), bits_of(name))
-        parameters[name] = Quantised(codes.numpy(), scales.numpy())
-    return TaskFile(record, parameters)
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["own task", "new task"])
+@pytest.fixture(params=[True, False], ids=["own task", "new task"])
 def valid(request) -> bytes:
-    return task_to_bytes(task_file(own_task=request.param))
+    return task_to_bytes(tiny_task_file(own_task=request.param))
 
 
-def header_of(data: bytes) -> dict:
-    size = struct.unpack("<Q", data[:8])[0]
-    return json.loads(data[8 : 8 + size])
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "moods.task.safetensors"
 
 
-def refused(path, data: bytes, words: str, kind: type[UhlError] = FormatError) -> None:
+def problems_of(path: Path) -> tuple[str, ...]:
+    report = run_inspect(InspectOptions(file=path, verify=True))
+    assert report.verification is not None
+    return report.verification.problems
+
+
+def assert_refused(path: Path, data: bytes, words: str, error: type[FormatError] = FormatError) -> None:
+    """Refused by the reader for what `--verify` names first."""
     path.write_bytes(data)
-    with pytest.raises(kind, match=words) as caught:
+    with pytest.raises(FormatError, match=words) as caught:
         read_task(path)
+    assert type(caught.value) is error
     assert caught.value.hint
+    assert caught.value.message == f"{path}: {problems_of(path)[0]}."
 
 
 @pytest.mark.parametrize("own_task", [True, False])
-def test_what_is_written_is_read_back(own_task, tmp_path):
-    content = task_file(own_task=own_task)
-    size = write_task(tmp_path / "a", content)
-    assert (tmp_path / "a").stat().st_size == size
-    read = read_task(tmp_path / "a")
+def test_what_is_written_is_read_back(own_task, path):
+    content = tiny_task_file(own_task=own_task)
+    assert path.parent.exists()
+    assert write_task(path, content) == path.stat().st_size
+    assert problems_of(path) == ()
+    read = read_task(path)
     assert read.record == content.record
     assert read.parameters.keys() == content.parameters.keys()
     before, after = dequantised(content.parameters), dequantised(read.parameters)
     assert all(bool((before[name] == after[name]).all()) for name in before)
-    assert task_to_bytes(read) == task_to_bytes(content)
-    assert task_to_bytes(task_file(own_task=own_task, seed=1)) != task_to_bytes(content)
+    assert task_to_bytes(read) == task_to_bytes(content) == path.read_bytes()
+    assert task_to_bytes(tiny_task_file(own_task=own_task, seed=1)) != task_to_bytes(content)
 
 
-def test_the_own_tasks_file_holds_delta_theta_alone(tmp_path):
-    tensors = load(task_to_bytes(task_file()))
+def test_the_own_tasks_file_holds_delta_theta_alone():
+    tensors = load(task_to_bytes(tiny_task_file()))
     assert set(tensors) == {"delta_theta", "delta_theta.scale"}
-    types, atoms = task_file().parameters["delta_theta"].codes.shape
+    types, atoms = tiny_task_file().parameters["delta_theta"].codes.shape
     assert tensors["delta_theta"].nbytes == types * atoms // 2
 
 
-def test_damaged_files_are_refused(valid, tmp_path):
-    path = tmp_path / "task.safetensors"
-    with pytest.raises(FormatError, match="no file"):
-        read_task(tmp_path / "absent")
-    refused(path, b"", "not a whole")
-    refused(path, valid[: len(valid) // 2], "not a whole")
-    refused(path, save({"a": np.zeros(3, np.float32)}), "not a uhl task file")
-    metadata = header_of(valid)["__metadata__"]
-    tensors = load(valid)
-    for name in tensors:
-        refused(path, save({k: v for k, v in tensors.items() if k != name}, metadata=metadata), "lacks or adds")
-    refused(path, save({**tensors, "more": np.zeros(1, np.float32)}, metadata=metadata), "lacks or adds")
-    scale = tensors["delta_theta.scale"].copy()
-    for value in (np.nan, np.inf, -1.0, 1e9):
+def test_it_fits_the_adapter_that_it_names_alone(path, tmp_path):
+    adapters = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    for seed, adapter in enumerate(adapters):
+        write_adapter(adapter, tiny_file(seed=seed))
+    content = read_adapter(adapters[0])
+    write_task(path, tiny_task_file(content.manifest, adapter=content.digest))
+    assert UniversalAdapter.load(adapters[0]).with_task(path).stored["delta_theta"].any()
+    with pytest.raises(FormatError, match="tuned on another adapter"):
+        UniversalAdapter.load(adapters[1]).with_task(path)
+    with pytest.raises(FormatError, match="tuned on another adapter"):  # one that never was a file
+        tiny_universal(tiny_host("bert")).with_task(path)
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "words"),
+    [
+        ("adapter", "short", "at adapter"),
+        ("label_counts", [1], "number of labels differs"),
+        ("config.kind", "tokens", "kind of task differs"),
+        ("own_task", "perhaps", "at own_task"),
+        ("unknown", 1, "at unknown"),
+        ("before.value", float("nan"), "at before.value"),
+        ("config.num_atoms", 9, "delta_theta holds 28 bytes"),
+        ("task.kind", "regression", "regression, which is reserved"),
+    ],
+)
+def test_bad_record(valid, way, value, words, path):
+    error = NewerFormatError if "reserved" in words else FormatError
+    assert_refused(path, rebuilt(TASK, valid, setting(way, value)), words, error)
+
+
+def test_bad_tensors(valid, path):
+    for name in load(valid):
+        assert_refused(path, rebuilt(TASK, valid, **{name: None}), f"the part {name} is missing")
+    assert_refused(path, rebuilt(TASK, valid, more=np.zeros(1, np.float32)), "the part more does not belong")
+    for value in (np.nan, np.inf, -1.0, 15.0):
+        scale = load(valid)["delta_theta.scale"]
         scale[0] = value
-        refused(path, save({**tensors, "delta_theta.scale": scale}, metadata=metadata), "not finite|absurdly")
-    refused(path, save({**tensors, "delta_theta": tensors["delta_theta"][:-1]}, metadata=metadata), "bytes")
-    refused(path, save({**tensors, "delta_theta": tensors["delta_theta"] * 0}, metadata=metadata), "code outside")
+        assert_refused(path, rebuilt(TASK, valid, delta_theta__scale=scale), "not finite or not within 0")
+    assert_refused(path, rebuilt(TASK, valid, delta_theta=lambda array: array[:-1]), "holds 27 bytes")
+    assert_refused(path, rebuilt(TASK, valid, delta_theta=lambda array: array * 0), "a code outside")
 
 
-def test_records_that_break_the_format_are_refused(valid, tmp_path):
-    path, tensors = tmp_path / "task.safetensors", load(valid)
-    record = json.loads(header_of(valid)["__metadata__"]["uhl-task"])
-
-    def changed(**changes: object) -> bytes:
-        return save(tensors, metadata={"uhl-task": json.dumps(record | changes)})
-
-    refused(path, changed(format_version="2.0"), "format 2.0", NewerFormatError)
-    refused(path, changed(adapter="short"), "adapter")
-    refused(path, changed(label_counts=[1]), "number of labels")
-    refused(path, changed(own_task="perhaps"), "own_task")
-    refused(path, changed(unknown=1), "unknown")
-    refused(path, save(tensors, metadata={"uhl-task": "{"}), "not readable")
-    refused(path, save(tensors, metadata={"uhl-task": "[" * 100_000}), "not readable")
+def test_sizes_are_bounded_by_their_product(path):
+    config = AdapterConfig(num_atoms=1024, canonical_size=1024, readout_size=1024, knots=(0.0, 0.25, 0.5, 0.75, 1.0))
+    changed = rebuilt(
+        TASK, task_to_bytes(tiny_task_file()), lambda record: record["config"].update(config.model_dump(mode="json"))
+    )
+    assert_refused(path, rebuilt(TASK, changed, setting("config.num_labels", 3)), "at most 8,000,000")
 
 
-def test_no_change_of_bytes_does_more_than_be_refused(valid, tmp_path):
-    """Flipped, cut and repeated bytes: either a typed error, or content within the format."""
-    path = tmp_path / "task.safetensors"
-    draw = random.Random(7)
-    refusals = 0
-    for _ in range(int(os.environ.get("UHL_FUZZ", "400"))):
-        data = bytearray(valid)
-        for _ in range(draw.randint(1, 4)):
-            place = draw.randrange(len(data))
-            data[place : place + draw.choice((0, 1, 1, 1))] = bytes([draw.randrange(256)])
-        size = draw.choice((len(data), len(data), draw.randrange(len(data))))
-        path.write_bytes(bytes(data[:size]))
-        try:
-            content = read_task(path)
-        except UhlError:
-            refusals += 1
-            continue
-        assert all(np.isfinite(part.scales).all() for part in content.parameters.values())
-    assert refusals > 0
+@pytest.mark.parametrize("own_task", [True, False])
+def test_every_flipped_bit_is_found(own_task, path):
+    write_task(path, tiny_task_file(tiny_manifest(SMALL, tiny_anchors()), own_task=own_task))
+    assert_flips_are_found(path, lambda: read_task(path), error=FormatError, count=500, seed=int(own_task))

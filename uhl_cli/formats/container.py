@@ -40,7 +40,7 @@ from uhl_cli.schema import RESERVED_KINDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_HEADER_BYTES = 2_000_000
+MAX_HEADER_BYTES = 1_000_000
 DAMAGED = "The file is damaged or was not written by uhl; get it again from its source."
 UPGRADE = "Run `pip install --upgrade uhl`."
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
