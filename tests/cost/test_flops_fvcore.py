@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded
-from tiny_hosts import DECODERS, FAMILIES, HEADS, tiny_host
+from tiny_hosts import DECODERS, FAMILIES, HEADS, SWEEP, tiny_host
 from transformers import AutoModel
 
 from uhl_cli.adapter.fold import FoldedAdapter, fold, move
@@ -78,7 +78,7 @@ def folded_with_all_taps(host, config=SMALL) -> FoldedAdapter:
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 64), (3, 16)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_both_counts_are_the_hand_count(family, batch, tokens):
     host = tiny_host(family)
     folded = folded_with_all_taps(host)
@@ -95,7 +95,7 @@ def test_both_counts_are_the_hand_count(family, batch, tokens):
 
 
 @pytest.mark.parametrize("config", [SMALL, TOKENS_CONFIG], ids=["sequence", "tokens"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_counters_agree(family, config):
     host = tiny_host(family)
     folded, _, _ = tiny_folded(host, config)
@@ -176,7 +176,7 @@ def meta_twin(host):
 
 
 @pytest.mark.parametrize("config", [SMALL, TOKENS_CONFIG], ids=["sequence", "tokens"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_shapes_and_counts_on_the_meta_device_are_those_of_the_model(family, config):
     host = tiny_host(family)
     folded = folded_with_all_taps(host, config)
