@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Share a run of everything out among the cores; a run of named files, on a GPU or in a debugger stays in one."""
+    if hasattr(config, "workerinput"):  # one of the processes that share a run, which must not share it out again
+        return
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly
     if not everything or config.option.usepdb or asks_for_gpu(config) or not config.pluginmanager.hasplugin("xdist"):
         return
