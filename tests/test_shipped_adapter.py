@@ -33,7 +33,9 @@ def test_ships_no_text_of_a_data_set():
     assert manifest.anchors.origin == "general"
 
 
-@pytest.mark.parametrize("family", ["distilbert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "family", ["distilbert", *(pytest.param(name, marks=pytest.mark.integration) for name in ("gpt2", "llama"))]
+)
 def test_ports_to_hosts_of_other_shape_and_restores_them(family: str):
     host = tiny_host(family, hidden_size=48, num_hidden_layers=3)
     ids = torch.arange(5, 17).unsqueeze(0)

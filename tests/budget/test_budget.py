@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_adapters import SMALL, random_adapter, tiny_file, tiny_task_file, tiny_universal
-from tiny_hosts import FAMILIES, SENTENCES, save_tiny_host, tiny_host
+from tiny_hosts import SENTENCES, SWEEP, save_tiny_host, tiny_host
 from toy_runs import TINY_LIMIT
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
@@ -103,7 +103,7 @@ def test_bytes_at_and_beyond_the_limit(file):
     assert f"{size:,} bytes" in beyond
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_report_of_a_host(family):
     host = tiny_host(family)
     adapter = tiny_universal(host)
@@ -233,7 +233,7 @@ def test_a_longer_pass_is_held_against_the_limit_too(tmp_path):
     assert "% FLOPs" in beyond.beyond[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_configuration_alone_counts_as_the_model_does(family, tmp_path):
     host = tiny_host(family)
     folder = save_tiny_host(tmp_path / "host", family)
@@ -258,6 +258,7 @@ def test_configuration_alone_counts_as_the_model_does(family, tmp_path):
     assert other.flops.torch.host > hollow.flops.torch.host
 
 
+@pytest.mark.integration
 def test_configuration_alone_counts_the_depths_that_a_feature_bank_listens_to(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "MAX_REGRESSORS", 4 * 32)
     host = tiny_host("bert", num_hidden_layers=6)
@@ -276,6 +277,7 @@ def test_configuration_alone_counts_the_depths_that_a_feature_bank_listens_to(tm
     assert joint.flops.torch.adapter > hollow.flops.torch.adapter  # without a bank at any of the seven depths
 
 
+@pytest.mark.integration
 def test_bert_large_by_its_configuration(file, tmp_path):
     path = write_config(tmp_path / "large", BERT_LARGE)
     found = run_budget(options_for(file, target_config=target(path), batch_size=2)).target
@@ -293,6 +295,7 @@ def test_bert_large_by_its_configuration(file, tmp_path):
     assert found.flops.fvcore.adapter == pytest.approx(2 * tokens * added, rel=0.01)
 
 
+@pytest.mark.integration
 def test_eight_billion_parameters_by_their_configuration(file, tmp_path):
     write_config(tmp_path / "llama-8b", LLAMA_8B)
     options = HostOptions(name=str(tmp_path / "llama-8b"), dtype="auto")

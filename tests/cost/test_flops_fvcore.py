@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_adapters import SMALL, all_taps, host_bank, meta_twin, random_adapter, tiny_folded, tiny_universal, unpacked
-from tiny_hosts import DECODERS, FAMILIES, HEADS, tiny_host
+from tiny_hosts import DECODERS, FAMILIES, HEADS, SWEEP, tiny_host
 
 from uhl_cli.adapter.fold import fold
 from uhl_cli.adapter.module import PortedAdapter
@@ -76,7 +76,7 @@ def folded_with_all_taps(host, config=SMALL) -> PortedAdapter:
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 64), (3, 16)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_both_counts_are_the_hand_count(family, batch, tokens):
     host = tiny_host(family)
     folded = folded_with_all_taps(host)
@@ -93,7 +93,7 @@ def test_both_counts_are_the_hand_count(family, batch, tokens):
 
 
 @pytest.mark.parametrize("config", [SMALL, TOKENS_CONFIG], ids=["sequence", "tokens"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_counters_agree(family, config):
     host = tiny_host(family)
     folded = unpacked(tiny_folded(host, config)[0])
@@ -159,7 +159,7 @@ def packed(adapter: PortedAdapter) -> PortedAdapter:
 
 
 @pytest.mark.parametrize("config", [SMALL, TOKENS_CONFIG], ids=["sequence", "tokens"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_shapes_and_counts_on_the_meta_device_are_those_of_the_model(family, config):
     host = tiny_host(family)
     real = packed(folded_with_all_taps(host, config))

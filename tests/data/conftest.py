@@ -1,16 +1,19 @@
 """The datasets cache of these tests lies in a temporary folder, and nothing goes to the network."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
+def private_cache(tmp_path_factory) -> Iterator[None]:
     import datasets.config
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:  # no module of the package keeps this value
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 @pytest.fixture

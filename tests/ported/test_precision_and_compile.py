@@ -19,6 +19,7 @@ def logits_of(host, folded, base):
         return attachment.readout.logits(features, encoded.content_mask, None)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_compiled_as_one_graph(family):
     host = tiny_host(family)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_tune import run
-from tiny_hosts import FAMILIES, tiny_host
+from tiny_hosts import SWEEP, tiny_host
 from toy_runs import TINY_LIMIT, make_adapter, pair_data, sequence_data, token_data
 
 from uhl_cli.api import UniversalAdapter
@@ -39,7 +39,7 @@ def tasks(adapter) -> dict[str, Path]:
 DATA = {"own": sequence_data, "pairs": pair_data, "tokens": token_data}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SWEEP)
 def test_switching_is_porting_anew_and_back(family, adapter, tasks):
     host = tiny_host(family, hidden_size=40, num_hidden_layers=3, seed=1)
     loaded = UniversalAdapter.load(adapter)
@@ -68,6 +68,7 @@ def test_switching_is_porting_anew_and_back(family, adapter, tasks):
     assert not torch.equal(current(texts), before), "the task file makes no difference"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("start", ["pairs", "tokens"])
 def test_a_host_that_was_aligned_with_another_task_takes_the_own_one(start, adapter, tasks):
     """The own readout and the feature bank come from the adapter's file, not from the task that was aligned."""
@@ -99,6 +100,7 @@ def test_what_cannot_be_switched_is_said(adapter, tasks, tmp_path):
         another.port(another.align(host, max_flops=TINY_LIMIT, any_task=True), task=tasks["own"])
 
 
+@pytest.mark.integration
 def test_a_task_that_needs_another_plan_is_refused_rather_than_carried_by_halves(adapter, tasks):
     """Words are averaged by a product over all tokens, so a token task costs more and other parts are left out."""
     host = tiny_host("llama", hidden_size=40)
