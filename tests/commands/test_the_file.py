@@ -55,8 +55,8 @@ def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family,
     content = read_adapter(path)
     features = content.features
     assert features is not None
-    assert content.manifest.anchors.features is not None
-    assert report.feature_words == features.anchors.num_words == content.manifest.anchors.features.words
+    assert content.manifest.parts.features is not None
+    assert report.feature_words == features.anchors.num_words == content.manifest.parts.features.words
     assert features.anchors.num_words >= MIN_WORDS
     assert not set(features.anchors.texts) & set(content.anchors.texts)
     # As there is room for, less the words that this host of 64 positions cuts off; no byte more than allowed.
@@ -109,7 +109,7 @@ def test_no_feature_bank_where_none_is_wanted(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
     report = make_adapter(host, sequence_data(), path, anchors="general")
     content = read_adapter(path)
-    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "1.1")
+    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "2.0")
     _, carried = carry(path, host, sequence_data())
     assert carried.feature_quality is None
     assert carried.scores["ported"] == report.score
