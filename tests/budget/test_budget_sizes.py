@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import SMALL, random_adapter, tiny_file
@@ -14,6 +15,7 @@ from uhl_cli.budget.sizes import PARTS, file_sizes
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.errors import FormatError
 from uhl_cli.formats.adapter import read_adapter, write_adapter
+from uhl_cli.formats.container import ADAPTER, write
 from uhl_cli.schema import AdapterConfig
 
 CONFIGS = (
@@ -95,21 +97,33 @@ def test_a_wider_readout_grows_the_readout_alone(tmp_path):
     assert {name: after[name][0] for name in unchanged} == {name: before[name][0] for name in unchanged}
 
 
-def test_what_does_not_add_up_is_refused(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
     path = written(tmp_path / "a.safetensors")
     shapes = parameter_shapes(SMALL)
     data = path.read_bytes()
     for odd in (data + b"\0", data[:-1]):
         path.write_bytes(odd)
-        with pytest.raises(FormatError, match="the file"):
+        with pytest.raises(FormatError, match="not a whole"):
             file_sizes(path, shapes)
     path.write_bytes(data)
     tensors = load_file(path)
     save_file({**tensors, "stowaway": tensors["atoms_u"]}, path)
-    with pytest.raises(FormatError, match="the file"):
+    with pytest.raises(FormatError, match="not a uhl adapter"):
         file_sizes(path, shapes)
-    with pytest.raises(FormatError, match="cannot read"):
+    with pytest.raises(FormatError, match="no file"):
         file_sizes(tmp_path / "none.safetensors", shapes)
+
+
+def test_parts_that_are_not_known_are_counted(tmp_path):
+    path = written(tmp_path / "a.safetensors")
+    tensors = load_file(path)
+    before = by_part(path, SMALL)
+    write(path, ADAPTER, tiny_file().manifest, {**tensors, "transfer.codes": np.zeros(77, np.uint8)})
+    after = by_part(path, SMALL)
+    assert after.pop("other parts") == (77, 0)
+    assert {name: after[name] for name in after if name != "header"} == {
+        name: before[name] for name in before if name != "header"
+    }
 
 
 def test_measuring_imports_no_torch(tmp_path):

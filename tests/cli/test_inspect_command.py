@@ -86,7 +86,7 @@ def test_tables_say_what_is_in_a_task_file(adapter, tuned, here):
     assert (called.code, called.err) == (0, "")
     for words in ("task file", "before tuning", "a.safetensors, beside it", "uhl tune", "delta_theta", "the adapter's"):
         assert words in called.out, words
-    assert call("inspect", tuned.name, "--quiet") == Called(0, f"{tuned.stat().st_size}\t1.0\n", "")
+    assert call("inspect", tuned.name, "--quiet") == Called(0, f"{tuned.stat().st_size}\t2.0\n", "")
     assert json.loads(call("inspect", tuned.name, "--json").out)["kind"] == "task"
 
 
@@ -99,7 +99,7 @@ def test_json_is_the_report_and_quiet_is_one_line(adapter):
     assert report["adapter"]["anchors"]["entries"] is None
     with_texts = json.loads(call("inspect", adapter, "--json", "--anchors").out)
     assert len(with_texts["adapter"]["anchors"]["entries"]) == report["adapter"]["anchors"]["texts"]
-    assert call("inspect", adapter, "--quiet") == Called(0, f"{adapter.stat().st_size}\t1.1\n", "")
+    assert call("inspect", adapter, "--quiet") == Called(0, f"{adapter.stat().st_size}\t2.0\n", "")
 
 
 def heat_map(out: str) -> list[str]:
@@ -135,8 +135,8 @@ def test_anchor_words_are_marked(adapter):
 def test_verify_says_yes_in_one_line(adapter, place):
     called = call("inspect", adapter, "--verify")
     assert (called.code, called.err) == (0, "")
-    assert called.out == (f"a.safetensors: every invariant of format 1.1 holds ({adapter.stat().st_size:,} bytes)\n")
-    assert call("inspect", adapter, "--verify", "-q") == Called(0, f"{adapter.stat().st_size}\t1.1\n", "")
+    assert called.out == (f"a.safetensors: every invariant of format 2.0 holds ({adapter.stat().st_size:,} bytes)\n")
+    assert call("inspect", adapter, "--verify", "-q") == Called(0, f"{adapter.stat().st_size}\t2.0\n", "")
     assert json.loads(call("inspect", adapter, "--verify", "--json").out)["verification"] == {"problems": []}
     assert call("inspect", place.tagger, "--verify").code == 0
 

@@ -69,7 +69,7 @@ def step_of(checkpoint: Path) -> int:
     """Step of a run's checkpoint, which is always a whole file; 0 before the first."""
     try:
         with safe_open(checkpoint, framework="numpy") as file:
-            return int(file.metadata()["step"])
+            return json.loads(file.metadata()["uhl-checkpoint"])["step"]
     except FileNotFoundError:
         return 0
 

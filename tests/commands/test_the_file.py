@@ -19,7 +19,7 @@ from uhl_cli.commands.scoring import host_record
 from uhl_cli.commands.texts import MIN_WORDS
 from uhl_cli.data import load_task
 from uhl_cli.errors import BudgetError, DataError, FingerprintError, OutputError
-from uhl_cli.formats.adapter import FORMAT_VERSION, read_adapter
+from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.host.encode import encode
 from uhl_cli.schema import TrainingConfig
@@ -58,8 +58,8 @@ def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family,
     content = read_adapter(path)
     features = content.features
     assert features is not None
-    assert content.manifest.anchors.features is not None
-    assert report.feature_words == features.anchors.num_words == content.manifest.anchors.features.words
+    assert content.manifest.parts.features is not None
+    assert report.feature_words == features.anchors.num_words == content.manifest.parts.features.words
     assert features.anchors.num_words >= MIN_WORDS
     assert not set(features.anchors.texts) & set(content.anchors.texts)
     # As there is room for, less the words that this host of 64 positions cuts off; no byte more than allowed.
@@ -114,7 +114,7 @@ def test_no_feature_bank_where_none_is_wanted(tmp_path):
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
     report = make_adapter(host, sequence_data(), path, anchors="general")
     content = read_adapter(path)
-    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, FORMAT_VERSION)
+    assert (report.feature_words, content.features, content.manifest.format_version) == (0, None, "2.0")
     _, carried = carry(path, host, sequence_data())
     assert carried.feature_quality is None
     assert carried.scores["ported"] == report.score

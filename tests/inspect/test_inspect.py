@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import random
 import shutil
-import struct
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -17,67 +12,35 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from file_damage import rebuilt, setting
 from safetensors.numpy import load, save
-from tiny_adapters import SMALL, random_adapter, tiny_file
+from tiny_adapters import SMALL, tiny_file, tiny_task_file
 
 from uhl_cli.adapter.canonical import mix
-from uhl_cli.codes.layout import bits_of
-from uhl_cli.codes.quantise import codes_and_scales
-from uhl_cli.errors import FormatError, OutputError, UhlError, UsageError
-from uhl_cli.formats.adapter import AdapterFile, Quantised, read_adapter, to_bytes, write_adapter
+from uhl_cli.errors import FormatError, OutputError, UsageError
+from uhl_cli.formats.adapter import AdapterFile, Quantised, read_adapter, values_of, write_adapter
+from uhl_cli.formats.container import ADAPTER, TASK
 from uhl_cli.formats.convert import dequantised, stored_parameters
-from uhl_cli.formats.task import (
-    TaskFile,
-    TaskRecord,
-    adapter_digest,
-    read_task,
-    task_parameter_shapes,
-    write_task,
-)
+from uhl_cli.formats.task import TaskFile, read_task, write_task
 from uhl_cli.inspect.content import atom_statistics, mixing_weights
 from uhl_cli.inspect.figures import GROUP_COLOURS
 from uhl_cli.inspect.report import AdapterContent, Comparison, Group, InspectOptions, TaskContent
 from uhl_cli.inspect.run import run_inspect
-from uhl_cli.metrics import Score
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 
 TOKENS = SMALL.model_copy(update={"kind": "tokens", "num_labels": 4, "top_k": 1, "knots": (0.5, 1.0)})
 SHIPPED = sorted((Path(__file__).parents[2] / "adapters").glob("*.safetensors"))
 
 
-def sound(config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False) -> AdapterFile:
-    """A tiny file whose counts agree with each other too."""
-    content = tiny_file(config, seed=seed, featured=featured)
-    training = content.manifest.training.model_copy(update={"train_examples": sum(content.manifest.label_counts)})
-    return replace(content, manifest=content.manifest.model_copy(update={"training": training}))
-
-
-def task_of(adapter: Path, *, own_task: bool = True, seed: int = 0) -> TaskFile:
+def task_of(adapter: Path, **options: object) -> TaskFile:
     """A tiny task file that belongs to the adapter at `adapter`."""
-    manifest = read_adapter(adapter).manifest
-    record = TaskRecord(
-        adapter=adapter_digest(adapter),
-        config=manifest.config,
-        task=manifest.task,
-        label_counts=manifest.label_counts,
-        own_task=own_task,
-        target=manifest.source,
-        training=manifest.training,
-        versions={},
-        before=Score(metric="accuracy", value=0.5, low=0.4, high=0.6, examples=10),
-        score=Score(metric="accuracy", value=0.7, low=0.6, high=0.8, examples=10),
-    )
-    trained = random_adapter(manifest.config, seed=seed)
-    parameters = {}
-    for name in task_parameter_shapes(record):
-        codes, scales = codes_and_scales(trained.get_parameter(name), bits_of(name))
-        parameters[name] = Quantised(codes.numpy(), scales.numpy())
-    return TaskFile(record, parameters)
+    content = read_adapter(adapter)
+    return tiny_task_file(content.manifest, adapter=content.digest, **options)
 
 
 @pytest.fixture
 def adapter(tmp_path) -> Path:
-    write_adapter(tmp_path / "a.safetensors", sound())
+    write_adapter(tmp_path / "a.safetensors", tiny_file())
     return tmp_path / "a.safetensors"
 
 
@@ -116,7 +79,7 @@ def compared(path: Path, other: Path) -> Comparison:
 @pytest.mark.parametrize("config", [SMALL, TOKENS, AdapterConfig(num_atoms=3, canonical_size=5, readout_size=2)])
 def test_parts_are_the_files_tensors_and_sum_to_its_size(config, featured, tmp_path):
     path = tmp_path / "a.safetensors"
-    size = write_adapter(path, sound(config, featured=featured))
+    size = write_adapter(path, tiny_file(config, featured=featured))
     parts = {part.name: part for part in described(path).parts}
     assert sum(part.bytes for part in parts.values()) == size == path.stat().st_size
     assert sum(part.share for part in parts.values()) == pytest.approx(1)
@@ -183,7 +146,7 @@ def with_row(content: AdapterFile, name: str, index: int, codes: np.ndarray, sca
 
 
 def test_unused_atoms_and_closest_pairs_are_found():
-    content = sound()
+    content = tiny_file()
     u, v = content.parameters["atoms_u"], content.parameters["atoms_v"]
     before = atom_statistics(content.parameters)
     assert before.unused == ()
@@ -204,7 +167,7 @@ def test_unused_atoms_and_closest_pairs_are_found():
 
 
 def test_an_adapter_that_changes_nothing_has_no_pairs_and_is_described(tmp_path):
-    content = sound()
+    content = tiny_file()
     for index in range(SMALL.num_atoms):
         content = with_row(content, "atoms_u", index, np.zeros(9, np.int8), 0.0)
     write_adapter(tmp_path / "a.safetensors", content)
@@ -215,7 +178,7 @@ def test_an_adapter_that_changes_nothing_has_no_pairs_and_is_described(tmp_path)
 
 
 def test_mixing_summary_leaves_unused_atoms_out(tmp_path):
-    content = with_row(sound(), "atoms_u", 2, np.zeros(9, np.int8), 0.0)
+    content = with_row(tiny_file(), "atoms_u", 2, np.zeros(9, np.int8), 0.0)
     write_adapter(tmp_path / "a.safetensors", content)
     found = described(tmp_path / "a.safetensors").mixing
     weights = mixing_weights(content.parameters)
@@ -238,7 +201,7 @@ def test_anchor_texts_are_given_only_when_asked_for(adapter):
 
 def test_texts_of_the_feature_bank_are_given_behind_the_anchors(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_adapter(path, sound(featured=True))
+    write_adapter(path, tiny_file(featured=True))
     content, summary = read_adapter(path), described(path, anchors=True).anchors
     assert content.features is not None
     assert summary.entries is not None
@@ -263,7 +226,7 @@ def stored_sizes(stored: dict[str, Quantised]) -> tuple[int, int, int]:
 def test_task_files_beside_an_adapter_are_those_that_name_it(adapter, task, tmp_path):
     other = tmp_path / "elsewhere"
     other.mkdir()
-    write_adapter(other / "b.safetensors", sound(seed=1))
+    write_adapter(other / "b.safetensors", tiny_file(seed=1))
     write_task(tmp_path / "b.task.safetensors", task_of(other / "b.safetensors"))
     (tmp_path / "broken.task.safetensors").write_bytes(b"none")
     shutil.copy(task, tmp_path / "not-named-like-one.safetensors")
@@ -279,7 +242,7 @@ def test_task_files_beside_an_adapter_are_those_that_name_it(adapter, task, tmp_
 
 def test_a_task_file_knows_the_adapter_beside_it(adapter, task, tmp_path):
     assert described_task(task).adapter == "a.safetensors"
-    write_adapter(adapter, sound(seed=1))
+    write_adapter(adapter, tiny_file(seed=1))
     assert described_task(task).adapter is None
 
 
@@ -294,18 +257,7 @@ def test_what_is_neither_is_refused(tmp_path):
         run_inspect(InspectOptions(file=tmp_path / "c"))
 
 
-# --verify
-
-
-@pytest.mark.parametrize("featured", [False, True])
-@pytest.mark.parametrize("config", [SMALL, TOKENS])
-def test_sound_files_have_no_problem(config, featured, tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_adapter(path, sound(config, featured=featured))
-    assert problems(path) == ()
-    for own_task in (True, False):
-        write_task(tmp_path / "t", task_of(path, own_task=own_task))
-        assert problems(tmp_path / "t") == ()
+# --verify.  The formats' own rules, of which it lists every broken one, are tested with the readers: tests/formats.
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -313,234 +265,66 @@ def test_shipped_files_have_no_problem(path):
     assert problems(path) == ()
 
 
-def rewritten(data: bytes, manifest: dict[str, object] | None = None, **changes: np.ndarray | None) -> bytes:
-    """The file with other manifest fields (dotted names) and tensors (two underscores for a dot; None: left out)."""
-    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]
-    key = next(iter(header))
-    fields = json.loads(header[key])
-    for name, value in (manifest or {}).items():
-        *way, last = name.split(".")
-        place = fields
-        for step in way:
-            place = place[step]
-        place[last] = value
-    tensors = load(data)
-    for name, tensor in changes.items():
-        if tensor is None:
-            del tensors[name.replace("__", ".")]
-        else:
-            tensors[name.replace("__", ".")] = np.ascontiguousarray(tensor)
-    # As the writer writes it, so that nothing but the change is wrong.
-    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
-    return save({name: tensors[name] for name in sorted(tensors)}, metadata={key: text})
+def score(value: float, low: float, high: float) -> dict[str, object]:
+    return {"metric": "accuracy", "value": value, "low": low, "high": high, "examples": 10}
 
 
-def tensors_of(content: AdapterFile) -> dict[str, np.ndarray]:
-    return load(to_bytes(content))
-
-
-GOOD = tensors_of(sound())
-ODD_SCALE = GOOD["router.scale"].copy()
-ODD_SCALE[1] = np.nan
+SHARED = [
+    ("label_counts", [1, 2, 4], "label counts sum to 7; the training had 6"),
+    ("training.train_digest", "0", "train_digest is not a SHA-256"),
+    ("score", score(0.5, 0.8, 0.7), "score: 0.5 with the interval [0.8, 0.7] is upside down"),
+    ("score", score(1.5, 0.6, 0.7), "not within 0 and 1"),
+]
+ADAPTERS = [
+    ("source.fingerprint.digest", "short", "source.fingerprint.digest is not a SHA-256"),
+    ("source.fingerprint.architecture", " ", "source.fingerprint.architecture is empty"),
+    ("atoms_per_token", 2.5, "atoms_per_token is 2.5, more than top_k, 2"),
+]
+TASKS = [
+    ("target.fingerprint.digest", "x", "target.fingerprint.digest is not a SHA-256"),
+    ("target.fingerprint.model_type", "", "target.fingerprint.model_type is empty"),
+    ("before", score(0.5, 0.9, 0.6), "before: 0.5"),
+]
 
 
 @pytest.mark.parametrize(
-    ("manifest", "tensors", "words"),
-    [
-        ({"label_counts": [1, 2, 4]}, {}, "label counts sum to 7; the training had 6"),
-        ({"source.fingerprint.digest": "short"}, {}, "source.fingerprint.digest is not a SHA-256"),
-        ({"source.fingerprint.architecture": " "}, {}, "source.fingerprint.architecture is empty"),
-        ({"source.fingerprint.hidden_size": 0}, {}, "source.fingerprint.hidden_size"),
-        ({"training.train_digest": "0"}, {}, "train_digest is not a SHA-256"),
-        ({"anchors.digest": "0" * 64}, {}, "digest of the anchors"),
-        ({"anchors.texts": 3}, {}, "says 3 anchor texts"),
-        ({"atoms_per_token": 2.5}, {}, "atoms_per_token is 2.5, more than top_k, 2"),
-        (
-            {"score": {"metric": "accuracy", "value": 0.5, "low": 0.8, "high": 0.7, "examples": 1}},
-            {},
-            "upside down",
-        ),
-        (
-            {"score": {"metric": "accuracy", "value": 1.5, "low": 0.6, "high": 0.7, "examples": 1}},
-            {},
-            "not within 0 and 1",
-        ),
-        ({"format_version": "2.0"}, {}, "format version is 2.0"),
-        ({"unknown": 1}, {}, "breaks the format at unknown"),
-        ({"config.top_k": 3}, {}, "breaks the format at config.top_k"),
-        ({}, {"router__scale": ODD_SCALE}, "router.scale holds a value that is not finite"),
-        ({}, {"anchors__scale": -1 - GOOD["anchors.scale"]}, "anchors.scale holds a value that is not finite"),
-        ({}, {"anchors__scale": GOOD["anchors.scale"].T}, "anchors.scale is float32"),
-        ({}, {"delta_theta": GOOD["delta_theta"] * 0}, "delta_theta has a code outside -7..7"),
-        ({}, {"anchors__codes": GOOD["anchors.codes"] * 0 + 9}, "anchors.codes does not begin with the largest"),
-        ({}, {"anchors__codes": GOOD["anchors.codes"][:-1]}, "anchors.codes holds"),
-        ({}, {"atoms_u": np.full_like(GOOD["atoms_u"], -128)}, "atoms_u has a code outside -127..127"),
-        ({}, {"atoms_u": GOOD["atoms_u"].astype(np.int16)}, "atoms_u is int16"),
-        ({}, {"anchors__texts": GOOD["anchors.texts"][:-9]}, "anchors.texts"),
-        ({}, {"anchors__words": GOOD["anchors.words"][:-1]}, "anchors.words holds"),
-        ({}, {"anchors__words": GOOD["anchors.words"].astype(np.int64)}, "anchors.words is int64"),
-        ({}, {"head_bias": None}, "the part head_bias is missing"),
-        ({}, {"more": GOOD["router"]}, "the part more does not belong"),
-    ],
+    ("kind", "way", "value", "words"),
+    [(ADAPTER, *case) for case in SHARED + ADAPTERS] + [(TASK, *case) for case in SHARED + TASKS],
 )
-def test_every_broken_invariant_is_named(manifest, tensors, words, tmp_path):
+def test_counts_and_scores_that_disagree_are_named_though_a_reader_takes_them(kind, way, value, words, adapter, task):
+    path = adapter if kind is ADAPTER else task
+    assert problems(path) == ()
+    path.write_bytes(rebuilt(kind, path.read_bytes(), setting(way, value)))
+    assert run_inspect(InspectOptions(file=path)).format_version == kind.version
+    assert len(problems(path)) == 1
+    assert words in problems(path)[0]
+
+
+def test_a_token_task_counts_words(tmp_path):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(rewritten(to_bytes(sound()), manifest, **tensors))
-    found = problems(path)
-    assert [line for line in found if words in line], found
-    assert not [line for line in found if "\n" in line]
-
-
-FEATURED = tensors_of(sound(SMALL, featured=True))
-
-
-@pytest.mark.parametrize(
-    ("manifest", "tensors", "words"),
-    [
-        ({"anchors.features.digest": "0" * 64}, {}, "digest of the features"),
-        ({"anchors.features.texts": 3}, {}, "says 3 feature texts"),
-        ({"anchors.features.words": 0}, {}, "breaks the format at anchors.features.words"),
-        ({"anchors.features": None}, {}, "the part features.codes does not belong"),
-        ({}, {"features__codes": None}, "the part features.codes is missing"),
-        ({}, {"features__codes": FEATURED["features.codes"][:-1]}, "features.codes holds"),
-        ({}, {"features__scale": FEATURED["features.scale"] * np.nan}, "features.scale holds a value"),
-        ({}, {"features__mean": FEATURED["features.mean"][1:]}, "features.mean has another shape"),
-        (
-            {},
-            {"features__shift": FEATURED["features.shift"] + np.float32(np.inf)},
-            "features.shift has another shape, or a value",
-        ),
-        ({}, {"features__words": FEATURED["features.words"][:-1]}, "features.words holds"),
-        ({}, {"features__texts": FEATURED["features.texts"][:-9]}, "features.texts"),
-        ({}, {"anchors__codes": FEATURED["anchors.codes"][:-1]}, "anchors.codes holds"),
-    ],
-)
-def test_every_broken_invariant_of_a_feature_bank_is_named(manifest, tensors, words, tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(rewritten(to_bytes(sound(SMALL, featured=True)), manifest, **tensors))
-    found = problems(path)
-    assert [line for line in found if words in line], found
-
-
-def test_it_goes_on_after_the_first_problem(tmp_path):
-    path = tmp_path / "a.safetensors"
-    changes = {"label_counts": [1, 2, 4], "anchors.digest": "0" * 64, "source.fingerprint.digest": "x"}
-    tensors = {
-        "router__scale": ODD_SCALE,
-        "router": GOOD["router"].astype(np.int16),
-        "delta_theta": GOOD["delta_theta"] * 0,
-        "head_bias": None,
-        "more": GOOD["router"],
-    }
-    path.write_bytes(rewritten(to_bytes(sound()), changes, **tensors))
-    found = problems(path)
-    for words in (
-        "label counts",
-        "digest of the anchors",
-        "fingerprint.digest",
-        "router.scale",
-        "router is int16",
-        "delta_theta",
-        "head_bias is missing",
-        "more does not belong",
-    ):
-        assert sum(words in line for line in found) == 1, (words, found)
-    assert len(found) == 8
-
-
-def test_parts_are_checked_though_the_manifest_is_broken(tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(rewritten(to_bytes(sound()), {"licence": 3}, delta_theta=GOOD["delta_theta"] * 0))
-    found = problems(path)
-    assert any("licence" in line for line in found)
-    assert any("delta_theta" in line for line in found)
+    write_adapter(path, tiny_file(TOKENS))
+    assert problems(path) == ()
+    path.write_bytes(rebuilt(ADAPTER, path.read_bytes(), setting("training.train_examples", 100)))
+    assert problems(path) == ("the label counts sum to 10 words; the training had 100 sentences",)
 
 
 def test_size_is_checked(tmp_path):
-    content = sound(AdapterConfig(num_atoms=1024, canonical_size=512))
+    content = tiny_file(AdapterConfig(num_atoms=1024, canonical_size=512))
     path = tmp_path / "a.safetensors"
     size = write_adapter(path, content)
     assert problems(path) == (f"the file holds {size:,} bytes; at most 1,000,000 are allowed",)
-    with path.open("wb") as file:
-        file.truncate(65_000_000)
-    assert problems(path) == ("the file holds 65,000,000 bytes; no adapter is larger than 64,000,000",)
 
 
-def test_only_what_the_writer_writes_is_canonical(tmp_path):
-    path = tmp_path / "a.safetensors"
-    data = to_bytes(sound())
-    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]
-    for changed in (
-        save(load(data), metadata={"uhl": header["uhl"] + " "}),
-        save(load(data), metadata={**header, "more": "x"}),
-        rewritten(
-            data,
-            anchors__words=GOOD["anchors.words"]
-            | np.append(np.zeros(len(GOOD["anchors.words"]) - 1), 1).astype(np.uint8),
-        ),
-    ):
-        path.write_bytes(changed)
-        read_adapter(path)  # no reader minds
-        assert [line for line in problems(path) if "other bytes" in line]
-    # Another build of zlib may compress the same texts to other bytes.
-    texts = zlib.compress(zlib.decompress(GOOD["anchors.texts"].tobytes()), 1)
-    path.write_bytes(rewritten(data, anchors__texts=np.frombuffer(texts, np.uint8)))
-    assert path.read_bytes() != data
-    assert problems(path) == ()
-
-
-def test_problems_of_a_task_file_are_named(adapter, task):
-    data = task.read_bytes()
-    for changes, tensors, words in (
-        ({"label_counts": [1, 2, 4]}, {}, "label counts"),
-        ({"target.fingerprint.digest": "x"}, {}, "target.fingerprint.digest"),
-        ({"before.low": 0.9}, {}, "before: 0.5"),
-        ({"adapter": "x"}, {}, "breaks the format at adapter"),
-        ({}, {"delta_theta": load(data)["delta_theta"] * 0}, "delta_theta has a code"),
-        ({}, {"more": load(data)["delta_theta"]}, "more does not belong"),
-    ):
-        task.write_bytes(rewritten(data, changes, **tensors))
-        assert [line for line in problems(task) if words in line], words
-    task.write_bytes(data)
-    assert problems(task) == ()
-
-
-def test_a_file_that_is_not_ours_is_a_problem_and_a_missing_one_an_error(tmp_path):
+def test_a_file_that_is_not_ours_is_a_problem_and_one_that_cannot_be_read_an_error(tmp_path):
     (tmp_path / "a").write_bytes(b"nothing")
     assert "not a whole safetensors file" in problems(tmp_path / "a")[0]
     (tmp_path / "b").write_bytes(save({"a": np.zeros(3, np.float32)}))
-    assert "neither" in problems(tmp_path / "b")[0]
-    with pytest.raises(FormatError, match="no file"):
-        problems(tmp_path / "absent")
-
-
-def test_names_of_parts_cannot_command_a_terminal(tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(rewritten(to_bytes(sound()), **{"\x1b[31m\nred": GOOD["router"]}))
-    found = problems(path)
-    assert [line for line in found if "red does not belong" in line]
-    assert all(line.isprintable() for line in found)
-
-
-@pytest.mark.parametrize("kind", ["adapter", "task"])
-def test_nothing_that_a_reader_refuses_is_called_sound(kind, adapter, task):
-    """Flipped, cut and repeated bytes: a report, never an exception, and never milder than the reader."""
-    path = adapter if kind == "adapter" else task
-    valid, draw, refusals = path.read_bytes(), random.Random(11), 0
-    read = read_adapter if kind == "adapter" else read_task
-    for _ in range(int(os.environ.get("UHL_FUZZ", "300"))):
-        data = bytearray(valid)
-        for _ in range(draw.randint(1, 3)):
-            place = draw.randrange(len(data))
-            data[place : place + draw.choice((0, 1, 1, 1))] = bytes([draw.randrange(256)])
-        path.write_bytes(bytes(data))
-        found = problems(path)
-        try:
-            read(path)
-        except UhlError:
-            refusals += 1
-            assert found
-    assert refusals > 0
+    assert "not a uhl adapter" in problems(tmp_path / "b")[0]
+    with (tmp_path / "c").open("wb") as file:
+        file.truncate(ADAPTER.max_bytes + 1)
+    for name, words in (("absent", "no file"), ("c", "no adapter is larger"), (".", "is a folder")):
+        with pytest.raises(FormatError, match=words):
+            problems(tmp_path / name)
 
 
 # --diff
@@ -558,7 +342,7 @@ def test_a_file_differs_from_itself_in_nothing(adapter, task, tmp_path):
 
 
 def test_difference_is_told_by_field_part_and_anchor(adapter, tmp_path):
-    content = sound()
+    content = tiny_file()
     router = content.parameters["router"]
     changed = replace(
         content,
@@ -583,7 +367,7 @@ def test_difference_is_told_by_field_part_and_anchor(adapter, tmp_path):
 
 
 def test_difference_of_a_feature_bank_is_one_more_part(adapter, tmp_path):
-    one, other = sound(featured=True), sound(featured=True)
+    one, other = tiny_file(featured=True), tiny_file(featured=True)
     assert one.features is not None
     assert other.features is not None
     paths = [tmp_path / "one", tmp_path / "other"]
@@ -602,7 +386,7 @@ def test_difference_of_a_feature_bank_is_one_more_part(adapter, tmp_path):
 
 def test_files_of_other_shape_and_kind_are_compared_as_far_as_that_goes(adapter, tmp_path):
     other = tmp_path / "b.safetensors"
-    write_adapter(other, sound(TOKENS))
+    write_adapter(other, tiny_file(TOKENS))
     found = compared(adapter, other)
     parts = {entry.name: entry for entry in found.parts}
     assert (parts["readout_pool"].first, parts["readout_pool"].second) == ((5,), None)
@@ -625,7 +409,7 @@ def test_an_adapter_and_a_task_file_are_not_compared(adapter, task):
 def test_figures_are_drawn_in_every_format(ending, magic, adapter, task, tmp_path):
     pytest.importorskip("matplotlib")
     featured = tmp_path / "featured.safetensors"
-    write_adapter(featured, sound(featured=True))
+    write_adapter(featured, tiny_file(featured=True))
     for path in (adapter, task, featured):
         plot = tmp_path / f"{path.stem}.{ending}"
         report = run_inspect(InspectOptions(file=path, plot=plot))

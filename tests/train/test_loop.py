@@ -19,7 +19,6 @@ from uhl_cli.cost.plan import full_plan
 from uhl_cli.data import Examples
 from uhl_cli.data.examples import token_examples
 from uhl_cli.errors import DataError, TrainingError
-from uhl_cli.formats.checkpoint import load_checkpoint, run_digest, save_checkpoint
 from uhl_cli.host.running import frozen
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import head_logits, mean_final_states
@@ -214,67 +213,6 @@ def test_a_loss_that_is_not_finite_is_an_error(toy):
     with pytest.raises(TrainingError, match="the loss is nan at step 2") as caught:
         toy.train(adapter, separable(), CONFIG.model_copy(update={"max_steps": 2}))
     assert "--learning-rate" in caught.value.hint
-
-
-def trained(toy, steps=3):
-    adapter = CanonicalAdapter(AdapterConfig())
-    optimizer = optimizer_for(adapter, CONFIG)
-    for _ in range(steps):
-        one_step(toy, adapter, separable(8), TrainingConfig(update_dropout=0.0))
-        optimizer.step()
-        optimizer.zero_grad()
-    return adapter, optimizer
-
-
-def moments(adapter, optimizer):
-    return {
-        f"{name}.{key}": torch.as_tensor(value).clone()
-        for name, parameter in adapter.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def test_checkpoint_restores_parameters_and_moments_exactly(toy, tmp_path):
-    adapter, optimizer = trained(toy)
-    save_checkpoint(tmp_path / "c.safetensors", adapter, optimizer, step=3, digest="d")
-    fresh = CanonicalAdapter(AdapterConfig(), seed=9)
-    fresh_optimizer = optimizer_for(fresh, CONFIG)
-    assert load_checkpoint(tmp_path / "c.safetensors", fresh, fresh_optimizer, digest="d") == 3
-    assert same(state(adapter), state(fresh))
-    assert moments(adapter, optimizer)
-    assert same(moments(adapter, optimizer), moments(fresh, fresh_optimizer))
-    for model, stepper in ((adapter, optimizer), (fresh, fresh_optimizer)):
-        one_step(toy, model, separable(8), TrainingConfig(update_dropout=0.0))
-        stepper.step()
-    assert same(state(adapter), state(fresh))
-
-
-def test_checkpoint_of_another_run_is_refused(toy, tmp_path):
-    adapter, optimizer = trained(toy, 1)
-    save_checkpoint(tmp_path / "c.safetensors", adapter, optimizer, step=1, digest="d")
-    before = state(adapter)
-    with pytest.raises(TrainingError, match="other options"):
-        load_checkpoint(tmp_path / "c.safetensors", adapter, optimizer, digest="e")
-    assert same(before, state(adapter))
-    assert run_digest({"a": 1, "b": 2}) == run_digest({"b": 2, "a": 1}) != run_digest({"a": 1, "b": 3})
-
-
-@pytest.mark.parametrize("damage", ["empty", "half", "text", "other tensors", "folder"])
-def test_damaged_checkpoint_is_a_training_error(toy, tmp_path, damage):
-    path = tmp_path / "c.safetensors"
-    adapter, optimizer = trained(toy, 1)
-    save_checkpoint(path, adapter, optimizer, step=1, digest="d")
-    data = path.read_bytes()
-    if damage == "other tensors":
-        save_checkpoint(path, torch.nn.Linear(2, 2), torch.optim.AdamW([torch.zeros(1)]), step=1, digest="d")
-    elif damage == "folder":
-        path.unlink()
-        path.mkdir()
-    else:
-        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "text": b"not a checkpoint"}[damage])
-    with pytest.raises(TrainingError) as caught:
-        load_checkpoint(path, adapter, optimizer, digest="d")
-    assert caught.value.hint
 
 
 def test_interrupted_training_goes_on_as_if_nothing_had_happened(toy, tmp_path):
