@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from patching import PatchOfImported
+from sharing import asks_for_gpu, share_out
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,29 +20,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def asks_for_gpu(config: pytest.Config) -> bool:
-    """Whether the run was asked for tests on a GPU."""
-    return "cuda" in config.option.markexpr.replace("not cuda", "")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Hide a GPU from all tests but those that ask for one, so that the others do the same everywhere."""
     if not asks_for_gpu(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before xdist's
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Share a run of everything out among the cores; a run of named files, on a GPU or in a debugger stays in one."""
-    if hasattr(config, "workerinput"):  # one of the processes that share a run, which must not share it out again
-        return
-    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly
-    if not everything or config.option.usepdb or asks_for_gpu(config) or not config.pluginmanager.hasplugin("xdist"):
-        return
-    if config.option.numprocesses is None:
-        config.option.numprocesses = "auto"
-        config.option.dist = "loadfile"
-        config.option.loadscopereorder = False
+    """A run of everything uses all cores; see `sharing`."""
+    share_out(config)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
