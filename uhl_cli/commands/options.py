@@ -55,8 +55,8 @@ class PretrainOptions(Frozen):
     data: DataOptions
     output: Path = Path("adapter.safetensors")
     anchors: str | None = None
-    num_anchors: int = Field(2048, ge=32, le=100_000)
-    feature_words: int | None = Field(None, ge=0, le=1_000_000)
+    num_anchors: int = Field(2048, ge=32, le=20_000)
+    feature_words: int | None = Field(None, ge=0, le=200_000)
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     licence: str = Field("unspecified", max_length=500)
