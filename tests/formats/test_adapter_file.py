@@ -458,6 +458,8 @@ def test_an_optional_part_that_is_not_known_is_left_out_and_kept(path):
     parts = run_inspect(InspectOptions(file=path)).adapter.parts
     assert sum(part.bytes for part in parts) == len(data)
     assert {part.name for part in parts if part.group == "other"} == set(found.others)
+    odd = to_bytes(replace(extended, others={"transfer.[red]": brain}))
+    assert_refused(path, odd, "the part transfer.[red] does not belong")
 
 
 def test_a_newer_minor_version_is_read_as_far_as_it_is_known(path):
