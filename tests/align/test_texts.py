@@ -10,6 +10,7 @@ from uhl_cli.align.texts import (
     MIN_WORDS,
     AnchorTexts,
     choose_anchors,
+    count_words,
     general_texts,
     in_style_of,
     read_texts,
@@ -27,6 +28,7 @@ def test_word_spans_are_words_and_single_marks():
         *("He", "didn't", "re-run", "it", ".", ".", ".", "«", "naïve", "»", "!"),
     ]
     assert words_of("  ") == []
+    assert [count_words(text) for text in ("He didn't re-run it... «naïve»!", "  ", "")] == [11, 0, 0]
 
 
 def test_word_spans_cover_all_but_white_space():

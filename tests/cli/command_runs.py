@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer.rich_utils  # decides on colours when first imported, which may not be within a call that forces them
 import typer.testing
 from tiny_hosts import SENTENCES
 

@@ -43,7 +43,7 @@ def damaged(place: Workplace, here: Path, damage: str) -> Path:
     elif damage == "newer":
         with safe_open(place.adapter, framework="numpy") as file:
             manifest = json.loads(file.metadata()["uhl"])
-        manifest["format_version"] = "2.0"
+        manifest["format_version"] = "3.0"
         save_file(load_file(place.adapter), path, metadata={"uhl": json.dumps(manifest)})
     else:
         path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "text": b"once upon a time"}[damage])

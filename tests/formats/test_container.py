@@ -148,11 +148,10 @@ def test_it_is_a_safetensors_file_laid_out_as_that_library_does(tensors, path):
     assert ours == header_of(theirs)
 
 
-@pytest.mark.parametrize("kind", [PORTED, CHECKPOINT], ids=lambda kind: kind.noun)
-def test_every_flipped_bit_is_found(kind, path):
-    """Of the other kinds too, in their own tests."""
-    write(path, kind, note(kind), TENSORS | TORCH)
-    assert_flips_are_found(path, lambda: read(path, kind), error=FormatError)
+def test_every_flipped_bit_is_found(path):
+    """Of the other kinds, see their own tests."""
+    write(path, PORTED, note(PORTED), TENSORS | TORCH)
+    assert_flips_are_found(path, lambda: read(path, PORTED), error=FormatError)
 
 
 def test_every_bit_of_a_small_file_is_guarded(path):
@@ -357,7 +356,10 @@ def test_files_of_another_kind_are_named(path):
         for other in KINDS:
             if kind is not other:
                 refused(
-                    path, to_bytes(other, note(other), {}), f"a {other.noun} of uhl, not the {kind.noun}", kinds=(kind,)
+                    path,
+                    to_bytes(other, note(other), {}),
+                    f"not a uhl {kind.noun} but a uhl {other.noun}",
+                    kinds=(kind,),
                 )
         refused(path, save(dict(TENSORS)), f"not a uhl {kind.noun}", kinds=(kind,))
         refused(path, save(dict(TENSORS), metadata={"format": "pt"}), f"not a uhl {kind.noun}", kinds=(kind,))

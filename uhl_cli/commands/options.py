@@ -101,11 +101,11 @@ class PretrainOptions(Options):
         "texts; 'general' takes sentences of this package and FILE your own (one text a line), for when your training "
         "text must not leave your house",
     )
-    num_anchors: int = Field(2048, ge=32, le=100_000, description="anchor words; each takes some 250 bytes")
+    num_anchors: int = Field(2048, ge=32, le=20_000, description="anchor words; each takes some 250 bytes")
     feature_words: int | None = Field(
         None,
         ge=0,
-        le=1_000_000,
+        le=200_000,
         description="most words of the feature bank, whose texts ship as well; 0 for none. By default it takes what "
         "the anchors leave of --max-bytes, if there is text for it",
     )

@@ -72,8 +72,8 @@ class AdapterSection(Frozen):
     source: HostOptions | None = None
     pretraining: TrainingConfig = TrainingConfig()
     anchors: str | None = "general"
-    num_anchors: int = Field(2048, ge=32, le=100_000)
-    feature_words: int | None = Field(None, ge=0, le=1_000_000)
+    num_anchors: int = Field(2048, ge=32, le=20_000)
+    feature_words: int | None = Field(None, ge=0, le=200_000)
 
     @model_validator(mode="after")
     def _one_of_them(self) -> AdapterSection:

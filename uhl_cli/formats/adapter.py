@@ -12,7 +12,8 @@ The record is the manifest (`schema.Manifest`).  Tensors:
 | anchors.texts | uint8 | zlib of the anchor texts, UTF-8, joined by newlines |
 | anchors.words | uint8 [ceil(words / 8)] | bit i (most significant first): is word i of all texts an anchor word? |
 
-Optional parts are listed in the manifest under `parts`, by name; all tensors of part `x` are named `x.` and something.
+Optional parts are listed in the manifest under `parts`, by name; all tensors of part `x` are named `x.` and words of
+letters, digits and underscores, joined by dots.
 The part `features`, a feature bank (W words, F = readout_size + num_labels):
 
 | name | dtype and shape | meaning |
@@ -68,7 +69,7 @@ FORMAT_VERSION = ADAPTER.version
 ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
 FEATURE_PARTS = tuple(f"features.{name}" for name in ("codes", "mean", "scale", "shift", "texts", "words"))
 MAX_TEXT_BYTES = 2_000_000
-# Of coordinates and features together: ten times those of an adapter of 1 MB.
+# Of the coordinates, and of the features: ten times those of an adapter of 1 MB.
 MAX_CODES = 16_000_000
 # Largest value of a parameter or a coordinate.  A step of AdamW moves a parameter by about the learning rate at most:
 # at 0.002, this is 50,000 steps in one direction.  Those of the adapters that ship stay below 4.
@@ -79,6 +80,7 @@ MAX_FEATURE = 10_000.0
 MAX_GAIN = 1_000.0
 _WIDTHS = (16, 128, 1024, 16_384)
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_PART_TENSOR = re.compile(rf"({_PART_NAME.pattern})(\.\w{{1,64}}){{1,4}}", re.ASCII)
 
 Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
@@ -183,7 +185,8 @@ def parse_adapter(contents: Contents, problems: Problems) -> AdapterFile | None:
     problems.attempt(check_gains, parameters)
     if manifest is None:
         return None
-    others = {name: tensors[name] for name in tensors if name.split(".")[0] in manifest.parts.unknown}
+    found = {name: _PART_TENSOR.fullmatch(name) for name in tensors}
+    others = {name: tensors[name] for name, match in found.items() if match and match[1] in manifest.parts.unknown}
     for name, part in manifest.parts.unknown.items():
         problems.attempt(_check_unknown, name, required=part.required, shapes=shapes)
     features = manifest.parts.features
@@ -235,20 +238,21 @@ def check_sizes(manifest: Manifest) -> bool:
     """
     config, features = manifest.config, manifest.parts.features
     parameter_shapes(config)
-    total = len(config.knots) * manifest.anchors.words * config.canonical_size
+    codes = {"anchors": len(config.knots) * manifest.anchors.words * config.canonical_size}
     if features is not None:
-        total += features.words * (config.readout_size + config.num_labels)
-    if total > MAX_CODES:
-        raise FormatError(
-            f"anchors and features have {total:,} codes; at most {MAX_CODES:,} are allowed.",
-            "Use fewer --num-anchors or --feature-words.",
-        )
+        codes["features"] = features.words * (config.readout_size + config.num_labels)
+    for name, count in codes.items():
+        if count > MAX_CODES:
+            raise FormatError(
+                f"the {name} have {count:,} codes; at most {MAX_CODES:,} are allowed.",
+                "Use fewer --num-anchors or --feature-words.",
+            )
     return True
 
 
 def _check_unknown(name: str, *, required: bool, shapes: Mapping[str, object]) -> None:
     if not _PART_NAME.fullmatch(name) or name in shapes or name == "anchors":
-        raise FormatError(f"{name} is no name of an optional part")
+        raise FormatError(f"{name[:100]} is no name of an optional part")
     if required:
         raise NewerFormatError(f"it needs the part {name}, which this uhl does not know", container.UPGRADE)
 

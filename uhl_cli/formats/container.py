@@ -83,9 +83,9 @@ class Kind:
     older: tuple[str, ...] = ()
 
 
-ADAPTER = Kind("uhl", "adapter", "2.0", 16_000_000, older=("1.1",))
+ADAPTER = Kind("uhl", "adapter", "2.0", 20_000_000, older=("1.1",))
 TASK = Kind(
-    "uhl-task", "task file", "2.0", 16_000_000, "Make it again with `uhl tune ADAPTER --target HOST --task TASK`."
+    "uhl-task", "task file", "2.0", 20_000_000, "Make it again with `uhl tune ADAPTER --target HOST --task TASK`."
 )
 PORTED = Kind(
     "uhl-ported",
@@ -298,7 +298,7 @@ def read_record(
         newer = _numbers(contents.version) > _numbers(contents.kind.version)
         for entry in error.errors():
             where = ".".join(str(part) for part in entry["loc"]) or "its top"
-            line = f"the record breaks the format at {where}: {entry['msg']}"
+            line = f"the record breaks the format at {where[:200]}: {entry['msg']}"
             if newer:
                 known = f"format {contents.version} goes beyond {contents.kind.version}, which this uhl knows"
                 problems.add(NewerFormatError(f"{known}: {line}", UPGRADE))
@@ -359,7 +359,7 @@ def _kind(metadata: object, kinds: tuple[Kind, ...]) -> Kind:
     for kind in (*kinds, *_KINDS):
         if isinstance(metadata.get(kind.key), str):
             if kind not in kinds:
-                raise FormatError(f"this is a {kind.noun} of uhl, not the {wanted} that is wanted", kinds[0].hint)
+                raise FormatError(f"this is not a uhl {wanted} but a uhl {kind.noun}", kinds[0].hint)
             return kind
     raise FormatError(f"this is a safetensors file but not a uhl {wanted}", kinds[0].hint)
 
