@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pydantic import ValidationError
 
@@ -76,7 +76,7 @@ def load_task(
         columns = _columns(splits, row, flags)
         known = tuple(labels) if labels is not None else row.labels if row is not None else None
         label_map = _label_map(splits, columns, known)
-        task = _task(name, row, columns, label_map.names)
+        task = _task(_label(name, data) if row is None else name, row, columns, label_map.names)
         notes: list[str] = []
         parts = _parts(splits, columns, label_map, wanted, seed, notes)
         limits = {"train": limit_train, "evaluation": limit_evaluation}
@@ -133,11 +133,20 @@ def _label_map(splits: Splits, columns: Columns, known: tuple[str, ...] | None) 
     return map_labels(values(), splits.tables[0].class_names(columns.label), known, origin)
 
 
-def _task(name: str, row: TaskRow | None, columns: Columns, names: tuple[str, ...]) -> Task:
+def _label(name: str, data: str | None) -> str:
+    """The task's name in adapter files, which are given away: no path of this machine in it.
+
+    With `data`, the name is nothing but a name, and may come out of a stranger's file: no file is looked for.
+    """
+    if data is not None:
+        return PurePath(name).name or name if name.startswith(("/", ".", "~", "\\")) else name
     path = Path(name).expanduser()
-    if row is None and (path.exists() or path.is_absolute() or name.startswith(".")):
-        # The task goes into adapter files, which are given away: no path of this machine in it.
-        name = path.absolute().stem if path.is_file() else path.absolute().name
+    if path.is_file():
+        return path.absolute().stem
+    return path.absolute().name if path.exists() or name.startswith(".") else name
+
+
+def _task(name: str, row: TaskRow | None, columns: Columns, names: tuple[str, ...]) -> Task:
     entities = columns.kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names)
     metric: Metric = "entity_f1" if entities else "accuracy"
     try:

@@ -11,19 +11,23 @@ from uhl_cli.errors import DataError
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Progress bars and logging of `datasets` are off inside, and as before after it."""
+    """Progress bars and logging of `datasets`, and logging of the hub, are off inside, and as before after it."""
     import datasets
+    import huggingface_hub
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     silent = are_progress_bars_disabled()
-    verbosity = datasets.logging.get_verbosity()
+    loggers = (datasets.logging, huggingface_hub.logging)
+    verbosity = [logger.get_verbosity() for logger in loggers]
     disable_progress_bars()
-    # What goes wrong is told once, by the DataError; the library would log it beforehand.
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    # What goes wrong is told once, by the DataError; the libraries would log it beforehand.
+    for logger in loggers:
+        logger.set_verbosity(logger.CRITICAL)
     try:
         yield
     finally:
-        datasets.logging.set_verbosity(verbosity)
+        for logger, before in zip(loggers, verbosity, strict=True):
+            logger.set_verbosity(before)
         if not silent:
             enable_progress_bars()
 
