@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -238,7 +239,7 @@ def test_tune_of_a_strangers_file(name, here, target, asked_of_hub, files_opened
 
 
 class Hub:
-    """A server on this machine that takes connections, counts them and closes each without an answer."""
+    """A server on this machine that counts its connections and tells each that it is out of service."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -247,13 +248,14 @@ class Hub:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        while True:
-            try:
+        answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        with contextlib.suppress(OSError):  # the test is over
+            while True:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return  # the test is over
-            self.calls += 1
-            connection.close()
+                self.calls += 1
+                with connection, contextlib.suppress(OSError):  # the client is gone
+                    connection.recv(65536)
+                    connection.sendall(answer)
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
