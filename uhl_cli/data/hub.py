@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uhl_cli.data.quiet import cause, data_error, load_failures, offline_datasets
+from uhl_cli.data.table import cause, data_error, load_failures, offline_datasets
 from uhl_cli.data.tasks import TASKS
 from uhl_cli.errors import DataError
 
