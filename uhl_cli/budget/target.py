@@ -32,8 +32,8 @@ from uhl_cli.cost.flops_fvcore import count_flops_fvcore
 from uhl_cli.cost.memory import peak_bytes
 from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
 from uhl_cli.cost.plan import adapter_flops_per_token, full_plan
-from uhl_cli.data import TASKS, Examples, load_task
-from uhl_cli.errors import BudgetError, DataError, HostError, first_line
+from uhl_cli.data import Examples, evaluation_data
+from uhl_cli.errors import BudgetError, HostError, first_line
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.config_only import load_config_host
 from uhl_cli.host.hostmap import HostMap
@@ -134,21 +134,10 @@ def _atoms(ported: PortedModel, examples: Examples, source: str, reporter: Repor
 
 def _examples(adapter: UniversalAdapter, options: BudgetOptions, *, offline: bool) -> tuple[Examples, str]:
     """The data that was asked for, else the anchor texts; with what they are, for the report."""
-    task = adapter.manifest.task
     if not options.data_asked:
         return anchor_examples(adapter), "the adapter's anchor texts"
-    flags = options.data.model_dump(exclude={"task"})
-    name = options.data.task or task.name
-    if name == task.name and name not in TASKS:
-        # The columns that the adapter was trained on are the best guess for more data of a user's own task.
-        for column in ("text_column", "pair_column", "label_column", "tokens_column"):
-            flags[column] = flags[column] or getattr(task, column)
-    data = load_task(name, labels=task.labels, offline=offline, seed=options.seed, need_train=False, **flags)
-    hint = "Give data of the adapter's own task with --data, or leave it out."
-    if data.task.kind != task.kind:
-        raise DataError(f"the data is of a {data.task.kind} task, the adapter of a {task.kind} task.", hint)
-    if data.evaluation is None or len(data.evaluation) == 0:
-        raise DataError("the data has no evaluation example.", hint)
+    data = evaluation_data(adapter.manifest.task, options.data.model_dump(), offline=offline, seed=options.seed)
+    assert data.evaluation is not None  # evaluation_data gives one example or more
     return data.evaluation, data.source
 
 

@@ -16,8 +16,8 @@ from uhl_cli.commands.scoring import (
     references_of,
     refuse_unwritable,
 )
-from uhl_cli.data import TASKS, Examples, TaskData, load_task
-from uhl_cli.errors import DataError, LabelError, OutputError
+from uhl_cli.data import TaskData, evaluation_data
+from uhl_cli.errors import DataError, LabelError, OutputError, UsageError
 from uhl_cli.formats.ported import FILE_NAME, save_ported
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import paired_difference, score
@@ -25,8 +25,6 @@ from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import PortReport, Reporter, phase, silent
 from uhl_cli.schema import HostRecord
-
-_LABELLED = {"sequence": "whole texts", "tokens": "words"}
 
 
 def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedModel, PortReport]:
@@ -134,37 +132,12 @@ def _data(adapter: UniversalAdapter, options: PortOptions) -> tuple[TaskData | N
     """
     if not options.score:
         return None, "not scored: --no-score"
-    task = adapter.manifest.task
-    flags = options.data.model_dump(exclude={"task"})
-    name = options.data.task or task.name
-    if name == task.name and name not in TASKS:
-        # The columns that the adapter was trained on are the best guess for more data of a user's own task.
-        for column in ("text_column", "pair_column", "label_column", "tokens_column"):
-            flags[column] = flags[column] or getattr(task, column)
+    task, offline = adapter.manifest.task, options.target.offline
     try:
-        data = load_task(
-            name,
-            labels=task.labels,
-            offline=options.target.offline,
-            seed=options.seed,
-            need_train=False,
-            **flags,
-        )
+        return evaluation_data(task, options.data.model_dump(), offline=offline, seed=options.seed), None
     except LabelError:
         raise
-    except DataError as error:
+    except (DataError, UsageError) as error:
         if options.data_required:
             raise
-        return None, f"not scored: {error.message}"
-    _check_kind(data, adapter)
-    return data, None
-
-
-def _check_kind(data: TaskData, adapter: UniversalAdapter) -> None:
-    task = adapter.manifest.task
-    examples: Examples | None = data.evaluation
-    hint = "Give evaluation data of the adapter's own task with --data."
-    if data.task.kind != task.kind:
-        raise DataError(f"the data labels {_LABELLED[data.task.kind]}, the adapter {_LABELLED[task.kind]}.", hint)
-    if examples is None or len(examples) == 0:
-        raise DataError("the data has no evaluation example.", hint)
+        return None, f"not scored: {error}"

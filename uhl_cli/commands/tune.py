@@ -18,7 +18,7 @@ from uhl_cli.commands.scoring import (
 )
 from uhl_cli.commands.search import optimise
 from uhl_cli.commands.tune_setting import settle, train_task
-from uhl_cli.data import TaskData, load_task
+from uhl_cli.data import TaskData, load_task, name_to_load
 from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Difference, Score, paired_difference, score
@@ -35,7 +35,7 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
     """
     adapter = UniversalAdapter.load(options.adapter)
     own = adapter.manifest.task
-    name = options.data.task or own.name
+    name = name_to_load(own, options.data.model_dump())
     output = options.output_path(name)
     files = RunFiles(output.with_name(output.name + ".uhl-run"))
     refuse_overwriting(output, files, resume=options.resume, overwrite=options.overwrite)

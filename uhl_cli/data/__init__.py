@@ -1,7 +1,19 @@
 """Tasks and their examples; importing this imports neither torch nor datasets."""
 
+from uhl_cli.data.adapter_task import evaluation_data, name_to_load
 from uhl_cli.data.examples import Examples, TaskData
-from uhl_cli.data.load import load_task, local_source
+from uhl_cli.data.load import load_task
+from uhl_cli.data.splits import local_source
 from uhl_cli.data.tasks import TASKS, Task, TaskRow
 
-__all__ = ["TASKS", "Examples", "Task", "TaskData", "TaskRow", "load_task", "local_source"]
+__all__ = [
+    "TASKS",
+    "Examples",
+    "Task",
+    "TaskData",
+    "TaskRow",
+    "evaluation_data",
+    "load_task",
+    "local_source",
+    "name_to_load",
+]

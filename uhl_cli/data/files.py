@@ -1,22 +1,21 @@
-"""Local data: find the files of the splits in a folder, and read each through `datasets`.
+"""Local data: find the files of the splits in a folder, and read each: tables through `datasets`, CoNLL here.
 
-Text stays text: `null`, `NA` and `007` come out as they are written, and a
-line with too few or too many fields is an error with its number.
+Text stays text: `null`, `NA` and `007` come out as they are written, and a line with too few or too many fields is an
+error with its number.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from uhl_cli.data.conll import read_conll
-from uhl_cli.data.json_nulls import refuse_null_words
-from uhl_cli.data.quiet import data_error, load_failures
-from uhl_cli.data.table import Table
+from uhl_cli.data.table import Table, data_error, load_failures
 from uhl_cli.errors import DataError
 
 READERS: Mapping[str, str] = {
@@ -31,6 +30,11 @@ READERS: Mapping[str, str] = {
 TRAIN_STEMS = ("train",)
 EVALUATION_STEMS = ("dev", "valid", "eval", "test")  # "valid" finds "validation" too
 
+# The tags of CoNLL files.
+_TAG = re.compile(r"O|[BIES]-\S+")
+_BLANKS = re.compile(r"[ \t]+")  # str.split() would also cut words at no-break spaces
+# Finds every list with null in JSON and now and then a text that looks like one, which parsing then tells apart.
+_NULL_IN_LIST = re.compile(rb"[\[,]\s*null\s*[,\]]")
 _SHARD = re.compile(r"(.*)-\d+-of-\d+$")
 _SUFFIXES = " ".join(READERS)
 
@@ -83,18 +87,14 @@ def read_files(paths: list[Path]) -> Table:
         if any(path.stat().st_size == 0 for path in paths):
             raise DataError(f"{origin} is empty.", "Give a file with data.")
         if reader == "conll":
-            words: list[list[str]] = []
-            tags: list[list[str]] = []
-            for path in paths:
-                more_words, more_tags = read_conll(path)
-                words += more_words
-                tags += more_tags
+            parts = [_read_conll(path) for path in paths]
+            words, tags = (list(chain.from_iterable(column)) for column in zip(*parts, strict=True))
             return Table(Dataset.from_dict({"tokens": words, "tags": tags}), origin)
         if reader == "csv":
             options = _delimited_options(paths)
         if reader == "json":
             for path in paths:
-                refuse_null_words(path)
+                _refuse_null_words(path)
         files = [str(path) for path in paths]
         dataset = load_dataset(reader, data_files={"train": files}, split="train", **options)
     except load_failures() as error:
@@ -155,3 +155,85 @@ def _header(path: Path, tabs: bool) -> list[str]:
         )
     # A table that pandas wrote with its index has no name over the first column.
     return [name if name else f"Unnamed: {index}" for index, name in enumerate(header)]
+
+
+def _read_conll(path: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """(words, tags) of every sentence of a file with a word a line and an empty line between sentences.
+
+    Document starts are left out.  The tags are the last column in which every value is `O` or begins with a one-letter
+    chunk prefix such as `B-`: so the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and
+    `word entity 0` are read alike.
+
+    :raises DataError: If the file is not UTF-8, holds no words, has lines of unequal width, or no column looks like
+        tags.
+    """
+    hint = "Write a word a line as `word tag`, with an empty line between sentences."
+    sentences: list[list[list[str]]] = [[]]
+    width = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                fields = _BLANKS.split(line.strip(" \t\r\n"))
+                if fields == [""]:
+                    sentences.append([])
+                    continue
+                if fields[0] == "-DOCSTART-":
+                    continue
+                width = width or len(fields)
+                if len(fields) != width or width < 2:
+                    columns = f"{len(fields)} column(s)" + (f", not {width}" if width > 1 else "")
+                    raise DataError(f"{path.name}: line {number} has {columns}.", hint)
+                sentences[-1].append(fields)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise DataError(f"{path.name} has no words.", hint)
+    column = _tag_column(path, sentences, width)
+    words = [[fields[0] for fields in sentence] for sentence in sentences]
+    return words, [[fields[column] for fields in sentence] for sentence in sentences]
+
+
+def _tag_column(path: Path, sentences: list[list[list[str]]], width: int) -> int:
+    for column in range(width - 1, 0, -1):
+        if all(_TAG.fullmatch(fields[column]) for sentence in sentences for fields in sentence):
+            return column
+    if width == 2:
+        return 1  # no choice: tags of another kind, such as parts of speech
+    raise DataError(
+        f"{path.name}: none of columns 2 to {width} holds only tags such as O, B-PER, I-PER.",
+        "Keep two columns, `word tag`, or mark entities as B-NAME and I-NAME.",
+    )
+
+
+def _refuse_null_words(path: Path) -> None:
+    """Refuse null among the words of a list before pyarrow reads the file.
+
+    pyarrow's JSON reader (18 to 26 at least) makes invalid arrays of `[null, "word"]`: words move into other rows, or
+    the process dies.  datasets checks for that from 5.1 on; earlier versions pass the damage on.
+
+    :raises DataError: If one does, naming the line (the record in a file that is one JSON array).
+    """
+    content = path.read_bytes()
+    if _NULL_IN_LIST.search(content) is None:
+        return
+    try:
+        whole = json.loads(content) if content.lstrip()[:1] == b"[" else None
+        if isinstance(whole, list):
+            for number, record in enumerate(whole, 1):
+                _refuse_null(path, "record", number, record)
+            return
+        for number, line in enumerate(content.split(b"\n"), 1):
+            if _NULL_IN_LIST.search(line) is not None:
+                _refuse_null(path, "line", number, json.loads(line))
+    except ValueError:
+        return  # not valid JSON: the reader says what is wrong with it
+
+
+def _refuse_null(path: Path, unit: str, number: int, record: object) -> None:
+    for value in record.values() if isinstance(record, dict) else ():
+        if isinstance(value, list) and None in value and any(isinstance(each, str) for each in value):
+            raise DataError(
+                f"{path.name}: {unit} {number} has null among the words or tags of a list.",
+                "Write each word as text, and O for a word outside; leave out sentences without tags.",
+            )

@@ -12,12 +12,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uhl_cli.data.quiet import cause, data_error, load_failures, offline_datasets
+from uhl_cli.data.table import cause, data_error, load_failures, offline_datasets
 from uhl_cli.data.tasks import TASKS
 from uhl_cli.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# How long the hub may take for its first answer.
+ANSWER_SECONDS = 10.0
 
 
 def read_hub(hub: str, config: str | None, revision: str | None, offline: bool) -> Mapping[str, Dataset]:
@@ -32,7 +35,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, offline: bool) 
     import datasets.config
 
     offline = offline or datasets.config.HF_HUB_OFFLINE
-    with offline_datasets() if offline else nullcontext():
+    with offline_datasets() if offline or not _answers(hub, revision) else nullcontext():
         try:
             return _splits(datasets.load_dataset(hub, name=config, revision=revision))
         except load_failures() as error:
@@ -79,10 +82,26 @@ def _splits(loaded: Mapping[str, Dataset]) -> Mapping[str, Dataset]:
     return {str(name): split for name, split in loaded.items()}
 
 
-def _unreachable(error: Exception) -> bool:
+def _answers(hub: str, revision: str | None) -> bool:
+    """Whether the hub answers at all, asked once: `datasets` would ask six times, with pauses between."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(hub, revision=revision, timeout=ANSWER_SECONDS)
+    except load_failures() as error:
+        return not _unreachable(error)
+    return True
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether an error or one of its causes is of the network: Python's own, or one of requests or httpx."""
+    network = {"ConnectionError", "TimeoutError", "Timeout", "TransportError"}
     links: BaseException | None = error
     while links is not None:
-        if isinstance(links, ConnectionError) or type(links).__name__ in ("ConnectError", "ConnectTimeout"):
+        if network & {each.__name__ for each in type(links).__mro__}:
+            return True
+        status = getattr(getattr(links, "response", None), "status_code", 0)
+        if isinstance(status, int) and status >= 500:
             return True
         links = links.__cause__ or links.__context__
     return False

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pydantic import ValidationError
 
 from uhl_cli.data.columns import ColumnFlags, Columns, resolve_columns
-from uhl_cli.data.examples import Examples, TaskData, split_indices, subset_indices
+from uhl_cli.data.examples import Examples, TaskData, split_indices, subset_indices, token_examples
 from uhl_cli.data.labels import LabelMap, map_labels
-from uhl_cli.data.quiet import quiet_datasets
-from uhl_cli.data.rows import labelled_rows, read_rows
 from uhl_cli.data.splits import HELD_OUT, Splits, Wanted, hub_splits, local_source, local_splits
-from uhl_cli.data.table import Table
+from uhl_cli.data.table import Table, quiet_datasets
 from uhl_cli.data.tasks import TASKS, Metric, Task, TaskRow
 from uhl_cli.errors import DataError, UsageError
-
-__all__ = ["load_task", "local_source"]
 
 _ENTITY_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 
@@ -72,11 +68,15 @@ def load_task(
                 )
             splits = local_splits(path, wanted)
         else:
-            splits = _from_hub(row, data or name, data is not None, config, revision, wanted, offline)
+            hub = data or name
+            if row is not None and row.hub is not None and data in (None, row.hub):
+                # A flag goes before the row; the row's config and revision belong to its own dataset only.
+                hub, config, revision = row.hub, config or row.config, revision or row.revision
+            splits = hub_splits(hub, config, revision, row, wanted, offline)
         columns = _columns(splits, row, flags)
         known = tuple(labels) if labels is not None else row.labels if row is not None else None
         label_map = _label_map(splits, columns, known)
-        task = _task(name, row, columns, label_map.names)
+        task = _task(_label(name, data) if row is None else name, row, columns, label_map.names)
         notes: list[str] = []
         parts = _parts(splits, columns, label_map, wanted, seed, notes)
         limits = {"train": limit_train, "evaluation": limit_evaluation}
@@ -85,24 +85,9 @@ def load_task(
             chosen = [indices[each] for each in subset_indices(len(indices), limits[part], seed)]
             if len(chosen) < len(indices):
                 notes.append(f"{part} limited to {len(chosen)} of {len(indices)} (seed {seed})")
-            read[part] = read_rows(table, columns, label_map, chosen)
+            read[part] = _read_rows(table, columns, label_map, chosen)
     source = "; ".join([", ".join(table.origin for table in splits.tables), *notes])
     return TaskData(task, read.get("train"), read.get("evaluation"), source)
-
-
-def _from_hub(
-    row: TaskRow | None,
-    hub: str,
-    moved: bool,
-    config: str | None,
-    revision: str | None,
-    wanted: Wanted,
-    offline: bool,
-) -> Splits:
-    if row is not None and row.hub is not None and (not moved or hub == row.hub):
-        # A flag goes before the row; the row's config and revision belong to its own dataset only.
-        return hub_splits(row.hub, config or row.config, revision or row.revision, row, wanted, offline)
-    return hub_splits(hub, config, revision, row, wanted, offline)
 
 
 def _columns(splits: Splits, row: TaskRow | None, flags: ColumnFlags) -> Columns:
@@ -133,11 +118,20 @@ def _label_map(splits: Splits, columns: Columns, known: tuple[str, ...] | None) 
     return map_labels(values(), splits.tables[0].class_names(columns.label), known, origin)
 
 
-def _task(name: str, row: TaskRow | None, columns: Columns, names: tuple[str, ...]) -> Task:
+def _label(name: str, data: str | None) -> str:
+    """The task's name in adapter files, which are given away: no path of this machine in it.
+
+    With `data`, the name is nothing but a name, and may come out of a stranger's file: no file is looked for.
+    """
+    if data is not None:
+        return PurePath(name).name or name if name.startswith(("/", ".", "~", "\\")) else name
     path = Path(name).expanduser()
-    if row is None and (path.exists() or path.is_absolute() or name.startswith(".")):
-        # The task goes into adapter files, which are given away: no path of this machine in it.
-        name = path.absolute().stem if path.is_file() else path.absolute().name
+    if path.is_file():
+        return path.absolute().stem
+    return path.absolute().name if path.exists() or name.startswith(".") else name
+
+
+def _task(name: str, row: TaskRow | None, columns: Columns, names: tuple[str, ...]) -> Task:
     entities = columns.kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names)
     metric: Metric = "entity_f1" if entities else "accuracy"
     try:
@@ -167,7 +161,7 @@ def _parts(
     for part, table in (("train", splits.train), ("evaluation", splits.evaluation)):
         if table is None:
             continue
-        indices = labelled_rows(table, columns, label_map)
+        indices = _labelled_rows(table, columns, label_map)
         if len(indices) < len(table):
             notes.append(f"{len(table) - len(indices)} unlabelled or empty rows of {table.origin} left out")
         if not splits.held_out:
@@ -179,3 +173,86 @@ def _parts(
             parts["train"] = (table, [indices[each] for each in rest])
         parts["evaluation"] = (table, [indices[each] for each in held_out])
     return parts
+
+
+def _labelled_rows(table: Table, columns: Columns, label_map: LabelMap) -> list[int]:
+    """Indices of the rows that have a label; for token tasks, of the sentences that have words and tags.
+
+    :raises DataError: If there are none, or a sentence has tags on some of its words only.
+    """
+    indices = []
+    for index, value in enumerate(table.column(columns.label)):
+        if columns.kind == "sequence":
+            if label_map.ids[value] is not None:
+                indices.append(index)
+            continue
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            raise _bad(table, index, columns.label, "a list of tags", value)
+        tagged = [label_map.ids[tag] is not None for tag in value]
+        if any(tagged) and not all(tagged):
+            raise DataError(
+                f"Row {index + 1} of {table.origin} has words without a tag.",
+                "Tag each word; write O outside.",
+            )
+        if any(tagged):
+            indices.append(index)
+    if not indices:
+        raise DataError(
+            f"No row of {table.origin} has a label.",
+            "Choose another split (the labels of test splits are often hidden) or another --label-column.",
+        )
+    return indices
+
+
+def _read_rows(table: Table, columns: Columns, label_map: LabelMap, indices: Sequence[int]) -> Examples:
+    """The examples in the rows at `indices`, all of which have labels.
+
+    :raises DataError: If a text is null or not text, or words and tags differ in number.
+    """
+    raw_labels = table.column(columns.label, indices)
+    if columns.tokens is None:
+        assert columns.text is not None  # resolve_columns gives either tokens or text
+        return Examples(
+            texts=_texts(table, columns.text, indices),
+            pairs=None if columns.pair is None else _texts(table, columns.pair, indices),
+            labels=tuple(_class_id(label_map, value) for value in raw_labels),
+        )
+    words: list[list[str]] = []
+    tags: list[list[int]] = []
+    for index, sentence, row in zip(indices, table.column(columns.tokens, indices), raw_labels, strict=True):
+        if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
+            raise _bad(table, index, columns.tokens, "a list of words", sentence)
+        assert isinstance(row, list)  # _labelled_rows took no other
+        if len(sentence) != len(row):
+            raise DataError(
+                f"Row {index + 1} of {table.origin} has {len(sentence)} words but {len(row)} tags.",
+                "Give one tag a word.",
+            )
+        words.append(sentence)
+        tags.append([_class_id(label_map, tag) for tag in row])
+    return token_examples(words, tags)
+
+
+def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]:
+    texts = []
+    for index, value in zip(indices, table.column(column, indices), strict=True):
+        if not isinstance(value, str):
+            raise _bad(table, index, column, "text", value)
+        texts.append(value)
+    return tuple(texts)
+
+
+def _class_id(label_map: LabelMap, value: object) -> int:
+    label = label_map.ids[value]
+    assert label is not None  # _labelled_rows took no other
+    return label
+
+
+def _bad(table: Table, index: int, column: str, wanted: str, value: object) -> DataError:
+    found = "null" if value is None else f"of type {type(value).__name__}"
+    return DataError(
+        f"Column {column!r} is {found} in row {index + 1} of {table.origin}, not {wanted}.",
+        "Repair or remove the row, or choose another column.",
+    )

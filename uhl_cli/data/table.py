@@ -1,10 +1,13 @@
-"""One split as rows and columns: all that the rest of the package asks of a `datasets.Dataset`."""
+"""`datasets` as the rest of the package sees it: a split as a table, calls without bars and log lines, one error."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from uhl_cli.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,3 +54,67 @@ class Table:
         if indices is not None:
             dataset = dataset.select(indices)
         return list(dataset[:][name])
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Progress bars and logging of `datasets`, and logging of the hub, are off inside, and as before after it."""
+    import datasets
+    import huggingface_hub
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    silent = are_progress_bars_disabled()
+    loggers = (datasets.logging, huggingface_hub.logging)
+    verbosity = [logger.get_verbosity() for logger in loggers]
+    disable_progress_bars()
+    # What goes wrong is told once, by the DataError; the libraries would log it beforehand.
+    for logger in loggers:
+        logger.set_verbosity(logger.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, verbosity, strict=True):
+            logger.set_verbosity(before)
+        if not silent:
+            enable_progress_bars()
+
+
+@contextmanager
+def offline_datasets() -> Iterator[None]:
+    """Inside, neither `datasets` nor `huggingface_hub` opens a connection, as with HF_HUB_OFFLINE=1."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    # Both read the environment once, at import; these two names are what they look at afterwards.
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def load_failures() -> tuple[type[Exception], ...]:
+    """What `datasets.load_dataset` raises for absent, damaged or unreachable data."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The HTTP library under huggingface_hub has changed twice already; the base of its own error follows it.
+    http_errors: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+    return (DatasetsError, OSError, ValueError, TypeError, KeyError, RuntimeError, *http_errors)
+
+
+def cause(error: BaseException) -> str:
+    """The first line of what lies at the root of a chain of errors, at most 200 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
+
+
+def data_error(what: str, error: BaseException, hint: str) -> DataError:
+    """A `DataError` that says what failed and why."""
+    return DataError(f"{what}: {cause(error)}.", hint)
