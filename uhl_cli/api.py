@@ -29,7 +29,7 @@ from uhl_cli.align.features import FeatureBank, align_features, depths_within
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import PortPlan, plan_for
-from uhl_cli.errors import FormatError, UsageError
+from uhl_cli.errors import AlignmentError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.ported import load_ported
@@ -205,6 +205,7 @@ class UniversalAdapter:
         :param task: Task file of `uhl tune`, whose task is carried in place of the adapter's own.
         :raises UsageError: When the aligned host does not serve the task, or carries other parts for it.
         :raises FormatError: When the task file is damaged or was tuned on another adapter.
+        :raises AlignmentError: When the adapter's maps on the host are not finite.
         :raises UhlError: As `align` does.
         """
         chosen = self if task is None else self.with_task(task)
@@ -235,6 +236,11 @@ class UniversalAdapter:
             taken = alignment if self.own_task else replace(alignment, features=None)
             adapter = refold(adapter, _on(self.stored, host), taken, new_readout=not self.own_task)
             adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
+        if aligned.has_weights and not adapter.is_finite:
+            raise AlignmentError(
+                f"the adapter's maps on {host.name} are not finite numbers.",
+                "Load the host with --dtype float32, or get the adapter again from its source.",
+            )
         return PortedModel(
             host,
             adapter,

@@ -10,13 +10,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_runs import ROOT, Called, call, port_arguments, write_data
+from file_damage import rebuilt
 from rich.errors import MarkupError
 from rich.text import Text
 from tiny_hosts import save_tiny_host
 
 from uhl_cli.formats.adapter import read_adapter, write_adapter
+from uhl_cli.formats.container import ADAPTER
 
 # Markup that is not opened, two kinds of escape, a bidirectional override, and every kind of line break.
 HOSTILE = "x [/red] y\x1b[2J\x9b31m\u202egnp\r\nerror: z\u2028\t."
@@ -89,13 +92,8 @@ def test_inspect(form, hostile, place):
 
 
 def test_inspect_lists_a_part_that_does_not_belong(place, here):
-    from safetensors import safe_open
-    from safetensors.numpy import load_file, save_file
-
-    with safe_open(place.adapter, framework="numpy") as file:
-        metadata = file.metadata()
-    tensors = load_file(place.adapter)
-    save_file(tensors | {HOSTILE: tensors["atoms_u"]}, here / "a.safetensors", metadata=metadata)
+    data = place.adapter.read_bytes()
+    (here / "a.safetensors").write_bytes(rebuilt(ADAPTER, data, **{HOSTILE: np.zeros(3, np.int8)}))
     for form in ([], ["--verify"]):
         called = call("inspect", "a.safetensors", *form)
         assert called.code == 1

@@ -19,7 +19,7 @@ from uhl_cli import UniversalAdapter
 from uhl_cli.adapter.attach import Attachment
 from uhl_cli.cost.memory import PeakMemory
 from uhl_cli.data import Examples
-from uhl_cli.errors import DataError, HostError, UsageError
+from uhl_cli.errors import AlignmentError, DataError, HostError, UsageError
 from uhl_cli.host.running import use_of
 from uhl_cli.ported.model import PortedModel, Prediction, WordPrediction
 
@@ -392,3 +392,13 @@ def test_an_alignment_to_another_adapter_is_refused(adapter):
     with pytest.raises(UsageError, match="aligned to another adapter"):
         other.port(aligned)
     assert adapter.port(aligned)(TEXTS[:2]).shape == (2, 3)
+
+
+def test_maps_that_are_not_finite_are_refused(adapter):
+    host = tiny_host("llama")
+    aligned = adapter.align(host, max_flops=LIMIT)
+    assert adapter.port(aligned).adapter.is_finite
+    aligned.carried.clear()
+    aligned.alignment.layers[1].read[0, 0] = torch.inf
+    with pytest.raises(AlignmentError, match="not finite"):
+        adapter.port(aligned)

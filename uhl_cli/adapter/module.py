@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from uhl_cli.adapter.sparse import TAIL_BYTES, pack_rows
+from uhl_cli.adapter.sparse import TAIL_BYTES, is_packed, pack_rows
 from uhl_cli.host.hostmap import HostMap, Site
 from uhl_cli.schema import Frozen
 
@@ -218,6 +218,15 @@ class PortedAdapter(nn.Module):
     def nbytes(self) -> int:
         """Bytes of all tensors, in their own precision."""
         return sum(int(buffer.nbytes) for buffer in self.buffers())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all tensors are finite numbers; of packed tables, whether their steps and offsets are."""
+        tails = (
+            buffer[:, -TAIL_BYTES:].contiguous().view(torch.float32) if is_packed(buffer) else buffer
+            for buffer in self.buffers()
+        )
+        return all(bool(torch.isfinite(values).all()) for values in tails)
 
     def with_shift(self, shift: Tensor | None) -> PortedAdapter:
         """The same adapter whose readout adds `shift` [readout_size] to its features."""
