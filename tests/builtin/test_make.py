@@ -29,8 +29,7 @@ from uhl_cli.builtin.corpus import (
     read_paragraphs,
 )
 from uhl_cli.builtin.recipes import RECIPES
-from uhl_cli.builtin.teacher import word_targets
-from uhl_cli.builtin.words import tokenise
+from uhl_cli.builtin.words import tokenise, word_targets
 from uhl_cli.data import load_task
 from uhl_cli.errors import DataError
 from uhl_cli.host.checkpoint import load_host
@@ -59,8 +58,7 @@ def toy(tmp_path, monkeypatch) -> list[str]:
     small = {name: replace(recipe, **SHAPE, steps=12, batch_tokens=512) for name, recipe in RECIPES.items()}
     monkeypatch.setattr(make, "RECIPES", small)
     monkeypatch.setattr(make, "HELD_OUT_TEXTS", 8)
-    for module in ("corpus", "tokenizers"):
-        monkeypatch.setattr(f"uhl_cli.builtin.{module}.opinions", lambda: list(SENTENCES))
+    monkeypatch.setattr("uhl_cli.builtin.corpus.opinions", lambda: list(SENTENCES))
     monkeypatch.setattr("uhl_cli.host.builtin._FOLDER", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     return ["--text", "text.gz", "--teacher", "teacher", "--output", "out", "--work", "work"]

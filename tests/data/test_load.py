@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from uhl_cli.data import TASKS, Task, load_task, local_source
+from uhl_cli.data import TASKS, Task, load_task
+from uhl_cli.data.splits import local_source
 from uhl_cli.errors import DataError, UsageError
 
 # What pandas would take for missing values, numbers, quotes or comments.
@@ -167,20 +168,25 @@ def test_local_source(tmp_path, monkeypatch):
     assert local_source("./sst2", None).is_dir()
     assert local_source("sst2", str(tmp_path)) == tmp_path
     assert local_source("owner/name", None) is None
-    for missing in ("./gone", "gone.csv", "/gone/away", "a/b/c", "~/gone", ""):
+    for missing in ("./gone", "gone.csv", "/gone/away", "a/b/c", "~/gone", "~nobody-at-all/x", f"{'x' * 300}.csv", ""):
         with pytest.raises(DataError, match="no file or folder"):
             local_source(missing, None)
 
 
 def test_progress_bars_and_verbosity_are_restored_even_after_an_error(tmp_path):
     import datasets
+    import huggingface_hub
     from datasets.utils import are_progress_bars_disabled
 
-    before = are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    def settings() -> tuple[object, ...]:
+        verbosity = datasets.logging.get_verbosity(), huggingface_hub.logging.get_verbosity()
+        return (are_progress_bars_disabled(), *verbosity)
+
+    before = settings()
     load_task(str(write(tmp_path, ".tsv")))
     with pytest.raises(DataError):
         load_task(tsv(tmp_path, "a\tb\n", "x.tsv"))
-    assert (are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
+    assert settings() == before
 
 
 def test_importing_the_package_imports_neither_torch_nor_datasets():

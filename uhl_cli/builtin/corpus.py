@@ -1,21 +1,28 @@
-"""Texts that the builtin hosts are trained on: paragraphs of a plain text file, some of them disturbed.
+"""Texts that the builtin hosts are trained on, paragraphs of a plain text file, and the tokenizers made from them.
 
 An encyclopaedia hardly praises or blames anything.  So that the hosts learn the words for it all the same, sentences
 of our own that do (`opinions.txt`, unlabelled; none of their subjects is in the task `reviews`) are added several
 times over, some of the paragraphs have words exchanged for common words of the teacher's vocabulary, and short lists
 of such words are added too: the teacher's states say what they mean.
+
+Tokenizers are byte-level BPE, lower-case for encoders, cased for decoders.  Not WordPiece: its trainer breaks ties at
+random, so the same command would not give the same host.
 """
 
 from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from uhl_cli.builtin.recipes import MAX_LENGTH, VOCAB_SIZE
 from uhl_cli.errors import DataError
 
 MAX_WORDS = 88
@@ -25,6 +32,10 @@ EXCHANGED_TEXTS = 0.3
 EXCHANGED_WORDS = 0.2
 LISTS = 0.25
 OPINION_COPIES = 6
+# Our own sentences of praise and blame count this often, so that most of their words get a piece of their own.
+OPINION_WEIGHT = 30
+_ENCODER = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_DECODER = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def read_paragraphs(path: Path) -> list[str]:
@@ -90,3 +101,29 @@ def build_corpus(paragraphs: list[str], words: list[str], *, seed: int) -> list[
     for _ in range(lists):
         texts.append(" ".join(words[index] for index in rng.integers(len(words), size=rng.integers(4, 16))))
     return texts
+
+
+def train_tokenizer(kind: Literal["encoder", "decoder"], texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `VOCAB_SIZE` pieces for the hosts of one kind; the same for the same input."""
+    special = _ENCODER if kind == "encoder" else _DECODER
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    if kind == "encoder":
+        tokenizer.normalizer = normalizers.Lowercase()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, *(opinions() * OPINION_WEIGHT)], trainer)
+    single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1") if kind == "encoder" else ("<s> $A", "<s> $A $B")
+    framing = [(name, tokenizer.token_to_id(name)) for name in special.values() if name in single]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single=single, pair=pair, special_tokens=framing),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_LENGTH, **special)

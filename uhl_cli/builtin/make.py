@@ -19,12 +19,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
-from uhl_cli.builtin.corpus import build_corpus, chunks, read_paragraphs, teacher_words
+from uhl_cli.builtin.corpus import build_corpus, chunks, read_paragraphs, teacher_words, train_tokenizer
 from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, Recipe
 from uhl_cli.builtin.student import Student
-from uhl_cli.builtin.teacher import WordTargets, word_targets
-from uhl_cli.builtin.tokenizers import train_tokenizer
-from uhl_cli.builtin.words import TokenisedTexts, batches, tokenise
+from uhl_cli.builtin.words import TokenisedTexts, WordTargets, batches, tokenise, word_targets
 from uhl_cli.files import write_bytes, write_text
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.host.packed import pack

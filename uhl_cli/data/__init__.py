@@ -3,17 +3,6 @@
 from uhl_cli.data.adapter_task import evaluation_data, name_to_load
 from uhl_cli.data.examples import Examples, TaskData
 from uhl_cli.data.load import load_task
-from uhl_cli.data.splits import local_source
-from uhl_cli.data.tasks import TASKS, Task, TaskRow
+from uhl_cli.data.tasks import TASKS, Task
 
-__all__ = [
-    "TASKS",
-    "Examples",
-    "Task",
-    "TaskData",
-    "TaskRow",
-    "evaluation_data",
-    "load_task",
-    "local_source",
-    "name_to_load",
-]
+__all__ = ["TASKS", "Examples", "Task", "TaskData", "evaluation_data", "load_task", "name_to_load"]

@@ -1,13 +1,13 @@
 """Which columns hold the text and the labels: by flag, by the task's row, or by name when only one fits.
 
-A choice between two columns that both fit is never made here; it is an error
-that lists the columns and names the flag that decides.
+A choice between two columns that both fit is never made here; it is an error that lists the columns and names the flag
+that decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from uhl_cli.data.table import Table
 from uhl_cli.data.tasks import Kind, TaskRow
@@ -80,14 +80,10 @@ def resolve_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Co
             "A tokens column and a text column exclude each other.",
             "Give --tokens-column for tagging words, --text-column for classifying texts.",
         )
-    for flag, name in (
-        ("--text-column", flags.text),
-        ("--pair-column", flags.pair),
-        ("--label-column", flags.label),
-        ("--tokens-column", flags.tokens),
-    ):
+    for flag in fields(flags):
+        name = getattr(flags, flag.name)
         if name is not None and name not in table.names:
-            raise _problem(table, f"no column {name!r}", flag)
+            raise _problem(table, f"no column {name!r}", f"--{flag.name}-column")
     if row is not None:
         return _row_columns(table, row, flags)
     if flags.tokens is not None:

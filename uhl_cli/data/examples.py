@@ -1,7 +1,7 @@
 """The examples of one split, immutable and free of any library's own types.
 
-Characters are counted as Python counts them, so the spans of words can be
-compared with the offsets that a fast tokenizer gives.
+Characters are counted as Python counts them, so the spans of words can be compared with the offsets that a fast
+tokenizer gives.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Examples:
     :param labels: Class ids of a sequence task, else None.
     :param words: For a token task, the (start, end) characters of each word in `texts[i]`, else None.
     :param tags: For a token task, a class id for each word, else None.
-    :raises DataError: If the lengths differ, or the fields are neither those of
-        a sequence task nor those of a token task.
+    :raises DataError: If the lengths differ, or the fields are neither those of a sequence task nor those of a token
+        task.
     """
 
     texts: tuple[str, ...]

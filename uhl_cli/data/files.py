@@ -42,8 +42,8 @@ _SUFFIXES = " ".join(READERS)
 def split_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
     """The data files of one split: those of the first stem that names any; empty if none does.
 
-    A file named exactly as the stem goes before others that begin with it;
-    the shards of one file (`train-00000-of-00002.parquet`) come together.
+    A file named exactly as the stem goes before others that begin with it; the shards of one file
+    (`train-00000-of-00002.parquet`) come together.
 
     :raises DataError: If several files could be meant.
     """
@@ -127,8 +127,8 @@ def _quoting(tabs: bool) -> Literal[0, 3]:
 def _header(path: Path, tabs: bool) -> list[str]:
     """The column names, once every line is known to be as wide as the first.
 
-    pandas would fill a short line up with empty fields, and take the first
-    column for an index if all lines are one field longer than the header.
+    pandas would fill a short line up with empty fields, and take the first column for an index if all lines are one
+    field longer than the header.
     """
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -161,8 +161,8 @@ def _read_conll(path: Path) -> tuple[list[list[str]], list[list[str]]]:
     """(words, tags) of every sentence of a file with a word a line and an empty line between sentences.
 
     Document starts are left out.  The tags are the last column in which every value is `O` or begins with a one-letter
-    chunk prefix such as `B-`: so the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and
-    `word entity 0` are read alike.
+    chunk prefix such as `B-`: so the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and `word entity
+    0` are read alike.
 
     :raises DataError: If the file is not UTF-8, holds no words, has lines of unequal width, or no column looks like
         tags.

@@ -1,8 +1,7 @@
 """Datasets of the hub: every split of one configuration, from the network or from what was kept of it.
 
-Without the network there are two places to look: what `datasets` prepared on
-an earlier run, and the files of a snapshot in the hub's own cache, such as
-`hf download --repo-type dataset` leaves there.
+Without the network there are two places to look: what `datasets` prepared on an earlier run, and the files of a
+snapshot in the hub's own cache, such as `hf download --repo-type dataset` leaves there.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ def read_hub(hub: str, config: str | None, revision: str | None, offline: bool) 
     :param config: The configuration, needed where the dataset has several.
     :param revision: A branch, tag or commit; None is the main branch.
     :param offline: Do not open any connection.
-    :raises DataError: If there is no such dataset or configuration, the hub
-        cannot be reached and nothing is cached, or the data are damaged.
+    :raises DataError: If there is no such dataset or configuration, the hub cannot be reached and nothing is cached, or
+        the data are damaged.
     """
     import datasets.config
 

@@ -1,8 +1,7 @@
 """Turn whatever a label column holds into class ids: bools, ints, names, or numbers written as text.
 
-Two guarantees: the same names give the same ids on every run (names that are
-given keep their order, others are sorted), and a label that the given names
-do not cover is an error, never a new class.
+Two guarantees: the same names give the same ids on every run (names that are given keep their order, others are
+sorted), and a label that the given names do not cover is an error, never a new class.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ def map_labels(
 ) -> LabelMap:
     """Class ids for the distinct raw `values` of a label column.
 
-    Null, -1 and the empty string mean "unlabelled".  With `known` names, text
-    and class names are matched by name (then without regard to case), bools
-    as (known[0], known[1]), ints by name and then by position.
+    Null, -1 and the empty string mean "unlabelled".  With `known` names, text and class names are matched by name (then
+    without regard to case), bools as (known[0], known[1]), ints by name and then by position.
 
     :param class_names: Names that the data declares for its ints (ClassLabel), or None.
     :param known: The names that the labels must map onto, or None to take those of the data.

@@ -1,7 +1,6 @@
 """From a name or a path to two splits: which rows are for training and which for evaluation.
 
-Where the data has no evaluation split, a seeded tenth of the training rows is
-held out, and the description says so.
+Where the data has no evaluation split, a seeded tenth of the training rows is held out, and the description says so.
 """
 
 from __future__ import annotations
@@ -51,17 +50,20 @@ class Wanted:
 def local_source(name: str, data: str | None = None) -> Path | None:
     """The local file or folder that `data`, or else `name`, stands for; None if it is the hub's.
 
-    The name of a task in the table is never taken for a folder beside it:
-    write `./sst2` for that.  A builtin task's folder is the package's own.
+    The name of a task in the table is never taken for a folder beside it: write `./sst2` for that.  A builtin task's
+    folder is the package's own.
 
     :raises DataError: If it can only be meant as a path, and is not there.
     """
     if data is None and name in TASKS:
         return TASKS[name].folder
     given = name if data is None else data
-    path = Path(given).expanduser()
-    if given and path.exists():  # Path("") is the current folder
-        return path
+    try:
+        path = Path(given).expanduser()
+        if given and path.exists():  # Path("") is the current folder
+            return path
+    except (OSError, RuntimeError):  # a name too long for a file, or the home of a user who does not exist
+        path = Path(given)
     looks_local = given.startswith((".", "~", "/")) or given.count("/") > 1 or "\\" in given
     if looks_local or path.suffix.casefold() in READERS or not given:
         raise DataError(f"There is no file or folder {given!r}.", "Check the path.")

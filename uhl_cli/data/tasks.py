@@ -1,9 +1,8 @@
 """What a task is, and the table of the tasks that uhl knows by name.
 
-A `Task` is all that an adapter keeps of its training data: enough to read
-other data in the same shape and to score predictions on it.  A `TaskRow` says
-in addition where the data of a named task lies on the hub.  A task without a
-row works as well: its columns and labels are read from the data.
+A `Task` is all that an adapter keeps of its training data: enough to read other data in the same shape and to score
+predictions on it.  A `TaskRow` says in addition where the data of a named task lies on the hub.  A task without a row
+works as well: its columns and labels are read from the data.
 
 This module imports neither torch nor datasets.
 """
@@ -28,12 +27,11 @@ _Name = Annotated[str, Field(min_length=1, max_length=200)]
 class Task(BaseModel):
     """A classification task: its labels, its metric, the columns it was read from.
 
-    `labels[i]` is the name of class id `i`.  A sequence task has a
-    `text_column` and perhaps a `pair_column`; a token task has a
-    `tokens_column`.  Both have a `label_column`.
+    `labels[i]` is the name of class id `i`.  A sequence task has a `text_column` and perhaps a `pair_column`; a token
+    task has a `tokens_column`.  Both have a `label_column`.
 
-    :raises pydantic.ValidationError: If the columns do not fit the kind, or
-        there are fewer than two labels, or a label is there twice.
+    :raises pydantic.ValidationError: If the columns do not fit the kind, or there are fewer than two labels, or a label
+        is there twice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,29 +60,29 @@ class Task(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskRow:
     """A task that can be named: where its data lies, columns, labels and metric.
 
-    The data is the hub dataset `hub`, or for a builtin task the package's own `folder`; one of them is None.
-    `aliases` gives for a column of the hub dataset the names that the same
-    column has in local files, tried in order after the hub's own name.
+    The data is the hub dataset `hub`, or for a builtin task the package's own `folder`; one of them is None. `aliases`
+    gives for a column of the hub dataset the names that the same column has in local files, tried in order after the
+    hub's own name.
     """
 
     name: str
     kind: Kind
-    hub: str | None
-    config: str | None
-    revision: str | None
-    train_split: str
-    evaluation_split: str
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    evaluation_split: str = "validation"
     label_column: str
     labels: tuple[str, ...]
     metric: Metric
     text_column: str | None = None
     pair_column: str | None = None
     tokens_column: str | None = None
-    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: Path | None = None
 
 
@@ -94,66 +92,49 @@ _ROWS = (
         kind="sequence",
         hub="nyu-mll/glue",
         config="sst2",
-        revision=None,
-        train_split="train",
-        evaluation_split="validation",  # the labels of the test split are hidden
         text_column="sentence",
         label_column="label",
         labels=("negative", "positive"),
         metric="accuracy",
-        aliases=MappingProxyType({"sentence": ("text",)}),
+        aliases={"sentence": ("text",)},
     ),
     TaskRow(
         name="boolq",
         kind="sequence",
         hub="google/boolq",
-        config=None,
-        revision=None,
-        train_split="train",
-        evaluation_split="validation",
         text_column="question",
         pair_column="passage",
         label_column="answer",
         labels=("no", "yes"),
         metric="accuracy",
-        aliases=MappingProxyType({"answer": ("label",)}),
+        aliases={"answer": ("label",)},
     ),
     TaskRow(
         name="conll2003",
         kind="tokens",
         hub="eriktks/conll2003",
-        config=None,
         revision="refs/convert/parquet",  # the main revision is a script, which datasets no longer runs
-        train_split="train",
-        evaluation_split="validation",
         tokens_column="tokens",
         label_column="ner_tags",
         labels=("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
         metric="entity_f1",
-        aliases=MappingProxyType({"tokens": ("words",), "ner_tags": ("tags", "labels")}),
+        aliases={"tokens": ("words",), "ner_tags": ("tags", "labels")},
     ),
     TaskRow(
         name="amazon",
         kind="sequence",
         hub="fancyzhx/amazon_polarity",
-        config=None,
-        revision=None,
-        train_split="train",
         evaluation_split="test",
         text_column="title",
         pair_column="content",
         label_column="label",
         labels=("negative", "positive"),
         metric="accuracy",
-        aliases=MappingProxyType({"content": ("text",)}),
+        aliases={"content": ("text",)},
     ),
     TaskRow(
         name="reviews",  # sentences of our own, which ship with the package
         kind="sequence",
-        hub=None,
-        config=None,
-        revision=None,
-        train_split="train",
         evaluation_split="dev",
         text_column="text",
         label_column="label",
