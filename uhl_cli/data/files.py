@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from uhl_cli.data.table import Table, data_error, load_failures
+from uhl_cli.data.table import Table, data_error, load_failures, offline_datasets
 from uhl_cli.errors import DataError
 
 READERS: Mapping[str, str] = {
@@ -96,7 +96,9 @@ def read_files(paths: list[Path]) -> Table:
             for path in paths:
                 _refuse_null_words(path)
         files = [str(path) for path in paths]
-        dataset = load_dataset(reader, data_files={"train": files}, split="train", **options)
+        # Otherwise `datasets` reports to a server which of its readers is used, of a local file too.
+        with offline_datasets():
+            dataset = load_dataset(reader, data_files={"train": files}, split="train", **options)
     except load_failures() as error:
         raise data_error(f"Cannot read {origin}", error, "Check that the file is whole and UTF-8.") from error
     return Table(dataset, origin)
