@@ -218,6 +218,7 @@ def test_a_host_that_port_refuses_is_reported_and_beyond(tmp_path):
         assert report.target.flops.percent > 0.1
 
 
+@pytest.mark.integration
 def test_a_longer_pass_is_held_against_the_limit_too(tmp_path):
     """The plan is made at the host's 64 tokens; a token task's pooling costs more in a larger batch."""
     host = tiny_host("bert", hidden_size=64)

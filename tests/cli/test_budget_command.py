@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_runs import ROOT, Called, Workplace, call, imported, start
 from tiny_hosts import save_tiny_host
 
@@ -88,6 +89,7 @@ def test_on_a_target(place):
     assert f"{target.atoms.per_token:.2f} on" in table
 
 
+@pytest.mark.integration
 def test_exit_codes_by_flops_and_atoms(place):
     report = json.loads(on(place, "--json").out)
     atoms = report["target"]["atoms"]["per_token"]
@@ -103,6 +105,7 @@ def test_exit_codes_by_flops_and_atoms(place):
     assert refused.out.count("\t") == 2
 
 
+@pytest.mark.integration
 def test_data_of_the_task(place):
     anchors = json.loads(on(place, "--json").out)["target"]["atoms"]
     data = json.loads(on(place, "--json", "--data", str(place.data), "--limit-evaluation", "5").out)["target"]["atoms"]
@@ -121,6 +124,7 @@ def test_token_task(place):
     assert 0 < float(called.out.split("\t")[2]) <= 2
 
 
+@pytest.mark.integration
 def test_configuration_alone(place, here):
     report = BudgetReport.model_validate_json(on(place, "--json", "--align", "size").out)
     config = call(
@@ -140,6 +144,7 @@ def test_configuration_alone(place, here):
     assert "configuration alone, no weights" in table.out
 
 
+@pytest.mark.integration
 def test_wall_clock_only_when_asked(place):
     assert json.loads(on(place, "--json").out)["target"]["time"] is None
     asked = on(place, "--time", "--repetitions", "3", "--sequence-length", "8")
@@ -168,6 +173,7 @@ def test_without_a_target_nothing_heavy_is_imported(place, here):
     assert imported(forms[0], cwd=here, first=("pandas",)) == [{"numpy", "pandas"}], "it would be noticed"
 
 
+@pytest.mark.integration
 def test_what_is_left_out_is_what_port_leaves_out(place):
     """A limit between the least and the whole adapter."""
     given = ["budget", place.adapter, "--target", place.target, "--device", "cpu", "--offline"]
@@ -206,6 +212,7 @@ def test_a_process_of_its_own_gives_the_code(place, here):
     assert last_error(called)
 
 
+@pytest.mark.integration
 def test_a_shell_script_keeps_the_files_within_budget(place, here):
     """Exit code 0 keeps a file, 3 drops it, anything else stops the script."""
     sizes = {path: path.stat().st_size for path in (place.adapter, place.tagger)}

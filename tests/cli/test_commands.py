@@ -256,6 +256,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.integration
 @needs_links
 def test_names_of_the_hub_work_offline_in_a_process_of_their_own(tmp_path, here):
     home = tmp_path / "huggingface"

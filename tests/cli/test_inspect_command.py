@@ -50,6 +50,7 @@ def test_it_imports_neither_torch_nor_transformers(adapter, tuned, here):
     assert imported(calls[0], cwd=here, first=("pandas",)) == [{"numpy", "pandas"}], "it would be noticed"
 
 
+@pytest.mark.integration
 def test_figures_bring_matplotlib_alone(adapter, here):
     pytest.importorskip("matplotlib")
     assert imported(["inspect", str(adapter), "--plot", "a.svg"], cwd=here) == [{"numpy", "matplotlib"}]

@@ -17,6 +17,7 @@ def tune_arguments(adapter: Path, target: Path, data: Path | str) -> list[str]:
     return [*given, "--max-flops", "1000", "--device", "cpu", "--offline", "--learning-rate", "0.05"]
 
 
+@pytest.mark.integration
 def test_writes_a_task_file_that_port_takes(place, here):
     arguments = [*tune_arguments(place.adapter, place.target, place.data), "--output", "task.safetensors"]
     called = call(*arguments, "--json")
@@ -61,6 +62,7 @@ def test_another_task_has_a_readout_of_its_own(place, here):
     assert call(*given).code == 0
 
 
+@pytest.mark.integration
 def test_fewer_atoms_and_a_search(place, here):
     arguments = tune_arguments(place.adapter, place.target, place.data)
     both = json.loads(call(*arguments, "--output", "two.safetensors", "--json").out)

@@ -128,6 +128,7 @@ def test_what_is_read_is_what_training_computed_with(path):
     assert bank_of(again).anchors == bank.anchors
 
 
+@pytest.mark.integration
 def test_bytes_are_deterministic():
     assert to_bytes(tiny_file()) == VALID
     assert to_bytes(tiny_file(seed=1)) != VALID

@@ -405,6 +405,7 @@ def test_an_adapter_and_a_task_file_are_not_compared(adapter, task):
 # --plot
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_figures_are_drawn_in_every_format(ending, magic, adapter, task, tmp_path):
     pytest.importorskip("matplotlib")
