@@ -125,6 +125,18 @@ class TrainingConfig(Frozen):
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast precision of training")
 
 
+# Settings that training had once: how many imitated widths it showed.
+_REMOVED = frozenset({"width_views"})
+
+
+def without_removed(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A record whose training configuration, at `name`, lacks the settings that training no longer has."""
+    config = record.get(name)
+    if not isinstance(config, dict):
+        return record
+    return record | {name: {key: value for key, value in config.items() if key not in _REMOVED}}
+
+
 class TrainingRecord(Frozen):
     """What a manifest says of the training that made it; settings that training no longer has are not read."""
 
@@ -138,11 +150,7 @@ class TrainingRecord(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _without_removed(cls, record: Any) -> Any:  # noqa: ANN401 - whatever stands in a file
-        """Files from before say how many imitated widths training showed."""
-        config = record.get("config") if isinstance(record, dict) else None
-        if not isinstance(config, dict):
-            return record
-        return record | {"config": {name: value for name, value in config.items() if name != "width_views"}}
+        return without_removed(record, "config") if isinstance(record, dict) else record
 
 
 class Fingerprint(Frozen):

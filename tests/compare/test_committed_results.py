@@ -10,6 +10,8 @@ import pytest
 from recompute import differences, read
 
 from uhl_cli.compare.aggregate import PRIMARY
+from uhl_cli.compare.config import load_configs
+from uhl_cli.compare.results import RunFolder
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -20,6 +22,17 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 def test_committed_comparison_is_recomputed(name, runs):
     assert len(read(RESULTS / name)) == runs
     assert differences(RESULTS / name) == []
+
+
+@pytest.mark.parametrize(("name", "made"), [("builtin", 27), ("local", 216)])
+def test_committed_runs_are_those_of_the_shipped_sets(name, made):
+    """So that `--compare-only` takes them; a setting that is gone since does not count, one that differs does."""
+    found = [(run, RunFolder(RESULTS / f"compare_{name}", run.run_id)) for run in load_configs([name])]
+    kept = [(run, folder) for run, folder in found if folder.metrics.exists()]
+    assert len(kept) == made
+    assert all(folder.read_config().digest == run.digest for run, folder in kept)
+    run, folder = kept[0]
+    assert folder.read_config().digest != run.model_copy(update={"method": "full"}).digest
 
 
 @pytest.mark.parametrize("name", ["compare_builtin", "compare_local"])

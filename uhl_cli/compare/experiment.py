@@ -169,8 +169,9 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
         if not (options.resume or options.compare_only or options.time_only):
             hint = "Go on with --resume, or add --overwrite, or choose another --results-dir."
             raise OutputError(f"{folder.metrics} is there already.", hint)
-        metrics = folder.read()
-        if metrics.config_digest != run.digest:
+        # A comparison makes no run, so it takes older ones whose settings are these but for some that are gone.
+        made = folder.read_config().digest if options.compare_only else folder.read().config_digest
+        if made != run.digest:
             hint = "Choose another --results-dir, or add --overwrite."
             raise OutputError(f"{folder.metrics} was made with another configuration of {run.run_id}.", hint)
         found.add(run.run_id)

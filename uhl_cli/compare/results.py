@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from uhl_cli.data.tasks import Metric
 from uhl_cli.errors import FormatError
 from uhl_cli.files import write_text
 from uhl_cli.metrics import Difference, Score
-from uhl_cli.schema import Frozen
+from uhl_cli.schema import Frozen, without_removed
 
 
 class CurvePoint(Frozen):
@@ -129,6 +130,21 @@ class RunFolder:
         """Write the metrics alone, in place of those that are there; what an attempt before this failed of goes."""
         write_text(self.metrics, metrics.model_dump_json(indent=2) + "\n")
         self.error.unlink(missing_ok=True)
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run was made by, less settings that there are no longer.
+
+        :raises FormatError: When it is missing or damaged.
+        """
+        try:
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+            if isinstance(content.get("adapter"), dict):
+                content["adapter"] = without_removed(content["adapter"], "pretraining")
+            return RunConfig.model_validate(content)
+        except (OSError, ValueError, AttributeError) as error:
+            raise FormatError(
+                f"{self.config} holds no configuration.", "Delete its folder and run with --resume."
+            ) from error
 
     def read(self) -> RunMetrics:
         """The metrics of a finished run.
