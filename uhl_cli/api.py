@@ -147,9 +147,7 @@ class UniversalAdapter:
             host_flops = count_flops(host, None)
             plan = plan_for(host, self.manifest.config, host_flops, max_flops)
             if host.map.embeddings.weight.is_meta and chosen == "anchors":
-                return AlignedHost(
-                    host, self.bank.digest, self._shapes(host, plan), plan, host_flops, self._serves(any_task)
-                )
+                return AlignedHost(host, space, self._shapes(host, plan), plan, host_flops, self._serves(any_task))
             joint = any_task or self.features is None
             found = align_host(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
             if chosen != "anchors" or self.own.features is None:
