@@ -1,1 +1,1 @@
-"""The canonical adapter: its parts, their quantisation, their bytes, and their injection into a host."""
+"""The adapter: canonical, folded for one host, and attached to it."""

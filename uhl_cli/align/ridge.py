@@ -111,7 +111,7 @@ def fit_ridge(
             spectrum = _Spectrum.of_moments(gram, cross)
         else:
             spectrum = _Spectrum.of_rows(x_all[~held] - shift_x, y_all[~held] - shift_y)
-        # Single precision is enough to tell strengths apart, at half the cost of the dearest products.
+        # Single precision is enough to tell strengths apart, at half the cost of the most expensive products.
         y_held = (y_held - shift_y).float()
         projected = ((x_held - shift_x) @ spectrum.basis).float()
         for index, strength in enumerate(strengths):

@@ -60,7 +60,7 @@ class WordStates:
 
 @contextmanager
 def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None]) -> Iterator[None]:
-    """Call `record(place, layer, state)` for every layer's stream, attention input and mlp input, then let go."""
+    """Call `record(place, layer, state)` for every layer's stream, attention input and mlp input; no hook is left."""
     handles = []
     try:
         for layer in host_map.layers:

@@ -1,1 +1,1 @@
-""""""
+"""What a file costs: bytes alone, or on a target."""

@@ -1,1 +1,1 @@
-"""The command line: commands parse, call a pipeline and print; nothing is decided here."""
+"""The command line: each command parses, calls a function of `commands`, `inspect`, `budget` or `compare`, and prints."""

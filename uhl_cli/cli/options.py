@@ -1,4 +1,4 @@
-"""Commands of the command line, made of the records that their pipelines take.
+"""Commands of the command line, made of the records of their options.
 
 A command is declared with `command`: its function gets the record and the sink, and the options, with their defaults,
 bounds and help, come from the record's fields (`uhl_cli.commands.flags`).  The record is imported when the command is

@@ -161,7 +161,7 @@ class Output:
             )
 
     def progress(self) -> ProgressBar:
-        """The reporter that pipelines take, as a context."""
+        """The reporter that commands hand on, as a context."""
         return progress_bar(quiet=self._quiet)
 
     @contextmanager

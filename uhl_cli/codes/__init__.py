@@ -1,1 +1,1 @@
-""""""
+"""Integer codes, how they are packed, and the layout of stored parameters."""

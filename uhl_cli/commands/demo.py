@@ -28,7 +28,7 @@ ADAPTER_NAME = "demo.safetensors"
 
 
 def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
-    """Pretrain on the source, port to the target, tune there, all through the pipelines of the other commands.
+    """Pretrain on the source, port to the target, tune there, all through the functions of the other commands.
 
     :raises OutputError: When the folder holds a demo already.
     :raises UhlError: Any other of its kinds that a step raises.

@@ -1,4 +1,4 @@
-"""Options of the pipelines, validated, importable without torch; the command line's own are derived from them."""
+"""Options of the commands, validated, importable without torch; those of the command line are derived from them."""
 
 from __future__ import annotations
 

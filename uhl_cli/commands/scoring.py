@@ -1,4 +1,4 @@
-"""What several pipelines need: records of hosts, counts of FLOPs, predictions and their scores."""
+"""What several commands need: records of hosts, counts of FLOPs, predictions and their scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs by fvcore: a trace of the real injected model, independent of torch's own counter (`flops`).
+"""FLOPs by fvcore: a trace of the real ported model, independent of torch's own counter (`flops`).
 
 fvcore counts a multiply-add as one; everything here is doubled, so that a multiply-add is two as everywhere in uhl.
 """

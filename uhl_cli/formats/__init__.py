@@ -1,1 +1,1 @@
-""""""
+"""The files that uhl writes: one container, four kinds."""
