@@ -88,8 +88,9 @@ def align_anchors(
     """Align by the anchors' states at every depth.
 
     :param tap_depths: Depths, 0 to L, that the readout's features are regressed on; all of them by default.
-    :param joint: False leaves out the regression of the readout's features on many depths at once, the most expensive of all;
-        each knot then takes the map of the nearest depth.  Enough where a feature bank gives the readout its maps.
+    :param joint: False leaves out the regression of the readout's features on many depths at once, the most expensive
+        of all; each knot then takes the map of the nearest depth.  Enough where a feature bank gives the readout its
+        maps.
     :raises AlignmentError: When too few anchors remain or the states are degenerate.
     """
     depth = states.num_hidden_layers

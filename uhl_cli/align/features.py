@@ -1,7 +1,7 @@
 """Feature bank: what the source's readout sees at the words of many texts, and the maps that give a target the same.
 
-Canonical coordinates are expensive to store (three knots of 256 a word), so a file holds them for some two thousand words.  The
-readout needs far less of a word: its few features, and the logits of the head-only control beside them.  At 1.7 bits
+Canonical coordinates are expensive to store (three knots of 256 a word), so a file holds them for some two thousand
+words.  The readout needs far less of a word: its few features, and the head-only control's logits.  At 1.7 bits
 each, tens of thousands of words fit, and a target's map from its own states at all depths to those features is fitted
 on them by ridge regression (figures: tests/benchmarks/README.md).  The regression averages over words, so the coarse
 codes cost little.

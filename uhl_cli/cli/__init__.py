@@ -1,1 +1,1 @@
-"""The command line: each command parses, calls a function of `commands`, `inspect`, `budget` or `compare`, and prints."""
+"""The command line: a command parses, calls a function of `commands`, `inspect`, `budget` or `compare`, and prints."""
