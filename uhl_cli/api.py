@@ -44,7 +44,7 @@ from uhl_cli.schema import Manifest, Strategy, TrainingConfig
 __all__ = ["AlignedHost", "PortedModel", "UniversalAdapter", "load_ported"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class UniversalAdapter:
     """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest.
 
@@ -112,6 +112,13 @@ class UniversalAdapter:
         return UniversalAdapter(
             manifest, self.bank, stored | parameters, self.digest, record.own_task, length, features, self.own
         )
+
+    def __repr__(self) -> str:
+        task, source = self.manifest.task, self.manifest.source
+        banks = f"{self.bank.anchors.num_words:,} anchor words"
+        if self.features is not None:
+            banks += f", {self.features.anchors.num_words:,} words with features"
+        return f"UniversalAdapter({task.name!r}, {len(task.labels)} labels, from {source.name!r})\n  {banks}"
 
     @property
     def own(self) -> UniversalAdapter:

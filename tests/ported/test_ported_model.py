@@ -402,3 +402,10 @@ def test_maps_that_are_not_finite_are_refused(adapter):
     aligned.alignment.layers[1].read[0, 0] = torch.inf
     with pytest.raises(AlignmentError, match="not finite"):
         adapter.port(aligned)
+
+
+def test_adapters_and_aligned_hosts_are_shown_in_a_line_or_two(adapter):
+    assert len(repr(adapter).splitlines()) == 2
+    shown = repr(adapter.align(tiny_host("bert"), max_flops=LIMIT))
+    assert shown == "AlignedHost('tiny-bert' by anchors, for the adapter's own task)"
+    assert len(repr(adapter)) < 200

@@ -359,7 +359,8 @@ def _kind(metadata: object, kinds: tuple[Kind, ...]) -> Kind:
     for kind in (*kinds, *_KINDS):
         if isinstance(metadata.get(kind.key), str):
             if kind not in kinds:
-                raise FormatError(f"this is not a uhl {wanted} but a uhl {kind.noun}", kinds[0].hint)
+                hint = f"Give a {wanted} here; a task file goes to --task-file, a ported adapter to load_ported."
+                raise FormatError(f"this is not a uhl {wanted} but a uhl {kind.noun}", hint)
             return kind
     raise FormatError(f"this is a safetensors file but not a uhl {wanted}", kinds[0].hint)
 

@@ -75,6 +75,8 @@ def load_ported(
     :raises FingerprintError: When the host is not the one that it was made for.
     :raises HostNotFoundError: When no model is given and the recorded one is not here.
     """
+    if Path(folder).is_file():
+        raise FormatError(f"{folder} is a file.", "Give the folder that `uhl port --output DIR` made.")
     path = Path(folder) / FILE_NAME
     record, tensors = _read(path)
     host = _host_for(record, model, tokenizer, offline=offline)

@@ -185,5 +185,5 @@ def device_of(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"Device '{device}' cannot be used here.", "Pass --device auto, cpu or cuda.") from error
+        raise UsageError(f"Device '{device}' cannot be used here.", "Pass --device auto or cpu.") from error
     return target

@@ -31,7 +31,7 @@ class Carried:
     measured: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AlignedHost:
     """One host aligned to an adapter's canonical space; `UniversalAdapter.align` makes it, `port` takes it.
 
@@ -50,6 +50,11 @@ class AlignedHost:
     host_flops: int
     serves: Served = "any"
     carried: dict[object, Carried] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        served = {"own": "the adapter's own task", "other": "other tasks", "any": "any task"}[self.serves]
+        left_out = f", without {', '.join(self.plan.left_out)}" if self.plan.left_out else ""
+        return f"AlignedHost({self.host.name!r} by {self.alignment.strategy}, for {served}{left_out})"
 
     @property
     def has_weights(self) -> bool:
