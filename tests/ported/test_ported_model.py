@@ -230,6 +230,9 @@ def test_texts_as_users_hold_them():
         assert torch.equal(ported(texts), wanted)
     assert ported(TEXTS[0]).shape == (1, 3)
     torch.testing.assert_close(ported(TEXTS[0])[0], wanted[0], atol=1e-4, rtol=1e-4)
+    for size in (0, -1):
+        with pytest.raises(UsageError, match="batch_size"):
+            ported(TEXTS[:2], batch_size=size)
     for wrong in ([], ["a", None], [["a"]], [1.5], pd.Series(["a", float("nan")])):
         with pytest.raises(DataError):
             ported(wrong)

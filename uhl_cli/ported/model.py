@@ -212,6 +212,8 @@ class PortedModel(nn.Module):
         self, examples: Examples, *, batch_size: int, max_length: int | None, progress: Progress | None = None
     ) -> _Run:
         """Logits [predictions, labels] of every example, in order."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}.", "Pass 1 or more.")
         longest = self.max_length if max_length is None else max_length
         order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
         logits: dict[int, Tensor] = {}
