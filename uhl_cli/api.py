@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.adapter.fold import feature_prior, fold, refold
+from uhl_cli.adapter.low_rank import Expansion
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.alignment import Alignment, align_shapes
 from uhl_cli.align.bank import AnchorBank
@@ -29,17 +30,19 @@ from uhl_cli.align.features import FeatureBank, align_features, depths_within
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import PortPlan, plan_for
-from uhl_cli.errors import AlignmentError, FormatError, UsageError
+from uhl_cli.errors import AlignmentError, DataError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.ported import load_ported
 from uhl_cli.formats.task import TaskFile, TaskRecord, read_task
+from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
 from uhl_cli.schema import Manifest, Strategy, TrainingConfig
+from uhl_cli.transfer.texts import TransferSet
 
 __all__ = ["AlignedHost", "PortedModel", "UniversalAdapter", "load_ported"]
 
@@ -50,7 +53,8 @@ class UniversalAdapter:
 
     `own_task` is False where it carries another task's readout, to which the head-only control does not belong.
     `max_length` is the longest input in tokens that it was trained, or tuned, with.  `features` is None in files that
-    have none, and for another task's readout, which the source never saw.
+    have none, and for another task's readout, which the source never saw.  `low_rank` says that delta-theta is an update
+    of the host's linear modules in place of the atoms' (see `adapter.low_rank`).
     """
 
     manifest: Manifest
@@ -60,6 +64,8 @@ class UniversalAdapter:
     own_task: bool = True
     max_length: int = TrainingConfig().max_length
     features: FeatureBank | None = None
+    transfer: StoredTransfer | None = None
+    low_rank: bool = False
     base: UniversalAdapter | None = field(default=None, repr=False)
 
     @classmethod
@@ -76,7 +82,15 @@ class UniversalAdapter:
         length = content.manifest.training.config.max_length
         bank, features = bank_of(content), features_of(content)
         stored = stored_parameters(content)
-        return cls(content.manifest, bank, stored, content.digest, max_length=length, features=features)
+        return cls(
+            content.manifest,
+            bank,
+            stored,
+            content.digest,
+            max_length=length,
+            features=features,
+            transfer=content.transfer,
+        )
 
     def with_task(self, task: str | Path | TaskFile) -> UniversalAdapter:
         """The adapter's file with the delta-theta (and the readout) of a task file that `uhl tune` made.
@@ -110,8 +124,29 @@ class UniversalAdapter:
         length = record.training.config.max_length
         features = self.features if record.own_task else None
         return UniversalAdapter(
-            manifest, self.bank, stored | parameters, self.digest, record.own_task, length, features, self.own
+            manifest,
+            self.bank,
+            stored | parameters,
+            self.digest,
+            record.own_task,
+            length,
+            features,
+            self.transfer if record.own_task else None,
+            record.parameters == "low-rank",
+            self.own,
         )
+
+    def transfer_set(self) -> TransferSet:
+        """What the file says of the teacher's behaviour.
+
+        :raises DataError: When the file has no transfer set, or one of another version of the package's own texts.
+        """
+        if self.transfer is None:
+            raise DataError(
+                "the adapter file has no transfer set, so it cannot be tuned without labels.",
+                "Tune with --task or --data, or get a file made by `uhl pretrain` without --transfer-set 0.",
+            )
+        return self.transfer.whole()
 
     def __repr__(self) -> str:
         task, source = self.manifest.task, self.manifest.source
@@ -236,7 +271,12 @@ class UniversalAdapter:
         adapter = carried.adapter
         if self.own_task and alignment.features is not None:
             adapter = adapter.with_shift(own._placed_shift(aligned))
-        if self is not own:
+        if self.low_rank:
+            expansion = Expansion.of(host.map, self.stored["delta_theta"].numel())
+            lora = expansion.factors_of(_on(self.stored, host)["delta_theta"].to(host.device))
+            adapter = adapter.without_updates().with_lora(lora)
+            adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
+        elif self is not own:
             # Another task's readout takes the taps: the feature bank says nothing of it.
             taken = alignment if self.own_task else replace(alignment, features=None)
             adapter = refold(adapter, _on(self.stored, host), taken, new_readout=not self.own_task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pydantic import Field
 
@@ -57,11 +57,17 @@ class PretrainReport(Frozen):
     score: Score | None
     head_only: Score | None
     readout_only: Score | None
+    teacher: str | None = Field(description="what spoke in the transfer set; None without one")
+    teacher_score: Score | None = Field(description="its score on the evaluation data")
+    teachers: dict[str, Score] = Field(description="scores of those to choose from, on held-out training examples")
     atoms_per_token: float | None
     truncated: int = Field(description="evaluation texts that were cut at the longest input")
     quality: tuple[DepthQuality, ...]
     anchor_words: int
     feature_words: int
+    transfer_texts: int
+    transfer_examples: int = Field(description="texts of the transfer set and their spans")
+    user_texts: int = Field(description="different texts in the file that are not uhl's own")
     flops: FlopReport
 
 
@@ -122,12 +128,19 @@ class TuneReport(Frozen):
     target: HostRecord
     task: str
     own_task: bool = Field(description="the adapter's own readout is used; otherwise a new one was trained")
-    delta_bytes: int = Field(description="bytes of delta-theta's codes")
-    readout_bytes: int = Field(description="bytes of the new readout's codes and scales; 0 for the adapter's own task")
-    bytes: int = Field(description="bytes of the task file")
+    parameters: Literal["delta-theta", "lora"] = Field(description="what was tuned")
+    supervision: Literal["labels", "transfer set"] = Field(description="what it was tuned by")
+    delta_bytes: int = Field(description="bytes of delta-theta's codes; 0 for a LoRA")
+    lora_bytes: int = Field(description="bytes of the LoRA's factors; 0 for delta-theta")
+    readout_bytes: int = Field(description="bytes of a readout that was trained; 0 where the ported one is kept")
+    bytes: int = Field(description="bytes of the task file, or of the LoRA's folder")
     train_examples: int
     steps: int
     seconds: float
+    agreement: dict[str, Score] = Field(
+        description='without labels: "zero_shot" and "tuned" against the teacher, on texts of the transfer set that were '
+        "held out"
+    )
     scores: dict[str, Score]
     gains: dict[str, Difference]
     atoms_per_token: float | None

@@ -77,6 +77,36 @@ class FeatureRecord(Frozen):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class GeneralRecord(Frozen):
+    """Which of the package's own texts a transfer set is of, and how they are written, see `data.general`."""
+
+    version: int = Field(ge=1, le=9999)
+    lower: bool
+    apart: bool
+
+
+class TransferRecord(Frozen):
+    """What a manifest says of its transfer set, see `data.transfer`.
+
+    :param general: Set where the texts are the package's own, so that the file holds none.
+    :param examples: Texts and their spans; `predictions`: teacher's outputs, which are one a word of a token task.
+    :param user_texts: How many of the texts come from the user's data or file.
+    :param teacher: What spoke; `teacher_score`: its score on the evaluation data, if there was any.
+    """
+
+    origin: str = Field(max_length=200)
+    texts: int = Field(ge=1, le=50_000)
+    user_texts: int = Field(ge=0, le=50_000)
+    pairs: bool
+    spans: int = Field(ge=0, le=16)
+    examples: int = Field(ge=1, le=1_000_000)
+    predictions: int = Field(ge=1, le=4_000_000)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    general: GeneralRecord | None = None
+    teacher: str = Field(max_length=500)
+    teacher_score: Score | None = None
+
+
 class Parts(BaseModel):
     """The optional parts of an adapter file by name; all tensors of part `x` are named `x.` and something.
 
@@ -87,6 +117,7 @@ class Parts(BaseModel):
     __pydantic_extra__: dict[str, PartRecord]
 
     features: FeatureRecord | None = None
+    transfer: TransferRecord | None = None
 
     @property
     def unknown(self) -> dict[str, PartRecord]:

@@ -28,7 +28,7 @@ from uhl_cli.align.features import align_features
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.align.texts import choose_feature_texts, general_texts, in_style_of
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.builtin.corpus import opinions
+from uhl_cli.transfer.general import opinions
 from uhl_cli.codes.packing import compress_text, pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
 from uhl_cli.data import Examples, load_task

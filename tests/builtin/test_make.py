@@ -25,7 +25,6 @@ from uhl_cli.builtin.corpus import (
     OPINION_COPIES,
     build_corpus,
     chunks,
-    opinions,
     read_paragraphs,
 )
 from uhl_cli.builtin.recipes import RECIPES
@@ -34,6 +33,7 @@ from uhl_cli.data import load_task
 from uhl_cli.errors import DataError
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.reports import silent
+from uhl_cli.transfer.general import opinions
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 

@@ -12,7 +12,7 @@ from toy_runs import TINY_LIMIT, carry, make_adapter, sequence_data
 
 from uhl_cli.align.texts import general_texts
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.builtin.corpus import opinions
+from uhl_cli.transfer.general import opinions
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions, TuneOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import host_record

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from uhl_cli.adapter.canonical import Routing, route
-from uhl_cli.adapter.module import READERS, WRITERS, PortedAdapter, PortedLayer, PortedReadout, edit_name
+from uhl_cli.adapter.module import (
+    READERS,
+    WRITERS,
+    PortedAdapter,
+    PortedLayer,
+    PortedReadout,
+    edit_name,
+    linear_modules,
+)
 from uhl_cli.adapter.sparse import Bags, chosen, row_responses, row_sums, row_values, spread
 from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
@@ -140,6 +148,11 @@ class Attachment:
             for name, site in layer.sites.items():
                 if folded is not None and name in folded.gains:
                     self._add_site_hook(site, folded)
+        if self.adapter.lora is not None:
+            factors = self.adapter.lora.by_module
+            for name, site in linear_modules(self._host_map).items():
+                if name in factors:
+                    site.module.register_forward_hook(self._owned(_lora_hook(*factors[name])))
 
     def remove_hooks(self) -> None:
         """Remove all hooks, found by their owner: an interrupt may have lost a handle.  Safe to repeat."""
@@ -288,6 +301,14 @@ class Attachment:
             return changed
 
         return hook
+
+
+def _lora_hook(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inner = functional.linear(args[0].to(down.dtype), down)
+        return output + functional.linear(inner, up).to(output.dtype)
+
+    return hook
 
 
 def refuse_elsewhere(adapter: PortedAdapter, host_map: HostMap) -> None:

@@ -31,6 +31,7 @@ class Structure(Frozen):
     :param layers: Types of the modules that get updates, by layer.
     :param taps: Depths, 0 to L, that the readout listens to.
     :param readout_update: Whether the readout has an update of its own; `shift`: whether it has a shift.
+    :param lora_rank: Rank of the LoRA on every linear module of every layer; 0 for none.
     """
 
     num_atoms: int = Field(ge=1, le=1024)
@@ -40,6 +41,7 @@ class Structure(Frozen):
     taps: tuple[int, ...] = Field(min_length=1, max_length=10_000)
     readout_update: bool
     shift: bool
+    lora_rank: int = Field(0, ge=0, le=1024)
 
     @model_validator(mode="after")
     def _chosen_atoms_exist(self) -> Structure:
@@ -178,13 +180,39 @@ class PortedReadout(nn.Module):
         return logits + self.out_bias.to(hidden.dtype)
 
 
+class LoraFactors(nn.Module):
+    """LoRA (Hu et al., 2021, section 4.1): a module's output gains B A x.  Scaling by alpha / r is part of B.
+
+    :param factors: A [r, in_features] and B [out_features, r] of each linear module, by its name from the base model.
+        A module that holds several sites has one pair.
+    """
+
+    def __init__(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        keys = {name: name.replace(".", "/") for name in factors}  # torch allows no dot in a buffer's name
+        self.down = Buffers({keys[name]: down for name, (down, _) in factors.items()})
+        self.up = Buffers({keys[name]: up for name, (_, up) in factors.items()})
+
+    @property
+    def by_module(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A and B by the name of the module."""
+        return {key.replace("/", "."): (self.down[key], self.up[key]) for key in self.down}
+
+    @property
+    def rank(self) -> int:
+        """r, the same for all modules."""
+        return next(int(down.shape[0]) for _, down in self.down.items())
+
+
 class PortedAdapter(nn.Module):
     """An adapter in the shape of one host: what `attach` attaches and a ported folder keeps.
 
-    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.
+    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.  `lora` is what
+    `tune` adds to the host's linear modules, if anything.
     """
 
     threshold: Tensor
+    lora: LoraFactors | None
 
     def __init__(
         self,
@@ -192,9 +220,11 @@ class PortedAdapter(nn.Module):
         layers: Mapping[int, PortedLayer],
         readout: PortedReadout,
         noise_maps: Mapping[str, Tensor] | None = None,
+        lora: LoraFactors | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("threshold", threshold)
+        self.lora = lora
         self.layers = nn.ModuleDict({str(index): layer for index, layer in layers.items()})
         self.readout = readout
         self.noise_maps = dict(noise_maps or {})
@@ -231,7 +261,11 @@ class PortedAdapter(nn.Module):
     def with_shift(self, shift: Tensor | None) -> PortedAdapter:
         """The same adapter whose readout adds `shift` [readout_size] to its features."""
         readout = self.readout.changed(layer=self.readout.layer, shift=shift)
-        return PortedAdapter(self.threshold, self.by_layer, readout, self.noise_maps)
+        return PortedAdapter(self.threshold, self.by_layer, readout, self.noise_maps, self.lora)
+
+    def with_lora(self, lora: LoraFactors | None) -> PortedAdapter:
+        """The same adapter with another LoRA, or none."""
+        return PortedAdapter(self.threshold, self.by_layer, self.readout, self.noise_maps, lora)
 
     def without_updates(self) -> PortedAdapter:
         """The readout alone."""
@@ -266,6 +300,7 @@ class PortedAdapter(nn.Module):
             taps=tuple(self.readout.by_depth),
             readout_update=own is not None,
             shift=self.readout.shift is not None,
+            lora_rank=0 if self.lora is None else self.lora.rank,
         )
 
     @classmethod
@@ -305,7 +340,15 @@ class PortedAdapter(nn.Module):
             values(num_labels),
             values(size) if structure.shift else None,
         )
-        return cls(values(structure.top_k), layers, readout)
+        rank, factors = structure.lora_rank, {}
+        for name, module in linear_modules(host_map).items():
+            factors[name] = (values(rank, module.in_features), values(module.module_features, rank))
+        return cls(values(structure.top_k), layers, readout, lora=LoraFactors(factors) if rank else None)
+
+
+def linear_modules(host_map: HostMap) -> dict[str, Site]:
+    """The linear modules of all layers by name, each with one of its sites; a fused module comes once."""
+    return {site.name: site for layer in host_map.layers for site in layer.sites.values()}
 
 
 def is_table(name: str) -> bool:

@@ -177,9 +177,19 @@ def in_style_of(texts: Sequence[str], sample: Sequence[str]) -> list[str]:
     Hosts answer otherwise to "it's fine." than to "it 's fine .", so that anchors written like the task's texts align
     better where it matters.  A sample counts as lower case, or as apart, when more than 95 % of what could tell say so.
     """
+    return styled(texts, *style_of(sample))
+
+
+def style_of(sample: Sequence[str]) -> tuple[bool, bool]:
+    """Whether a sample is written in lower case, and whether with punctuation and clitics apart."""
     lower = _share(sum(text == text.lower() for text in sample), len(sample))
     joined = "\n".join(sample)
     apart = _share(len(re.findall(r"(?<=\s)[.,]", joined)), len(re.findall(r"(?<=\D)[.,]", joined)))
+    return lower, apart
+
+
+def styled(texts: Sequence[str], lower: bool, apart: bool) -> list[str]:
+    """The texts in that style, runs of white space made one blank."""
     found = list(texts)
     if lower:
         found = [text.lower() for text in found]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from uhl_cli.builtin.recipes import MAX_LENGTH, VOCAB_SIZE
 from uhl_cli.errors import DataError
+from uhl_cli.transfer.general import opinions
 
 MAX_WORDS = 88
 MIN_WORDS = 6
@@ -52,12 +52,6 @@ def read_paragraphs(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path} holds no text.", "Give a UTF-8 text file, a paragraph a line.")
     return lines
-
-
-def opinions() -> list[str]:
-    """The package's own sentences of praise and blame, one a line."""
-    content = resources.files("uhl_cli.builtin").joinpath("opinions.txt").read_text(encoding="utf-8")
-    return content.splitlines()
 
 
 def chunks(paragraphs: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import math
 import zlib
 from collections.abc import Iterator
@@ -146,3 +147,25 @@ def decompress_text(packed: Bytes, *, limit: int, name: str) -> str:
         return content.decode()
     except (zlib.error, UnicodeDecodeError) as error:
         raise FormatError(f"{name} cannot be decompressed.", _HINT) from error
+
+
+def squeeze(content: bytes) -> Bytes:
+    """Bytes compressed by bzip2, the smallest for texts of those that bear hostile input (tests/benchmarks/README.md)."""
+    return np.frombuffer(bz2.compress(content, 9), dtype=np.uint8)
+
+
+def unsqueeze(packed: Bytes, *, limit: int, name: str) -> bytes:
+    """The bytes that were compressed; never holds more than `limit` of them, and some 4 MB besides.
+
+    :raises FormatError: When they are damaged, longer than `limit`, cut off or followed by something.
+    """
+    decoder = bz2.BZ2Decompressor()
+    try:
+        content = decoder.decompress(packed.tobytes(), limit + 1)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{name} cannot be decompressed.", _HINT) from error
+    if len(content) > limit:
+        raise FormatError(f"{name} holds more than {limit:,} bytes.", _HINT)
+    if not decoder.eof or decoder.unused_data:
+        raise FormatError(f"{name} is cut off or followed by something.", _HINT)
+    return content

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from uhl_cli.commands.flags import Options
 from uhl_cli.schema import AdapterConfig, Strategy, TrainingConfig
@@ -109,6 +109,19 @@ class PretrainOptions(Options):
         description="most words of the feature bank, whose texts ship as well; 0 for none. By default it takes what "
         "the anchors leave of --max-bytes, if there is text for it",
     )
+    transfer_set: str = Field(
+        "auto",
+        description="texts whose outputs by the teacher ship in the file, so that any target can be tuned without labels. "
+        "THEY ARE SHIPPED IN THE FILE. 'auto' takes the task's training texts as far as there is room, a number at most "
+        "so many of them, 'general' sentences of this package (the file holds no text then), FILE your own (one text a "
+        "line), 0 none. With --anchors general, 'auto' is 'general'",
+    )
+    teacher: str = Field(
+        "auto",
+        description="what speaks in the transfer set: 'adapter' the source with the finished adapter, 'lora' a LoRA that is "
+        "trained beside it and thrown away, 'auto' the better of both on held-out training examples; or a fine-tuned "
+        "classifier of your own (hub id, folder, or PEFT folder), which then speaks in place of labels",
+    )
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     licence: str = Field("unspecified", max_length=500, description="licence to record in the file")
@@ -189,26 +202,73 @@ _NOT_TUNED = frozenset(
 )
 
 
+TuneMode = Literal["labels", "transfer", "lora"]
+# Steps, learning rate and the readout's, of delta-theta with labels, of delta-theta without, and of a LoRA.
+_TUNING: dict[TuneMode, tuple[int, float, float]] = {
+    "labels": (500, 0.1, 8e-3),
+    "transfer": (500, 0.02, 0.0),
+    "lora": (1500, 1.5e-3, 5e-4),
+}
+
+
+class TuneTraining(TrainingConfig):
+    """How `uhl tune` trains.  What is None depends on what is tuned, see `settled`."""
+
+    # None where the field of the base has a number: what is tuned decides.
+    max_steps: int | None = Field(
+        None, ge=1, description="training steps; by default 500 for delta-theta, 1,500 for a LoRA"
+    )
+    learning_rate: float | None = Field(  # type: ignore[assignment]
+        None,
+        gt=0,
+        le=1,
+        description="peak learning rate; by default 0.1 for delta-theta with labels, 0.02 without, 0.0015 for a LoRA",
+    )
+    readout_learning_rate: float | None = Field(  # type: ignore[assignment]
+        None,
+        gt=0,
+        le=1,
+        description="peak learning rate of a readout that is trained; by default 0.0005 beside a LoRA, 0.008 for a new "
+        "task's",
+    )
+    weight_decay: float = 0.0
+    noise: float = 0.0
+    update_dropout: float = 0.0
+
+    def settled(self, mode: TuneMode) -> TrainingConfig:
+        """The configuration with the defaults of what is tuned in place of None."""
+        steps, rate, readout_rate = _TUNING[mode]
+        values = self.model_dump()
+        defaults = {"max_steps": steps, "learning_rate": rate, "readout_learning_rate": readout_rate or 8e-3}
+        return TrainingConfig(**values | {name: value for name, value in defaults.items() if values[name] is None})
+
+
 class TuneOptions(Options):
     """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`."""
 
     argument = "adapter"
     option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
-    option_help: ClassVar = {
-        "training.max_steps": "training steps",
-        "training.learning_rate": "peak learning rate of delta-theta",
-        "training.readout_learning_rate": "peak learning rate of a new task's readout",
-    }
     not_options = _NOT_TUNED | {"evaluation_batch_size"}
 
     adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to tune on")
     data: DataOptions = Field(
         DataOptions(),
-        description="task to tune on; by default the adapter's own. Another task gets a readout of its own",
+        description="task to tune on with labels; another task than the adapter's gets a readout of its own. With neither "
+        "--task nor --data, the adapter is tuned without labels, on the transfer set in its file",
     )
+    score_data: str | None = Field(
+        None,
+        description="evaluation data to score on when tuning without labels: local file or folder, or hub id; read for "
+        "scores alone",
+    )
+    parameters: Literal["delta-theta", "lora"] = Field(
+        "delta-theta",
+        description="what is tuned: 512 bytes, or a LoRA of all linear modules with a readout of the target's own",
+    )
+    rank: int = Field(8, ge=1, le=256, description="rank of the LoRA")
     strategy: Strategy | None = Field(None, description=_ALIGN)
-    training: TrainingConfig = Field(default_factory=tuning_defaults)
+    training: TuneTraining = TuneTraining()
     top_k: int | None = Field(
         None, ge=1, le=2, description="most active atoms per token; by default the adapter's own number"
     )
@@ -228,28 +288,49 @@ class TuneOptions(Options):
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     evaluation_batch_size: int = Field(64, ge=1)
     output: Path | None = Field(
-        None, description="where the task file goes; by default ADAPTER.TASK.TARGET.task.safetensors beside the adapter"
+        None,
+        description="where the task file goes; by default ADAPTER.TASK.TARGET.task.safetensors beside the adapter. A "
+        "LoRA goes to a folder, by default ADAPTER.TASK.TARGET.lora",
     )
     resume: bool = Field(False, description=_RESUME)
     overwrite: bool = Field(False, description=_OVERWRITE)
     save_every: int = Field(200, ge=1, description=_SAVE_EVERY)
 
+    @field_validator("training", mode="before")
+    @classmethod
+    def _training_of_any_kind(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, TrainingConfig) else value
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to tune with: without task and data, the transfer set serves."""
+        return self.data.task is not None or self.data.data is not None
+
+    @property
+    def mode(self) -> TuneMode:
+        """What is tuned, and by what."""
+        if self.parameters == "lora":
+            return "lora"
+        return "labels" if self.labelled else "transfer"
+
     def output_path(self, task: str) -> Path:
-        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors beside the adapter."""
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (a folder, ADAPTER.TASK.TARGET.lora) beside the adapter."""
         if self.output is not None:
             return self.output
+        ending = "lora" if self.parameters == "lora" else "task.safetensors"
         names = (re.sub(r"[^A-Za-z0-9_-]+", "-", Path(part).name).strip("-") for part in (task, self.target.name))
-        return self.adapter.with_name(".".join([self.adapter.stem, *names, "task.safetensors"]))
+        return self.adapter.with_name(".".join([self.adapter.stem, *names, ending]))
 
     def deciding(self) -> dict[str, object]:
         """Every option that decides the course of a run; a checkpoint of others is refused."""
-        return _deciding(self, "adapter", "target", "optimise") | {"dtype": self.target.dtype}
+        return _deciding(self, "adapter", "target", "optimise", "score_data") | {"dtype": self.target.dtype}
 
     def command(self, task: str) -> str:
         """The command line that makes the same file; see `PretrainOptions.command`."""
-        data = self.data.model_copy(update={"task": task})
+        data = self.data.model_copy(update={"task": task}) if self.labelled else self.data
         named = self.model_copy(update={"adapter": Path(self.adapter.name), "data": data})
-        return named.said("uhl tune", always=frozenset({"target", "task"}), never=_OF_THE_CALL)
+        always = frozenset({"target", "task"} if self.labelled else {"target"})
+        return named.said("uhl tune", always=always, never=_OF_THE_CALL)
 
 
 class DemoOptions(Options):

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.align.bank import AnchorBank, build_bank
+from uhl_cli.align.features import FeatureBank
 from uhl_cli.align.states import word_states
 from uhl_cli.align.texts import (
     AnchorTexts,
@@ -19,6 +20,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
 from uhl_cli.commands.options import PretrainOptions
+from uhl_cli.commands.school import School, held_for_teachers
 from uhl_cli.commands.scoring import (
     Predictor,
     depth_quality,
@@ -30,17 +32,20 @@ from uhl_cli.commands.scoring import (
     versions,
 )
 from uhl_cli.commands.texts import anchor_texts, more_texts
+from uhl_cli.commands.transfer_set import transfer_room, wanted_texts
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import plan_for
-from uhl_cli.data import TaskData, load_task
+from uhl_cli.data import Examples, TaskData, load_task
 from uhl_cli.errors import BudgetError, DataError, UsageError
 from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.convert import to_file
+from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.running import bare
 from uhl_cli.metrics import Score, score
 from uhl_cli.ported.aligned import AlignedHost, align_host
+from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.head import fit_head
@@ -86,17 +91,22 @@ def pretrain(
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     started = time.monotonic()
-    examples, training = data.train, options.training
-    if examples is None or len(examples) == 0:
+    if data.train is None or len(data.train) == 0:
         raise DataError("there is no training example.", "Check --data and --limit-train.")
+    examples, judges = held_for_teachers(data.train, options)
+    training = options.training
     prepared = prepare(host, data, options, reporter)
     config = options.adapter.model_copy(update={"num_labels": len(data.task.labels), "kind": data.task.kind})
     adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
     steps = total_steps(len(examples), training)
-    manifest = manifest_of(host, data, options, adapter, prepared.bank, steps)
+    manifest = manifest_of(host, data, options, adapter, prepared.bank, examples, steps)
     size = refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
     room = options.max_bytes - size
-    texts = more_texts(data, options, prepared.bank.anchors, config, room=room)
+    shared = transfer_room(room, options)
+    wanted = wanted_texts(data, options, config, room=shared)
+    if wanted is None:
+        shared = 0
+    texts = more_texts(data, options, prepared.bank.anchors, config, room=room - shared)
 
     def on_step(report: StepReport) -> None:
         note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  atoms/token {report.atoms:.2f}"
@@ -135,32 +145,13 @@ def pretrain(
     with torch.no_grad():
         adapter.get_parameter("head_weight").copy_(weight)
         adapter.get_parameter("head_bias").copy_(bias)
-    return _finish(host, data, adapter, prepared, (texts, room), manifest, options, started, accelerator, reporter)
-
-
-def _finish(
-    host: Host,
-    data: TaskData,
-    adapter: CanonicalAdapter,
-    prepared: Prepared,
-    more_texts: tuple[AnchorTexts | None, int],
-    manifest: Manifest,
-    options: PretrainOptions,
-    started: float,
-    accelerator: Accelerator,
-    reporter: Reporter,
-) -> PretrainReport:
-    """Score the integer codes that the file will hold, as a reader of it will, and write them.
-
-    :param more_texts: Texts for a feature bank, if any, and the bytes that it may take.
-    """
-    texts, room = more_texts
     bare = to_file(adapter, prepared.bank, manifest)
     loaded = UniversalAdapter.from_file(bare)
-    trained = loaded.port(prepared.aligned)
-    features = (
-        None if texts is None else feature_bank(loaded, trained, prepared.aligned.alignment, texts, reporter, room=room)
-    )
+    features = None
+    if texts is not None:
+        trained = loaded.port(prepared.aligned)
+        own = prepared.aligned.alignment
+        features = feature_bank(loaded, trained, own, texts, reporter, room=room - shared)
     if features is not None:
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
@@ -169,6 +160,37 @@ def _finish(
         loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
     aligned = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
     ported = loaded.port(aligned)
+    transfer: StoredTransfer | None = None
+    teachers: dict[str, Score] = {}
+    if wanted is not None:
+        school = School(ported, examples, judges, data, options, accelerator, files, run_digest(identity), reporter)
+        teacher, teachers = school.teacher()
+        left = options.max_bytes - len(to_bytes(to_file(adapter, prepared.bank, manifest, features)))
+        transfer = school.taught(wanted, teacher, room=left)
+        parts = manifest.parts.model_copy(update={"transfer": transfer.record})
+        manifest = manifest.model_copy(update={"parts": parts})
+    return _finish(
+        data, adapter, prepared, ported, features, transfer, teachers, manifest, options, started, accelerator, reporter
+    )
+
+
+def _finish(
+    data: TaskData,
+    adapter: CanonicalAdapter,
+    prepared: Prepared,
+    ported: PortedModel,
+    features: FeatureBank | None,
+    transfer: StoredTransfer | None,
+    teachers: dict[str, Score],
+    manifest: Manifest,
+    options: PretrainOptions,
+    started: float,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> PretrainReport:
+    """Score the integer codes that the file will hold, as a reader of it will, and write them."""
+    loaded, host = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features)), ported.host
+    aligned = loaded.align(host, max_flops=options.max_flops)
     scores: dict[str, Score] = {}
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
@@ -183,11 +205,12 @@ def _finish(
         scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
     atoms = None if atoms is None else round(atoms, 6)
     update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
-    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features)
+    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features, transfer)
     size = refuse_too_large(content, options.max_bytes)
     if accelerator.is_main_process:
         write_adapter(options.output, content)
     accelerator.wait_for_everyone()
+    record = manifest.parts.transfer
     return PretrainReport(
         output=str(options.output),
         bytes=size,
@@ -199,13 +222,36 @@ def _finish(
         score=scores.get("adapter"),
         head_only=scores.get("head_only"),
         readout_only=scores.get("readout_only"),
+        teacher=None if record is None else record.teacher,
+        teacher_score=None if record is None else record.teacher_score,
+        teachers=teachers,
         atoms_per_token=atoms,
         truncated=truncated,
         quality=depth_quality(aligned.alignment),
         anchor_words=prepared.bank.anchors.num_words,
         feature_words=0 if features is None else features.anchors.num_words,
+        transfer_texts=0 if record is None else record.texts,
+        transfer_examples=0 if record is None else record.examples,
+        user_texts=_user_texts(data, options, prepared.bank.anchors, features, transfer),
         flops=flop_report(ported, aligned.host_flops),
     )
+
+
+def _user_texts(
+    data: TaskData,
+    options: PretrainOptions,
+    anchors: AnchorTexts,
+    features: FeatureBank | None,
+    transfer: StoredTransfer | None,
+) -> int:
+    """How many different texts that are not this package's own lie in the file."""
+    texts: set[str] = set()
+    if options.anchors != "general":
+        texts |= {*anchors.texts, *(features.anchors.texts if features is not None else ())}
+    if transfer is not None and transfer.record.general is None:
+        held = transfer.whole().texts
+        texts |= {*held.texts, *(held.pairs or ())}
+    return 0 if data.task.name == "reviews" else len(texts)
 
 
 @dataclass(frozen=True)
@@ -243,22 +289,22 @@ def manifest_of(
     options: PretrainOptions,
     adapter: CanonicalAdapter,
     bank: AnchorBank,
+    examples: Examples,
     steps: int,
 ) -> Manifest:
     """Everything that is known before training; the score comes last."""
-    assert data.train is not None  # pretrain has checked it
     return Manifest(
         format_version=FORMAT_VERSION,
         config=adapter.config,
         task=data.task,
-        label_counts=data.train.label_counts(len(data.task.labels)),
+        label_counts=examples.label_counts(len(data.task.labels)),
         source=host_record(host),
         training=TrainingRecord(
             command=options.command(),
             config=options.training,
             steps=steps,
-            train_examples=len(data.train),
-            train_digest=data.train.digest(),
+            train_examples=len(examples),
+            train_digest=examples.digest(),
             data=data.source[:1000],
         ),
         anchors=AnchorRecord(

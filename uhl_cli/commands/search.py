@@ -76,7 +76,8 @@ def optimise(
     most = options.top_k or adapter.manifest.config.top_k
     first = setting_for(most)
     ranges = RANGES | ({} if first.record.own_task else READOUT_RANGES)
-    start = {name: float(getattr(options.training, name)) for name in ranges}
+    settled = options.training.settled("labels")
+    start = {name: float(getattr(settled, name)) for name in ranges}
     ranges = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in ranges.items()}
     kept = _KeptTrials(files, _digest(first, ranges), resume=options.resume)
     trials = kept.read()

@@ -13,12 +13,12 @@ from uhl_cli.align.texts import (
     read_texts,
     word_spans,
 )
-from uhl_cli.builtin.corpus import opinions
 from uhl_cli.codes.packing import compress_text
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import BudgetError, DataError
 from uhl_cli.schema import AdapterConfig
+from uhl_cli.transfer.general import opinions
 
 # With as few as this, a map to the features is no better than the one through the canonical bank's 2,048 words.
 MIN_WORDS = 2048

@@ -13,15 +13,14 @@ from uhl_cli.commands.scoring import (
     Classes,
     flop_report,
     load,
-    references_of,
     refuse_overwriting,
 )
 from uhl_cli.commands.search import optimise
 from uhl_cli.commands.tune_setting import settle, train_task
+from uhl_cli.commands.tune_student import compared, tune_student
 from uhl_cli.data import TaskData, load_task, name_to_load
 from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.metrics import Difference, Score, paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.reports import Reporter, TuneReport, silent
 from uhl_cli.train.loop import RunFiles, accelerator_for
@@ -35,22 +34,28 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
     """
     adapter = UniversalAdapter.load(options.adapter)
     own = adapter.manifest.task
-    name = name_to_load(own, options.data.model_dump())
+    name = name_to_load(own, options.data.model_dump()) if options.labelled else own.name
     output = options.output_path(name)
     files = RunFiles(output.with_name(output.name + ".uhl-run"))
     refuse_overwriting(output, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     search = None
+    if not options.labelled:
+        adapter.transfer_set()  # an error before the host is loaded
     host = load(options.target.model_copy(update={"device": chosen}))
-    data = load_task(
-        name,
-        labels=own.labels if name == own.name else None,
-        offline=options.target.offline,
-        seed=options.training.seed,
-        **options.data.model_dump(exclude={"task"}),
-    )
+    data = None
+    if options.labelled:
+        data = load_task(
+            name,
+            labels=own.labels if name == own.name else None,
+            offline=options.target.offline,
+            seed=options.training.seed,
+            **options.data.model_dump(exclude={"task"}),
+        )
     try:
+        if data is None or options.parameters == "lora":
+            return tune_student(adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter)
         if options.optimise:
             options, search = optimise(
                 adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter
@@ -97,7 +102,7 @@ def tune(
     if predictor:
         predictions["tuned"], atoms, truncated = predictor.carried(ported, "tuned")
         predictions["untouched"] = predictor.untouched()
-    scores, gains = _compared(predictions, data)
+    scores, gains = compared(predictions, data)
     record = record.model_copy(update={"before": scores.get("zero_shot"), "score": scores.get("tuned")})
     content = TaskFile(record, trained.quantised())
     output = options.output_path(data.task.name)
@@ -112,6 +117,10 @@ def tune(
         target=record.target,
         task=data.task.name,
         own_task=record.own_task,
+        parameters="delta-theta",
+        supervision="labels",
+        lora_bytes=0,
+        agreement={},
         delta_bytes=sizes["delta_theta"],
         readout_bytes=sum(sizes[name] + scales[name] for name in sizes if name != "delta_theta"),
         bytes=len(task_to_bytes(content)),
@@ -125,17 +134,3 @@ def tune(
         flops=flop_report(ported, setting.aligned.host_flops),
         left_out=setting.aligned.plan.left_out,
     )
-
-
-def _compared(predictions: dict[str, Classes], data: TaskData) -> tuple[dict[str, Score], dict[str, Difference]]:
-    """Scores of all predictions, and tuned minus each of the others, paired."""
-    if not predictions or data.evaluation is None:
-        return {}, {}
-    references, task = references_of(data.evaluation), data.task
-    scores = {name: score(task.metric, rows, references, task.labels) for name, rows in predictions.items()}
-    gains = {
-        name: paired_difference(task.metric, predictions["tuned"], rows, references, task.labels)
-        for name, rows in predictions.items()
-        if name != "tuned"
-    }
-    return scores, gains

@@ -89,7 +89,9 @@ def settle(
         if options.top_k > config.top_k:
             raise UsageError(f"this adapter has {config.top_k} active atom per token.", "Leave --top-k out.")
         config = config.model_copy(update={"top_k": options.top_k})
-    training = options.training.model_copy(update={"max_length": options.max_length or adapter.max_length})
+    training = options.training.settled("labels").model_copy(
+        update={"max_length": options.max_length or adapter.max_length}
+    )
     record = TaskRecord(
         adapter=adapter.digest,
         config=config,

@@ -24,6 +24,8 @@ The part `features`, a feature bank (W words, F = readout_size + num_labels):
 | features.shift | float32 [readout_size] | what the updates add to the readout's features on the source, on average |
 | features.texts, features.words | uint8 | as those of the anchors: more texts, and their words with features |
 
+The part `transfer`, a transfer set, is described in `transfer`.
+
 A part that a reader does not know is left out (and kept, when the file is written again) unless the manifest says
 `required` of it; then the file is refused as newer.  Nothing else may stand in the file.
 
@@ -63,6 +65,7 @@ from uhl_cli.errors import FormatError, NewerFormatError
 from uhl_cli.files import write_bytes
 from uhl_cli.formats import container
 from uhl_cli.formats.container import ADAPTER, Contents, Problems, Stored
+from uhl_cli.formats.transfer import StoredTransfer, names_of, parse_transfer, transfer_tensors
 from uhl_cli.schema import AdapterConfig, AnchorRecord, FeatureRecord, Manifest
 
 FORMAT_VERSION = ADAPTER.version
@@ -120,6 +123,7 @@ class AdapterFile:
     anchors: AnchorTexts
     coordinates: Quantised
     features: Features | None = None
+    transfer: StoredTransfer | None = None
     others: Mapping[str, Stored] = field(default_factory=dict)
     digest: str = ""
 
@@ -138,6 +142,8 @@ def to_bytes(content: AdapterFile) -> bytes:
         tensors |= {"features.codes": pack_levels(features.codes.codes), "features.scale": features.codes.scales}
         tensors |= {"features.mean": features.mean, "features.shift": features.shift}
         tensors |= text_tensors("features", features.anchors)
+    if content.transfer is not None:
+        tensors |= transfer_tensors(content.transfer)
     for name, value in tensors.items():
         if value.dtype == np.float32:
             check_values(name, value, value.shape)
@@ -189,19 +195,22 @@ def parse_adapter(contents: Contents, problems: Problems) -> AdapterFile | None:
     others = {name: tensors[name] for name, match in found.items() if match and match[1] in manifest.parts.unknown}
     for name, part in manifest.parts.unknown.items():
         problems.attempt(_check_unknown, name, required=part.required, shapes=shapes)
-    features = manifest.parts.features
+    features, transfer = manifest.parts.features, manifest.parts.transfer
     wanted = {*shapes, *(f"{name}.scale" for name in shapes), *ANCHOR_PARTS, *others}
-    check_names(tensors, wanted | set(FEATURE_PARTS if features is not None else ()), problems)
+    wanted |= set(FEATURE_PARTS if features is not None else ())
+    wanted |= set(names_of(transfer) if transfer is not None else ())
+    check_names(tensors, wanted, problems)
     if problems.attempt(check_sizes, manifest) is None:
         return None
     size, knots = config.canonical_size, len(config.knots)
     anchors = parse_texts("anchors", manifest.anchors, manifest.anchors.origin, tensors, problems)
     coordinates = _parse_levels("anchors", (knots, manifest.anchors.words, size), (knots, size), tensors, problems)
     bank = None if features is None else _parse_features(manifest, features, tensors, problems)
+    behaviour = None if transfer is None else parse_transfer(transfer, config, tensors, problems)
     if problems.found or anchors is None or coordinates is None:
         return None
     digest = contents.digest or container.digest_of(ADAPTER, manifest, contents.tensors)
-    return AdapterFile(manifest, parameters, anchors, coordinates, bank, others, digest)
+    return AdapterFile(manifest, parameters, anchors, coordinates, bank, behaviour, others, digest)
 
 
 def parse_manifest(contents: Contents, problems: Problems) -> Manifest | None:
@@ -241,6 +250,8 @@ def check_sizes(manifest: Manifest) -> bool:
     codes = {"anchors": len(config.knots) * manifest.anchors.words * config.canonical_size}
     if features is not None:
         codes["features"] = features.words * (config.readout_size + config.num_labels)
+    if manifest.parts.transfer is not None:
+        codes["transfer set"] = manifest.parts.transfer.predictions * (config.num_labels - 1)
     for name, count in codes.items():
         if count > MAX_CODES:
             raise FormatError(

@@ -85,12 +85,12 @@ class Kind:
 
 ADAPTER = Kind("uhl", "adapter", "2.0", 20_000_000, older=("1.1",))
 TASK = Kind(
-    "uhl-task", "task file", "2.0", 20_000_000, "Make it again with `uhl tune ADAPTER --target HOST --task TASK`."
+    "uhl-task", "task file", "2.1", 20_000_000, "Make it again with `uhl tune ADAPTER --target HOST --task TASK`."
 )
 PORTED = Kind(
     "uhl-ported",
     "ported adapter",
-    "6.0",
+    "6.1",
     4_000_000_000,
     "Make it again with `uhl port ADAPTER --target HOST --output DIR`.",
 )

@@ -11,11 +11,16 @@ from uhl_cli.align.features import FeatureBank
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales, dequantise
 from uhl_cli.formats.adapter import AdapterFile, Features, Quantised
+from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.schema import Manifest
 
 
 def to_file(
-    adapter: CanonicalAdapter, bank: AnchorBank, manifest: Manifest, features: FeatureBank | None = None
+    adapter: CanonicalAdapter,
+    bank: AnchorBank,
+    manifest: Manifest,
+    features: FeatureBank | None = None,
+    transfer: StoredTransfer | None = None,
 ) -> AdapterFile:
     """Quantise everything; what is read back equals `adapter.stored()`, `bank` and `features` bit for bit."""
     parameters = {}
@@ -27,7 +32,7 @@ def to_file(
         entry = Quantised(features.codes.numpy(), features.scales.numpy())
         held = Features(features.anchors, entry, features.mean.numpy(), features.shift.numpy())
     coordinates = Quantised(bank.codes.numpy(), bank.scales.numpy())
-    return AdapterFile(manifest, parameters, bank.anchors, coordinates, held)
+    return AdapterFile(manifest, parameters, bank.anchors, coordinates, held, transfer)
 
 
 def stored_parameters(content: AdapterFile) -> dict[str, Tensor]:

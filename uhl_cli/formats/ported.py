@@ -8,6 +8,7 @@ that host alone; the fingerprint is checked.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -20,17 +21,35 @@ from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FingerprintError, FormatError, HostNotFoundError, UsageError
 from uhl_cli.formats.container import PORTED, Problems, read, read_record, write
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
+from uhl_cli.metrics import Score
 from uhl_cli.ported.model import PortedModel
-from uhl_cli.schema import Frozen, HostRecord, Strategy
+from uhl_cli.schema import Frozen, HostRecord, Strategy, TrainingRecord
 
 FILE_NAME = "ported.safetensors"
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+
+class TunedRecord(Frozen):
+    """What `tune` did to a ported adapter.
+
+    :param adapter: Digest of the adapter that it started from.
+    :param supervision: What it was tuned by: labels, or the outputs in the adapter's transfer set.
+    """
+
+    adapter: str = Field(pattern=r"^[0-9a-f]{64}$")
+    training: TrainingRecord
+    supervision: Literal["labels", "transfer set"]
+    label_counts: tuple[Annotated[int, Field(ge=0)], ...]
+    versions: dict[str, str]
+    before: Score | None = None
+    score: Score | None = None
 
 
 class PortedRecord(Frozen):
     """Header of a ported adapter.
 
     :param max_length: Longest input in tokens that the adapter was trained with.
+    :param tuned: Set where `uhl tune --parameters lora` made it.
     """
 
     format_version: str = Field(PORTED.version, pattern=r"^\d{1,4}\.\d{1,4}$")
@@ -39,10 +58,13 @@ class PortedRecord(Frozen):
     strategy: Strategy
     structure: Structure
     max_length: int | None = Field(None, ge=4, le=100_000)
+    tuned: TunedRecord | None = None
 
 
-def save_ported(folder: Path, ported: PortedModel, target: HostRecord) -> Path:
+def save_ported(folder: Path, ported: PortedModel, target: HostRecord, tuned: TunedRecord | None = None) -> Path:
     """Write `folder/ported.safetensors`, whole or not at all, and return its path.
+
+    LoRA factors are stored in float16.
 
     :raises OutputError: When it cannot be written.
     """
@@ -53,9 +75,11 @@ def save_ported(folder: Path, ported: PortedModel, target: HostRecord) -> Path:
         strategy=ported.strategy,
         structure=kept.structure,
         max_length=ported.max_length,
+        tuned=tuned,
     )
     path = folder / FILE_NAME
-    write(path, PORTED, record, kept.state_dict())
+    tensors = {name: value.half() if name.startswith("lora.") else value for name, value in kept.state_dict().items()}
+    write(path, PORTED, record, tensors)
     return path
 
 

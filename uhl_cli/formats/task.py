@@ -1,4 +1,4 @@
-"""The task file, format 2.0: what `tune` adds to an adapter, read without torch.  See `container` for the layout.
+"""The task file, format 2.1: what `tune` adds to an adapter, read without torch.  See `container` for the layout.
 
 Tensors, coded as in `adapter`:
 
@@ -8,6 +8,8 @@ Tensors, coded as in `adapter`:
 | delta_theta.scale | float32 [types] | one scale a module type |
 | P, P.scale, each readout parameter of `layout` | int8, float32 | only where the task is not the adapter's own |
 
+What the numbers are, the record says (`parameters`): in files of format 2.0 always biases of the atoms' gains.
+
 It fits one adapter, whose digest (`AdapterFile.digest`) the record names.  Files of format 1.0 are refused: they name
 the adapter by a digest that its file no longer has.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +38,9 @@ class TaskRecord(Frozen):
     :param adapter: Digest of the adapter that it belongs to.
     :param config: Shape of the adapter with this task's readout.
     :param own_task: Whether the adapter's own readout is used, so that the file holds delta-theta alone.
+    :param parameters: What delta-theta's numbers are: biases of the atoms' gains, or a low-rank update of the host's
+        linear modules (see `adapter.low_rank`), which takes the place of the adapter's updates.
+    :param supervision: What it was tuned by: labels, or the outputs in the adapter's transfer set.
     :param before: Score on the target before tuning; None for another task, whose readout is new.
     """
 
@@ -48,6 +53,8 @@ class TaskRecord(Frozen):
     target: HostRecord
     training: TrainingRecord
     versions: dict[str, str]
+    parameters: Literal["gains", "low-rank"] = "gains"
+    supervision: Literal["labels", "transfer set"] = "labels"
     before: Score | None = None
     score: Score | None = None
 
@@ -57,6 +64,8 @@ class TaskRecord(Frozen):
             raise ValueError("number of labels differs between task, label counts and configuration")
         if self.task.kind != self.config.kind:
             raise ValueError("kind of task differs between task and configuration")
+        if self.parameters == "low-rank" and not self.own_task:
+            raise ValueError("a low-rank update has no readout for a task of its own")
         return self
 
 

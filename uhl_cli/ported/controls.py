@@ -45,7 +45,7 @@ def randomised(adapter: PortedAdapter, *, seed: int) -> PortedAdapter:
     own = adapter.readout.layer
     readout = adapter.readout.changed(layer=None if own is None else redirect(own), shift=None)
     layers = {index: redirect(layer) for index, layer in adapter.by_layer.items()}
-    return PortedAdapter(adapter.threshold, layers, readout)
+    return PortedAdapter(adapter.threshold, layers, readout, lora=adapter.lora)
 
 
 def by_size(aligned: AlignedHost, bank: AnchorBank) -> AlignedHost:

@@ -96,6 +96,8 @@ class PortedModel(nn.Module):
     def __repr__(self) -> str:
         readout = f"readout on depths {', '.join(self.adapter.readout.taps)}"
         carried = f"updates in {len(self.adapter.layers)} layers" if self.adapter.updates else "no updates"
+        if self.adapter.lora is not None:
+            carried += f", LoRA of rank {self.adapter.lora.rank}"
         return (
             f"PortedModel({self.task.name!r}, {len(self.task.labels)} labels, on {self.host.name!r}: "
             f"{self.host.num_hidden_layers} layers of {self.host.hidden_size})\n"
@@ -207,6 +209,19 @@ class PortedModel(nn.Module):
         found = self._run(examples, batch_size=batch_size, max_length=max_length, progress=progress)
         classes = [part.argmax(-1).tolist() for part in found.logits]
         return ExampleClasses(classes, found.atoms_per_token, found.truncated)
+
+    @torch.inference_mode()
+    def logits_of(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """Logits float32 [predictions, labels] of every example, in order: one prediction, or one a word."""
+        found = self._run(examples, batch_size=batch_size, max_length=max_length, progress=progress)
+        return [part.float().cpu() for part in found.logits]
 
     def _run(
         self, examples: Examples, *, batch_size: int, max_length: int | None, progress: Progress | None = None

@@ -8,17 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import DataError, OutputError, TrainingError
 from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
+from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.running import frozen
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import encode_examples
@@ -107,6 +109,9 @@ def targets_of(examples: Examples, rows: list[int]) -> list[int]:
     return [examples.labels[row] for row in rows]
 
 
+Targets = Callable[[list[int]], Tensor]
+
+
 def train(
     adapter: CanonicalAdapter | TaskAdapter,
     aligned: AlignedHost,
@@ -115,50 +120,73 @@ def train(
     *,
     accelerator: Accelerator,
     shift: Tensor | None = None,
+    **run: Any,  # noqa: ANN401 - see run_steps
+) -> int:
+    """Train `adapter` in place on a host, frozen meanwhile, and return the number of steps.
+
+    :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
+    :param run: The rest is for `run_steps`.
+    :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
+    """
+    placed = replace(aligned, alignment=aligned.alignment.to(accelerator.device))
+    model = TrainedModel(adapter, placed, config, shift=shift)
+    optimizer = optimizer_for(adapter, config)
+    return run_steps(model, adapter, optimizer, aligned.host, examples, config, accelerator=accelerator, **run)
+
+
+def run_steps(
+    model: nn.Module,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    host: Host,
+    examples: Examples,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    targets: Targets | None = None,
     files: RunFiles | None = None,
     digest: str = "",
     resume: bool = False,
     save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> int:
-    """Train `adapter` in place on a host, frozen meanwhile, and return the number of steps.
+    """Optimise `trained` through `model(encoded, words, targets, seed) -> Losses`, and return the number of steps.
 
-    :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
+    :param trained: The part of the model whose parameters checkpoints hold.
+    :param optimizer: Its groups have their peak learning rate as `base_lr`.
+    :param targets: Targets of some rows: class ids, or a distribution over classes each [predictions, labels]; by
+        default the examples' own classes.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
-    steps, source = total_steps(len(examples), config), aligned.host
-    placed = replace(aligned, alignment=aligned.alignment.to(accelerator.device))
-    model = TrainedModel(adapter, placed, config, shift=shift)
-    optimizer = optimizer_for(adapter, config)
+    steps = total_steps(len(examples), config)
     model, optimizer = accelerator.prepare(model, optimizer)
-    bare: TrainedModel = accelerator.unwrap_model(model)
     first = 0
     if files is not None:
         if resume and files.checkpoint.exists():
-            first = load_checkpoint(files.checkpoint, bare.adapter, _inner(optimizer), digest=digest)
+            first = load_checkpoint(files.checkpoint, trained, _inner(optimizer), digest=digest)
         if accelerator.is_main_process:
             _trim_log(files.log, first)
     rank, world = accelerator.process_index, accelerator.num_processes
     window = _Window(accelerator.device)
     started = time.monotonic()
     batches = batches_from(examples, batch_size=config.batch_size, seed=config.seed, first_step=first, last_step=steps)
-    with frozen(source.map.base):
+    with frozen(host.map.base):
         for step, rows in batches:
             mine = rows[rank::world] or rows[:1]  # a rank without a row repeats one, so that all ranks take the step
             factor = learning_rate_factor(step, steps, config.warmup_fraction)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            length = min(config.max_length, source.max_length)
-            encoded, words, _ = encode_examples(source, examples, mine, max_length=length)
-            targets = torch.tensor(targets_of(examples, mine), device=accelerator.device)
+            length = min(config.max_length, host.max_length)
+            encoded, words, _ = encode_examples(host, examples, mine, max_length=length)
+            wanted = torch.tensor(targets_of(examples, mine)) if targets is None else targets(mine)
             with accelerator.autocast():
                 seed = (config.seed * 1_000_003 + step) * RANKS + rank
-                losses = model(encoded.to(accelerator.device), words, targets, seed)
+                losses = model(encoded.to(accelerator.device), words, wanted.to(accelerator.device), seed)
             accelerator.backward(losses.total)
             accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
             optimizer.step()
             optimizer.zero_grad()
-            window.add(losses, len(targets))
+            window.add(losses, len(wanted))
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
                 report = window.report(
@@ -175,7 +203,7 @@ def train(
                     if on_step:
                         on_step(report)
             if files is not None and accelerator.is_main_process and (done % save_every == 0 or done == steps):
-                save_checkpoint(files.checkpoint, bare.adapter, _inner(optimizer), step=done, digest=digest)
+                save_checkpoint(files.checkpoint, trained, _inner(optimizer), step=done, digest=digest)
     accelerator.wait_for_everyone()
     return steps
 

@@ -64,7 +64,7 @@ class TrainedModel(nn.Module):
                     parameter.requires_grad_(False)
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
-        """Losses of one batch; `targets` [examples] or [words].
+        """Losses of one batch; `targets` class ids [examples] or [words], or distributions, a row each.
 
         `seed` draws the noise; `seed // RANKS` whether updates are off, so that all processes of a step
         do alike.  A readout that has seen the stream with and without updates serves a target better,
@@ -80,16 +80,16 @@ class TrainedModel(nn.Module):
             noise = AlignmentNoise(config.noise, config.update_noise, generator)
         folded = self._folded(updated)
         with (
-            _precision(host),
+            precision_of(host),
             plain_attention(host),
             evaluating(host.map.base),
             attach(host.map, folded, dense=True, noise=noise) as attachment,
         ):
             logits, active = forward(host, attachment, encoded, words)
-        task = functional.cross_entropy(logits.float(), targets)
+        task, correct = task_loss(logits, targets)
         delta = self.adapter.get_parameter("delta_theta").square().sum()
         total = task + config.active_weight * active + config.delta_weight * delta
-        return Losses(total, task.detach(), (logits.argmax(-1) == targets).sum(), active.detach(), updated)
+        return Losses(total, task.detach(), correct, active.detach(), updated)
 
     def _folded(self, updated: bool) -> PortedAdapter:
         """The adapter in the host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
@@ -111,7 +111,13 @@ class TrainedModel(nn.Module):
         return refold(self._base, stored, alignment, new_readout=self.adapter.new_readout)
 
 
-def _precision(host: Host) -> AbstractContextManager[object]:
+def task_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy against class ids or distributions, and how many of the most probable classes are hit."""
+    classes = targets if targets.dim() == 1 else targets.argmax(-1)
+    return functional.cross_entropy(logits.float(), targets), (logits.argmax(-1) == classes).sum()
+
+
+def precision_of(host: Host) -> AbstractContextManager[object]:
     """Autocast where the host is in half precision: the adapter's parameters stay in float32."""
     weight = host.map.embeddings.weight
     if weight.dtype not in (torch.float16, torch.bfloat16):

@@ -1,0 +1,94 @@
+"""The teacher of a transfer set: the finished adapter on its source, or a LoRA beside it, whichever is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from uhl_cli.commands.options import PretrainOptions
+from uhl_cli.commands.scoring import references_of
+from uhl_cli.commands.transfer_set import Wanted, taught
+from uhl_cli.data import Examples, TaskData
+from uhl_cli.formats.checkpoint import run_digest
+from uhl_cli.formats.transfer import StoredTransfer
+from uhl_cli.metrics import Score, score
+from uhl_cli.ported.model import PortedModel
+from uhl_cli.reports import Reporter, phase
+from uhl_cli.train.loop import RunFiles, StepReport
+from uhl_cli.train.teacher import lora_teacher, teacher_config
+
+# Training examples that neither teacher sees, so that the better one can be told.
+HELD_OUT, MOST_HELD_OUT, LEAST_HELD_OUT = 0.05, 1000, 50
+_NAMES = {"adapter": "the source with the adapter", "lora": "a LoRA of the source, rank 8, trained with labels"}
+
+
+def held_for_teachers(examples: Examples, options: PretrainOptions) -> tuple[Examples, Examples | None]:
+    """(rest, held out): None is held out where there is nothing to choose, or too little to choose by."""
+    choosing = options.teacher == "auto" and options.transfer_set != "0"
+    fraction = min(HELD_OUT, MOST_HELD_OUT / len(examples))
+    if not choosing or fraction * len(examples) < LEAST_HELD_OUT:
+        return examples, None
+    return examples.split(fraction, seed=options.training.seed)
+
+
+@dataclass(frozen=True)
+class School:
+    """Makes teachers of a finished adapter on its source, and has the chosen one speak.
+
+    :param judges: Held-out training examples that the teachers are compared on.
+    """
+
+    ported: PortedModel
+    examples: Examples
+    judges: Examples | None
+    data: TaskData
+    options: PretrainOptions
+    accelerator: Accelerator
+    files: RunFiles | None
+    digest: str
+    reporter: Reporter
+
+    def teacher(self) -> tuple[tuple[PortedModel, str], dict[str, Score]]:
+        """The teacher with its name, and the scores that it was chosen by, if there was a choice."""
+        options = self.options
+        if options.teacher == "adapter" or (options.teacher == "auto" and self.judges is None):
+            return (self.ported, _NAMES["adapter"]), {}
+        lora = self._lora()
+        if self.judges is None:
+            return (lora, _NAMES["lora"]), {}
+        scores = {name: self._score(model, self.judges) for name, model in (("adapter", self.ported), ("lora", lora))}
+        if scores["lora"].value >= scores["adapter"].value:
+            return (lora, _NAMES["lora"]), scores
+        return (self.ported, _NAMES["adapter"]), scores
+
+    def taught(self, wanted: Wanted, teacher: tuple[PortedModel, str], *, room: int) -> StoredTransfer:
+        """The transfer set in the teacher's words; see `transfer_set.taught`."""
+        model, name = teacher
+        evaluation = self.data.evaluation
+        found = None if not evaluation else self._score(model, evaluation)
+        length, size = self.options.training.max_length, self.options.evaluation_batch_size
+        progress = phase(self.reporter, "transfer set")
+        return taught(wanted, model, name, found, room=room, batch_size=size, max_length=length, progress=progress)
+
+    def _lora(self) -> PortedModel:
+        def on_step(report: StepReport) -> None:
+            note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}"
+            self.reporter("teacher", report.step, report.steps, note)
+
+        config = teacher_config(len(self.examples), self.options.training)
+        return lora_teacher(
+            self.ported,
+            self.examples,
+            config,
+            accelerator=self.accelerator,
+            files=self.files,
+            digest=run_digest({"adapter": self.digest, "teacher": config.model_dump(mode="json")}),
+            resume=self.options.resume,
+            on_step=on_step,
+        )
+
+    def _score(self, model: PortedModel, examples: Examples) -> Score:
+        size, task = self.options.evaluation_batch_size, self.data.task
+        classes = model.classes_of(examples, batch_size=size, progress=phase(self.reporter, "scoring: teacher"))
+        return score(task.metric, classes.for_metric(task.kind), references_of(examples), task.labels)

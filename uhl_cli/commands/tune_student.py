@@ -1,0 +1,350 @@
+"""`uhl tune` of what lies inside a target: without labels on the adapter's transfer set, or a LoRA with labels."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.codes.layout import bits_of
+from uhl_cli.codes.quantise import codes_and_scales
+from uhl_cli.commands.options import TuneOptions
+from uhl_cli.commands.scoring import (
+    Classes,
+    Predictor,
+    flop_report,
+    host_record,
+    references_of,
+    versions,
+)
+from uhl_cli.data import Examples, TaskData, evaluation_data
+from uhl_cli.data.tasks import TASKS
+from uhl_cli.errors import DataError
+from uhl_cli.formats.adapter import Quantised
+from uhl_cli.formats.checkpoint import run_digest
+from uhl_cli.formats.ported import FILE_NAME, TunedRecord, save_ported
+from uhl_cli.formats.task import TaskFile, TaskRecord, task_to_bytes, write_task
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.metrics import Difference, Score, paired_difference, score
+from uhl_cli.ported.aligned import AlignedHost
+from uhl_cli.ported.model import PortedModel
+from uhl_cli.reports import Reporter, TuneReport, phase, silent
+from uhl_cli.schema import HostRecord, TrainingConfig, TrainingRecord
+from uhl_cli.train.loop import RunFiles, StepReport, Targets, run_steps, total_steps
+from uhl_cli.train.student import Student, StudentModel
+from uhl_cli.transfer.texts import TransferSet
+
+# Texts of the transfer set that are held out, so that there is an honest number without any label.
+HELD_OUT, MOST_HELD_OUT = 0.05, 500
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from: examples with targets, and others that it is judged by.
+
+    :param held: Examples whose classes are the teacher's; None with labels.
+    """
+
+    examples: Examples
+    targets: Targets | None
+    held: Examples | None
+    digest: str
+    source: str
+
+
+def lesson_of(transfer: TransferSet) -> Lesson:
+    """The transfer set as a lesson; a text is held out with all its spans.
+
+    :raises DataError: When it holds too few texts.
+    """
+    examples, odds = transfer.examples(), torch.from_numpy(transfer.log_odds())
+    owners = transfer.texts.owners()
+    count = len(transfer.texts)
+    if count < 2:
+        raise DataError("the transfer set holds a single text.", "Tune with --task or --data.")
+    number = min(MOST_HELD_OUT, max(1, int(HELD_OUT * count)))
+    held_texts = set(np.random.default_rng(0).permutation(count)[:number].tolist())
+    fitted = [row for row, owner in enumerate(owners) if owner not in held_texts]
+    held = [row for row, owner in enumerate(owners) if owner in held_texts]
+    counts = [1] * len(examples) if examples.words is None else [len(row) for row in examples.words]
+    parts = torch.split(odds.softmax(-1), counts)
+    chosen = [parts[row] for row in fitted]
+
+    def targets(rows: list[int]) -> torch.Tensor:
+        return torch.cat([chosen[row] for row in rows])
+
+    return Lesson(
+        examples.select(fitted),
+        targets,
+        examples.select(held),
+        transfer.texts.digest,
+        f"transfer set: {transfer.teacher}",
+    )
+
+
+def score_data(adapter: UniversalAdapter, options: TuneOptions) -> TaskData | None:
+    """Evaluation data that `--score-data` names, or None.
+
+    :raises DataError: When it cannot be had or does not fit the adapter's task.
+    """
+    named = options.score_data
+    if named is None:
+        return None
+    task = adapter.manifest.task
+    where = {"task": named, "data": None} if named in TASKS else {"task": None, "data": named}
+    asked = options.data.model_dump() | where
+    return evaluation_data(task, asked, offline=options.target.offline, seed=options.training.seed)
+
+
+def tune_student(
+    adapter: UniversalAdapter,
+    host: Host,
+    data: TaskData | None,
+    options: TuneOptions,
+    *,
+    accelerator: Accelerator,
+    files: RunFiles | None = None,
+    reporter: Reporter = silent,
+    aligned: AlignedHost | None = None,
+) -> TuneReport:
+    """Tune on the transfer set, or with the labels of `data`, and write the task file or the LoRA's folder.
+
+    :param data: Labelled examples of the adapter's own task; None for the transfer set.
+    :param aligned: The adapter's alignment to this host, where it is known already.
+    :raises DataError: When there is nothing to learn from.
+    :raises TrainingError: When training diverges or the checkpoint does not fit.
+    """
+    started = time.monotonic()
+    evaluation = score_data(adapter, options) if data is None else data
+    lesson = lesson_of(adapter.transfer_set()) if data is None else _labelled(adapter, data)
+    if aligned is None:
+        aligned = adapter.align(
+            host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+        )
+    zero_shot = adapter.port(aligned)
+    config = training_of(adapter, options)
+    student = trained_student(
+        adapter, zero_shot, lesson, config, options, accelerator=accelerator, files=files, reporter=reporter
+    )
+    record = _record(adapter, host, lesson, config, options)
+    tuned, content = _result(adapter, aligned, zero_shot, student, record, options)
+    judged = {"zero_shot": zero_shot, "tuned": tuned}
+    agreement = {} if lesson.held is None else _agreement(adapter, judged, lesson.held, options, reporter)
+    predictions, atoms, truncated = _predictions(adapter, judged, evaluation, options, reporter)
+    scores, gains = compared(predictions, evaluation)
+    output = options.output_path(adapter.manifest.task.name)
+    if accelerator.is_main_process:
+        if content is not None:
+            update = {"before": scores.get("zero_shot"), "score": scores.get("tuned")}
+            content = replace(content, record=content.record.model_copy(update=update))
+            write_task(output, content)
+        else:
+            save_ported(output, tuned, _full(host), _tuned_record(record, scores))
+    accelerator.wait_for_everyone()
+    lora = tuned.adapter.lora
+    assert lora is not None  # a student has one
+    return TuneReport(
+        output=str(output),
+        adapter=str(options.adapter),
+        target=record.target,
+        task=adapter.manifest.task.name,
+        own_task=True,
+        parameters=options.parameters,
+        supervision=record.supervision,
+        delta_bytes=0 if content is None else content.parameters["delta_theta"].codes.size * 4 // 8,
+        lora_bytes=0 if content is not None else 2 * sum(value.numel() for value in lora.buffers()),
+        readout_bytes=0 if content is not None else sum(value.nbytes for value in tuned.adapter.readout.buffers()),
+        bytes=(output / FILE_NAME).stat().st_size if content is None else len(task_to_bytes(content)),
+        train_examples=len(lesson.examples),
+        steps=record.training.steps,
+        seconds=time.monotonic() - started,
+        agreement=agreement,
+        scores=scores,
+        gains=gains,
+        atoms_per_token=atoms,
+        truncated=truncated,
+        flops=flop_report(tuned, aligned.host_flops),
+        left_out=aligned.plan.left_out,
+    )
+
+
+def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConfig:
+    """How the student is trained."""
+    length = options.max_length or adapter.max_length
+    return options.training.settled(options.mode).model_copy(update={"max_length": length, "noise": 0.0})
+
+
+def trained_student(
+    adapter: UniversalAdapter,
+    zero_shot: PortedModel,
+    lesson: Lesson,
+    config: TrainingConfig,
+    options: TuneOptions,
+    *,
+    accelerator: Accelerator,
+    files: RunFiles | None,
+    reporter: Reporter,
+) -> Student:
+    """A student that starts from the ported readout, trained."""
+    host = zero_shot.host
+    delta = adapter.stored["delta_theta"]
+    student = Student(
+        zero_shot.adapter,
+        host.map,
+        options.parameters,
+        readout=options.parameters == "lora",
+        delta_shape=(delta.shape[0], delta.shape[1]),
+        rank=options.rank,
+        seed=config.seed,
+    ).to(accelerator.device)
+
+    def on_step(report: StepReport) -> None:
+        reporter("tuning", report.step, report.steps, f"loss {report.loss:.3f}  agreement {report.accuracy:.3f}")
+
+    identity = options.deciding() | {
+        "training": config.model_dump(mode="json"),
+        "adapter": adapter.digest,
+        "host": host.fingerprint.model_dump(mode="json"),
+        "lesson": lesson.digest,
+        "processes": accelerator.num_processes,
+    }
+    reporter("tuning", 0, total_steps(len(lesson.examples), config))
+    run_steps(
+        StudentModel(student, host),
+        student,
+        student.optimizer(config),
+        host,
+        lesson.examples,
+        config,
+        accelerator=accelerator,
+        targets=lesson.targets,
+        files=files,
+        digest=run_digest(identity),
+        resume=options.resume,
+        save_every=options.save_every,
+        on_step=on_step,
+    )
+    return student
+
+
+def compared(predictions: dict[str, Classes], data: TaskData | None) -> tuple[dict[str, Score], dict[str, Difference]]:
+    """Scores of all predictions, and tuned minus each of the others, paired."""
+    if not predictions or data is None or data.evaluation is None:
+        return {}, {}
+    references, task = references_of(data.evaluation), data.task
+    scores = {name: score(task.metric, rows, references, task.labels) for name, rows in predictions.items()}
+    gains = {
+        name: paired_difference(task.metric, predictions["tuned"], rows, references, task.labels)
+        for name, rows in predictions.items()
+        if name != "tuned"
+    }
+    return scores, gains
+
+
+def _labelled(adapter: UniversalAdapter, data: TaskData) -> Lesson:
+    own = adapter.manifest.task
+    if data.train is None or len(data.train) == 0:
+        raise DataError("there is no training example.", "Check --data and --limit-train.")
+    if (data.task.kind, data.task.labels) != (own.kind, own.labels):
+        raise DataError(
+            f"a LoRA starts from the adapter's readout of {own.name}, whose labels are {', '.join(own.labels[:8])}.",
+            "Give data with these labels, or tune with --parameters delta-theta.",
+        )
+    return Lesson(data.train, None, None, data.train.digest(), data.source)
+
+
+def _record(
+    adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
+) -> TaskRecord:
+    manifest = adapter.manifest
+    return TaskRecord(
+        adapter=adapter.digest,
+        config=manifest.config,
+        task=manifest.task,
+        label_counts=manifest.label_counts,
+        own_task=True,
+        target=host_record(host),
+        training=TrainingRecord(
+            command=options.command(manifest.task.name),
+            config=config,
+            steps=total_steps(len(lesson.examples), config),
+            train_examples=len(lesson.examples),
+            train_digest=lesson.digest,
+            data=lesson.source[:1000],
+        ),
+        versions=versions(),
+        parameters="low-rank",
+        supervision="labels" if lesson.held is None else "transfer set",
+    )
+
+
+def _result(
+    adapter: UniversalAdapter,
+    aligned: AlignedHost,
+    zero_shot: PortedModel,
+    student: Student,
+    record: TaskRecord,
+    options: TuneOptions,
+) -> tuple[PortedModel, TaskFile | None]:
+    """The tuned model as its file gives it back, and the task file, if it is one."""
+    if student.delta_theta is None:
+        return zero_shot.with_adapter(student.finished(aligned.host)), None
+    codes, scales = codes_and_scales(student.delta_theta.detach().cpu(), bits_of("delta_theta"))
+    content = TaskFile(record, {"delta_theta": Quantised(codes.numpy(), scales.numpy())})
+    return adapter.with_task(content).port(aligned), content
+
+
+def _agreement(
+    adapter: UniversalAdapter,
+    models: dict[str, PortedModel],
+    held: Examples,
+    options: TuneOptions,
+    reporter: Reporter,
+) -> dict[str, Score]:
+    """Scores against the teacher's most probable classes, on texts that the student has not seen."""
+    task, references = adapter.manifest.task, references_of(held)
+    found = {}
+    for name, model in models.items():
+        classes = model.classes_of(
+            held, batch_size=options.evaluation_batch_size, progress=phase(reporter, "held-out texts")
+        )
+        found[name] = score(task.metric, classes.for_metric(task.kind), references, task.labels)
+    return found
+
+
+def _predictions(
+    adapter: UniversalAdapter,
+    models: dict[str, PortedModel],
+    data: TaskData | None,
+    options: TuneOptions,
+    reporter: Reporter,
+) -> tuple[dict[str, Classes], float | None, int]:
+    """Predictions on the evaluation examples, if there are any; active atoms and cut texts of the tuned model."""
+    if data is None or not data.evaluation:
+        return {}, None, 0
+    predictor = Predictor(adapter, data.evaluation, batch_size=options.evaluation_batch_size, reporter=reporter)
+    predictions = {"zero_shot": predictor.carried(models["zero_shot"], "zero-shot").classes}
+    predictions["tuned"], atoms, truncated = predictor.carried(models["tuned"], "tuned")
+    predictions["untouched"] = predictor.untouched()
+    return predictions, atoms, truncated
+
+
+def _full(host: Host) -> HostRecord:
+    """The host with its full name, so that the folder can be loaded without naming the host again."""
+    return HostRecord(name=host.name, revision=host.revision, fingerprint=host.fingerprint)
+
+
+def _tuned_record(record: TaskRecord, scores: dict[str, Score]) -> TunedRecord:
+    return TunedRecord(
+        adapter=record.adapter,
+        training=record.training,
+        supervision=record.supervision,
+        label_counts=record.label_counts,
+        versions=record.versions,
+        before=scores.get("zero_shot"),
+        score=scores.get("tuned"),
+    )

@@ -1,0 +1,74 @@
+"""A LoRA of the source, trained with labels beside the adapter: it speaks in the transfer set and is thrown away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from accelerate import Accelerator
+
+from uhl_cli.data.examples import Examples
+from uhl_cli.ported.model import PortedModel
+from uhl_cli.schema import TrainingConfig
+from uhl_cli.train.batches import steps_per_epoch
+from uhl_cli.train.loop import RunFiles, StepReport, Targets, run_steps
+from uhl_cli.train.student import Student, StudentModel
+
+EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 500, 3000
+_RATE, _READOUT_RATE, _RANK = 1.5e-3, 5e-4, 8
+
+
+def teacher_config(num_examples: int, config: TrainingConfig) -> TrainingConfig:
+    """How the LoRA is trained beside an adapter that is trained by `config`."""
+    steps = EPOCHS * steps_per_epoch(num_examples, config.batch_size)
+    if config.max_steps is not None:  # a short training has a short teacher
+        steps = min(steps, config.max_steps)
+    else:
+        steps = max(steps, LEAST_STEPS)
+    update = {
+        "max_steps": min(steps, MOST_STEPS),
+        "learning_rate": _RATE,
+        "readout_learning_rate": _READOUT_RATE,
+        "weight_decay": 0.01,
+    }
+    return config.model_copy(update=update)
+
+
+def lora_teacher(
+    ported: PortedModel,
+    examples: Examples,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    targets: Targets | None = None,
+    files: RunFiles | None = None,
+    digest: str = "",
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> PortedModel:
+    """The source with a LoRA on all linear modules and a readout of its own, trained from the ported adapter's readout.
+
+    :param ported: The finished adapter on its source.
+    :param config: See `teacher_config`.
+    :param targets: See `run_steps`.
+    :raises TrainingError: When training diverges or the checkpoint does not fit.
+    """
+    host = ported.host
+    student = Student(
+        ported.adapter, host.map, "lora", readout=True, delta_shape=(0, 0), rank=_RANK, seed=config.seed
+    ).to(accelerator.device)
+    run_steps(
+        StudentModel(student, host),
+        student,
+        student.optimizer(config),
+        host,
+        examples,
+        config,
+        accelerator=accelerator,
+        targets=targets,
+        files=None if files is None else replace(files, folder=files.folder / "teacher"),
+        digest=digest,
+        resume=resume,
+        on_step=on_step,
+    )
+    return ported.with_adapter(student.finished(host))

@@ -1,0 +1,1 @@
+"""The transfer set: texts and what a teacher says of them."""
