@@ -30,6 +30,7 @@ from uhl_cli.align.features import FeatureBank, align_features, depths_within
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import PortPlan, plan_for
+from uhl_cli.data.examples import Examples
 from uhl_cli.errors import AlignmentError, DataError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
@@ -39,6 +40,7 @@ from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
+from uhl_cli.ported.calibrate import TEXTS, Calibration, calibrate
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
 from uhl_cli.schema import Manifest, Strategy, TrainingConfig
@@ -271,6 +273,10 @@ class UniversalAdapter:
         adapter = carried.adapter
         if self.own_task and alignment.features is not None:
             adapter = adapter.with_shift(own._placed_shift(aligned))
+        if self is own or self.low_rank:
+            calibration = own.calibration(aligned)
+            if calibration is not None:
+                adapter = calibration.applied(adapter, updates=not self.low_rank)
         if self.low_rank:
             expansion = Expansion.of(host.map, self.stored["delta_theta"].numel())
             lora = expansion.factors_of(_on(self.stored, host)["delta_theta"].to(host.device))
@@ -310,6 +316,37 @@ class UniversalAdapter:
                     carried.shift = torch.empty_like(features.shift, device="meta")
             carried.measured = True
         return carried.shift
+
+    @torch.no_grad()
+    def calibration(self, aligned: AlignedHost) -> Calibration | None:
+        """Strength of the updates and class offsets on this host by the transfer set; None without one, or weights.
+
+        Measured once for an aligned host.  A transfer set that cannot be read here (`transfer_set`) is left out.
+        """
+        own = self.own
+        carried = own._carried(aligned)
+        if carried.calibration is None and own.transfer is not None and aligned.has_weights:
+            try:
+                transfer = own.transfer.whole()
+            except DataError:
+                return None
+            examples, odds = transfer.whole(TEXTS)
+            start = carried.adapter
+            if aligned.alignment.features is not None:
+                start = start.with_shift(own._placed_shift(aligned))
+
+            def logits_of(adapter: PortedAdapter, some: Examples) -> Tensor:
+                ported = PortedModel(aligned.host, adapter, own.manifest.task, max_length=own.max_length)
+                return torch.cat(ported.logits_of(some))
+
+            carried.calibration = calibrate(logits_of, start, examples, torch.from_numpy(odds))
+        return carried.calibration
+
+    def start(self, aligned: AlignedHost) -> PortedAdapter:
+        """What a student starts from (see `train.student`): the ported readout without updates, calibrated for that."""
+        own = self.own
+        adapter, calibration = own._carried(aligned).adapter, own.calibration(aligned)
+        return adapter.without_updates() if calibration is None else calibration.applied(adapter, updates=False)
 
     def _placed_shift(self, aligned: AlignedHost) -> Tensor | None:
         shift, weight = self.shift(aligned), aligned.host.map.embeddings.weight

@@ -117,6 +117,10 @@ class PortedLayer(nn.Module):
         """The same layer with other gains; all else is shared."""
         return PortedLayer(self.router, self.router_bias, self.read, self.read_bias, dict(self.edits.items()), gains)
 
+    def scaled(self, strength: float) -> PortedLayer:
+        """The same layer with all gains times `strength`."""
+        return self.with_gains({name: strength * gain for name, gain in self.gains.items()})
+
 
 class PortedReadout(nn.Module):
     """The canonical readout on a host: a tap [readout_size, d] for each depth it listens to, and the layers after them.
@@ -266,6 +270,26 @@ class PortedAdapter(nn.Module):
     def with_lora(self, lora: LoraFactors | None) -> PortedAdapter:
         """The same adapter with another LoRA, or none."""
         return PortedAdapter(self.threshold, self.by_layer, self.readout, self.noise_maps, lora)
+
+    def with_strength(self, strength: float) -> PortedAdapter:
+        """The same adapter whose updates, and the shift that goes with them, act `strength` times as much."""
+        if strength == 0.0:
+            return self.without_updates()
+        if strength == 1.0:
+            return self
+        own, shift = self.readout.layer, self.readout.shift
+        readout = self.readout.changed(
+            layer=None if own is None else own.scaled(strength), shift=None if shift is None else strength * shift
+        )
+        layers = {index: layer.scaled(strength) for index, layer in self.by_layer.items()}
+        return PortedAdapter(self.threshold, layers, readout, self.noise_maps, self.lora)
+
+    def with_offsets(self, offsets: Tensor) -> PortedAdapter:
+        """The same adapter with `offsets` [labels] added to its logits."""
+        own = self.readout
+        bias = own.out_bias + offsets.to(own.out_bias)
+        readout = PortedReadout(own.by_depth, own.bias, own.layer, own.pool, own.out_weight, bias, own.shift)
+        return PortedAdapter(self.threshold, self.by_layer, readout, self.noise_maps, self.lora)
 
     def without_updates(self) -> PortedAdapter:
         """The readout alone."""

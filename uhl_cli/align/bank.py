@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,21 @@ class AnchorBank:
         content = hashlib.sha256(self.codes.numpy().tobytes())
         content.update(self.scales.numpy().tobytes())
         return content.hexdigest()
+
+    def spread(self, num_words: int) -> AnchorBank:
+        """About `num_words` of the words with their coordinates, whole texts evenly spread over the bank's."""
+        anchors = self.anchors
+        if num_words >= anchors.num_words:
+            return self
+        texts = max(1, round(len(anchors.texts) * num_words / anchors.num_words))
+        picked = np.linspace(0, len(anchors.texts) - 1, texts).round().astype(np.int64)
+        words = torch.from_numpy(np.isin(anchors.groups(), picked))
+        some = AnchorTexts(
+            tuple(anchors.texts[index] for index in picked),
+            tuple(anchors.chosen[index] for index in picked),
+            anchors.origin,
+        )
+        return AnchorBank(some, self.knots, self.codes[:, words], self.scales)
 
     def at_depth(self, depth: float) -> Tensor:
         """float32 [N, d0]: coordinates at a normalised depth, linear between the two neighbouring knots."""

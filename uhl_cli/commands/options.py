@@ -101,7 +101,7 @@ class PretrainOptions(Options):
         "texts; 'general' takes sentences of this package and FILE your own (one text a line), for when your training "
         "text must not leave your house",
     )
-    num_anchors: int = Field(2048, ge=32, le=20_000, description="anchor words; each takes some 250 bytes")
+    num_anchors: int = Field(512, ge=32, le=20_000, description="anchor words; each takes some 250 bytes")
     feature_words: int | None = Field(
         None,
         ge=0,

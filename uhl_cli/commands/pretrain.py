@@ -279,6 +279,7 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
     reporter("aligning", 0, 1)
     bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
     own = align_host(host, bank, config.strategy, plan=plan, states=states)
+    bank = bank.spread(options.num_anchors)
     reporter("aligning", 1, 1)
     return Prepared(bank, AlignedHost(host, bank.digest, own, plan, host_flops))
 

@@ -27,6 +27,8 @@ OVERHEAD_BYTES = 3000
 # What a code takes, as found after training, before which it has to be guessed: at least, and with room to spare.
 _FEWEST_BITS = 1.2
 _MANY_BITS = 2.0
+# Words that define canonical space on the source.
+FRAME_WORDS = 2048
 # More words than this bring a readout nothing (figures: tests/benchmarks/README.md).
 FEATURE_WORDS = 22_000
 
@@ -48,9 +50,14 @@ def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts
 
 
 def anchor_texts(data: TaskData, options: PretrainOptions) -> AnchorTexts:
-    """Words to align by, spread over texts of the task, of this package, or of the user's file."""
+    """Words that define canonical space, spread over texts of the task, of this package, or of the user's file.
+
+    They are more than the file holds: a target is aligned by fewer than a frame needs.
+    """
     texts, origin = _texts(data, options)
-    return choose_anchors(texts, num_words=options.num_anchors, seed=options.training.seed, origin=origin)
+    return choose_anchors(
+        texts, num_words=max(FRAME_WORDS, options.num_anchors), seed=options.training.seed, origin=origin
+    )
 
 
 def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:

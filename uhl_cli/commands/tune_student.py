@@ -128,7 +128,7 @@ def tune_student(
     zero_shot = adapter.port(aligned)
     config = training_of(adapter, options)
     student = trained_student(
-        adapter, zero_shot, lesson, config, options, accelerator=accelerator, files=files, reporter=reporter
+        adapter, aligned, lesson, config, options, accelerator=accelerator, files=files, reporter=reporter
     )
     record = _record(adapter, host, lesson, config, options)
     tuned, content = _result(adapter, aligned, zero_shot, student, record, options)
@@ -180,7 +180,7 @@ def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConf
 
 def trained_student(
     adapter: UniversalAdapter,
-    zero_shot: PortedModel,
+    aligned: AlignedHost,
     lesson: Lesson,
     config: TrainingConfig,
     options: TuneOptions,
@@ -190,10 +190,10 @@ def trained_student(
     reporter: Reporter,
 ) -> Student:
     """A student that starts from the ported readout, trained."""
-    host = zero_shot.host
+    host = aligned.host
     delta = adapter.stored["delta_theta"]
     student = Student(
-        zero_shot.adapter,
+        adapter.start(aligned),
         host.map,
         options.parameters,
         readout=options.parameters == "lora",

@@ -16,6 +16,7 @@ from uhl_cli.cost.plan import PortPlan
 from uhl_cli.errors import UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.running import bare
+from uhl_cli.ported.calibrate import Calibration
 from uhl_cli.schema import Strategy
 
 Progress = Callable[[int, int], None]
@@ -24,11 +25,12 @@ Served = Literal["own", "other", "any"]
 
 @dataclass
 class Carried:
-    """What all tasks of one adapter share on a host: its own parts there, and the readout's shift once measured."""
+    """What all tasks of one adapter share on a host: its own parts, the readout's shift and calibration once measured."""
 
     adapter: PortedAdapter
     shift: Tensor | None = None
     measured: bool = False
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -105,6 +105,15 @@ class TransferSet:
         taken = iter(classes)
         return Examples(bare.texts, words=bare.words, tags=tuple(tuple(next(taken) for _ in row) for row in bare.words))
 
+    def whole(self, count: int) -> tuple[Examples, Floats]:
+        """The first `count` texts without their spans, and the log-odds [predictions, labels] of their predictions."""
+        examples, owners, odds = self.examples(), self.texts.owners(), self.log_odds()
+        rows = [row for row, owner in enumerate(owners) if row == 0 or owners[row - 1] != owner][:count]
+        counts = [1] * len(examples) if examples.words is None else [len(row) for row in examples.words]
+        starts = np.cumsum([0, *counts])
+        parts = [odds[starts[row] : starts[row] + counts[row]] for row in rows]
+        return examples.select(rows), np.concatenate(parts)
+
     def log_odds(self) -> Floats:
         """float32 [P, labels]: the teacher's log-odds against the first class, whose column is zero."""
         codes = np.concatenate([np.zeros((len(self.codes), 1), dtype=np.int8), self.codes], axis=1)

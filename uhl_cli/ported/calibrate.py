@@ -1,0 +1,86 @@
+"""Setting a ported adapter by its transfer set, in closed form: class offsets, and how strongly the updates act.
+
+On another host the updates arrive in part, and what arrives pushes all texts towards one class.  The teacher's outputs
+say how far: for each strength the class offsets are fitted that bring the ported model's probabilities nearest to the
+teacher's, and the strength whose probabilities are then nearest is kept.  No label and no gradient of the host is used.
+The fit is that of bias-corrected temperature scaling (Guo et al., 2017, section 4.2) with the temperature left at one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from uhl_cli.adapter.module import PortedAdapter
+from uhl_cli.data.examples import Examples
+
+# The adapter's own strength is one.
+STRENGTHS = (0.0, 0.5, 1.0)
+# Whole texts that are read, from the transfer set's first on.
+TEXTS = 384
+_STEPS = 30
+# Pull towards no offset, so that a class which the texts hardly show keeps its own.
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the transfer set says of a ported adapter.
+
+    :param strength: The strength of the updates that is nearest to the teacher.
+    :param offsets: float32 [labels], what is added to the logits, at every strength that was tried.
+    :param cross_entropy: Of the teacher's probabilities and the ported model's, with these offsets, in nats.
+    """
+
+    strength: float
+    offsets: dict[float, Tensor]
+    cross_entropy: dict[float, float]
+    texts: int
+
+    def applied(self, adapter: PortedAdapter, *, updates: bool = True) -> PortedAdapter:
+        """The adapter with the strength and its offsets, or without updates and with the offsets for that."""
+        strength = self.strength if updates else 0.0
+        return adapter.with_strength(strength).with_offsets(self.offsets[strength])
+
+
+def calibrate(
+    logits_of: Callable[[PortedAdapter, Examples], Tensor], adapter: PortedAdapter, examples: Examples, odds: Tensor
+) -> Calibration:
+    """The calibration of `adapter`.
+
+    :param logits_of: Logits [predictions, labels] of an adapter on the host for some examples.
+    :param odds: The teacher's log-odds [predictions, labels] on the examples.
+    """
+    strengths = STRENGTHS if adapter.updates else STRENGTHS[:1]
+    wanted = odds.double().softmax(-1)
+    offsets, losses = {}, {}
+    for strength in strengths:
+        logits = logits_of(adapter.with_strength(strength), examples).double()
+        found = class_offsets(logits, wanted)
+        offsets[strength] = found.float()
+        losses[strength] = float(functional.cross_entropy(logits + found, wanted))
+    best = min(strengths, key=lambda strength: losses[strength])
+    return Calibration(best, offsets, losses, len(examples))
+
+
+def class_offsets(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Offsets [labels], of mean zero, whose sum with the logits [P, labels] is nearest to the wanted probabilities.
+
+    Newton's method on the cross entropy, which is convex in them.
+    """
+    labels = logits.shape[1]
+    offsets = torch.zeros(labels, dtype=logits.dtype)
+    ridge = _RIDGE * torch.eye(labels, dtype=logits.dtype)
+    for _ in range(_STEPS):
+        found = (logits + offsets).softmax(-1)
+        slope = (found - wanted).mean(0) + _RIDGE * offsets
+        curvature = torch.diag(found.mean(0)) - found.T @ found / len(found) + ridge
+        step = torch.linalg.solve(curvature, slope)
+        offsets = offsets - step.clamp(-1.0, 1.0)
+        if float(step.abs().max()) < 1e-9:
+            break
+    return offsets - offsets.mean()
