@@ -30,7 +30,6 @@ from uhl_cli.align.features import FeatureBank, align_features, depths_within
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import PortPlan, plan_for
-from uhl_cli.data.examples import Examples
 from uhl_cli.errors import AlignmentError, DataError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
@@ -40,7 +39,7 @@ from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
-from uhl_cli.ported.calibrate import TEXTS, Calibration, calibrate
+from uhl_cli.ported.calibrate import TEXTS, Calibration, Judge
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
 from uhl_cli.schema import Manifest, Strategy, TrainingConfig
@@ -55,8 +54,8 @@ class UniversalAdapter:
 
     `own_task` is False where it carries another task's readout, to which the head-only control does not belong.
     `max_length` is the longest input in tokens that it was trained, or tuned, with.  `features` is None in files that
-    have none, and for another task's readout, which the source never saw.  `low_rank` says that delta-theta is an update
-    of the host's linear modules in place of the atoms' (see `adapter.low_rank`).
+    have none, and for another task's readout, which the source never saw.  `low_rank` says that delta-theta is an
+    update of the host's linear modules in place of the atoms' (see `adapter.low_rank`).
     """
 
     manifest: Manifest
@@ -325,22 +324,29 @@ class UniversalAdapter:
         """
         own = self.own
         carried = own._carried(aligned)
-        if carried.calibration is None and own.transfer is not None and aligned.has_weights:
-            try:
-                transfer = own.transfer.whole()
-            except DataError:
-                return None
-            examples, odds = transfer.whole(TEXTS)
-            start = carried.adapter
-            if aligned.alignment.features is not None:
-                start = start.with_shift(own._placed_shift(aligned))
-
-            def logits_of(adapter: PortedAdapter, some: Examples) -> Tensor:
-                ported = PortedModel(aligned.host, adapter, own.manifest.task, max_length=own.max_length)
-                return torch.cat(ported.logits_of(some))
-
-            carried.calibration = calibrate(logits_of, start, examples, torch.from_numpy(odds))
+        if carried.calibration is None and aligned.has_weights:
+            judge = own.judge(aligned.host)
+            if judge is not None:
+                start = carried.adapter
+                if aligned.alignment.features is not None:
+                    start = start.with_shift(own._placed_shift(aligned))
+                carried.calibration = judge.calibration(start)
         return carried.calibration
+
+    def judge(self, host: Host) -> Judge | None:
+        """The transfer set on a host, to set an adapter, or a control beside it, by; None where there is none."""
+        if self.transfer is None:
+            return None
+        try:
+            examples, odds = self.transfer.whole().whole(TEXTS)
+        except DataError:
+            return None
+
+        def logits_of(adapter: PortedAdapter) -> Tensor:
+            ported = PortedModel(host, adapter, self.manifest.task, max_length=self.max_length)
+            return torch.cat(ported.logits_of(examples))
+
+        return Judge(logits_of, examples, torch.from_numpy(odds))
 
     def start(self, aligned: AlignedHost) -> PortedAdapter:
         """What a student starts from (see `train.student`): the ported readout without updates, calibrated for that."""

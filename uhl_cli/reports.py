@@ -71,6 +71,15 @@ class PretrainReport(Frozen):
     flops: FlopReport
 
 
+class CalibrationReport(Frozen):
+    """How `port` set the adapter by its transfer set; see `ported.calibrate`."""
+
+    texts: int = Field(description="texts of the transfer set that the target read")
+    strength: float = Field(description="how strongly the updates act; 0 leaves them out")
+    offsets: tuple[float, ...] = Field(description="what was added to the logits, a number a class")
+    cross_entropy: dict[float, float] = Field(description="to the teacher's outputs, in nats, by strength")
+
+
 class PortReport(Frozen):
     """What `port` did.  `scores` has "ported" and the controls; `gains` is ported minus each control, paired."""
 
@@ -88,6 +97,7 @@ class PortReport(Frozen):
     feature_quality: float | None = Field(
         None, description="held-out R^2 of the readout's features by the feature bank, if there is one; 0.88 at most"
     )
+    calibration: CalibrationReport | None = Field(None, description="None without a transfer set")
     left_out: tuple[str, ...]
     flops: FlopReport
     seconds: dict[str, float]

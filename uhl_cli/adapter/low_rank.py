@@ -1,8 +1,8 @@
 """delta-theta as an update of a host's linear modules: 1,024 numbers that any host can expand and any tool can merge.
 
-Every linear module gets a LoRA of rank `RANK` whose A is fixed signs and whose B is made of the numbers: each entry of B
-is one of them, by a fixed assignment, with a sign and a factor that gives all numbers the same weight (as in Uni-LoRA,
-2506.00799).  Assignment and signs follow from the host's shapes alone, so that a task file holds the numbers alone.
+Every linear module gets a LoRA of rank `RANK`.  Its A is fixed signs, and its B is made of the numbers: each entry of B
+is one of them, by a fixed assignment, with a sign and a factor that gives all numbers the same weight (as Uni-LoRA,
+2506.00799, does).  Assignment and signs follow from the host's shapes, so that a task file holds the numbers alone.
 """
 
 from __future__ import annotations

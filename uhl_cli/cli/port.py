@@ -63,6 +63,13 @@ def _table(output: Output, report: PortReport) -> None:
         output.table(table)
     if report.feature_quality is not None:
         output.line(f"R2 of the readout's features by the feature bank: {report.feature_quality:.2f} (at most 0.88)")
+    if report.calibration is not None:
+        found = report.calibration
+        offsets = ", ".join(f"{value:+.2f}" for value in found.offsets[:9])
+        output.line(
+            f"set by {found.texts} texts of the transfer set: updates at strength {found.strength:g}, "
+            f"class offsets {offsets}"
+        )
     if report.scores:
         metric = report.scores["ported"]
         table = Table(

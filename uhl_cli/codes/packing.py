@@ -150,7 +150,7 @@ def decompress_text(packed: Bytes, *, limit: int, name: str) -> str:
 
 
 def squeeze(content: bytes) -> Bytes:
-    """Bytes compressed by bzip2, the smallest for texts of those that bear hostile input (tests/benchmarks/README.md)."""
+    """Bytes compressed by bzip2: of what bears hostile input, the smallest for texts (tests/benchmarks/README.md)."""
     return np.frombuffer(bz2.compress(content, 9), dtype=np.uint8)
 
 

@@ -111,16 +111,16 @@ class PretrainOptions(Options):
     )
     transfer_set: str = Field(
         "auto",
-        description="texts whose outputs by the teacher ship in the file, so that any target can be tuned without labels. "
-        "THEY ARE SHIPPED IN THE FILE. 'auto' takes the task's training texts as far as there is room, a number at most "
-        "so many of them, 'general' sentences of this package (the file holds no text then), FILE your own (one text a "
-        "line), 0 none. With --anchors general, 'auto' is 'general'",
+        description="texts that SHIP IN THE FILE with the teacher's outputs, so that any target can be tuned without "
+        "labels: 'auto' the task's training texts as far as there is room, a number at most so many of them, 'general' "
+        "sentences of this package (the file holds no text then), FILE your own (one text a line), 0 none. With --anchors "
+        "general or FILE, 'auto' is that",
     )
     teacher: str = Field(
         "auto",
-        description="what speaks in the transfer set: 'adapter' the source with the finished adapter, 'lora' a LoRA that is "
-        "trained beside it and thrown away, 'auto' the better of both on held-out training examples; or a fine-tuned "
-        "classifier of your own (hub id, folder, or PEFT folder), which then speaks in place of labels",
+        description="what speaks in the transfer set: 'adapter' the source with the finished adapter, 'lora' a LoRA "
+        "that is trained beside it and thrown away, 'auto' the better of both on held-out training examples; or a "
+        "fine-tuned classifier of your own (hub id, folder, or PEFT folder), which then speaks in place of labels",
     )
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
@@ -254,8 +254,8 @@ class TuneOptions(Options):
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to tune on")
     data: DataOptions = Field(
         DataOptions(),
-        description="task to tune on with labels; another task than the adapter's gets a readout of its own. With neither "
-        "--task nor --data, the adapter is tuned without labels, on the transfer set in its file",
+        description="task to tune on with labels; another task than the adapter's gets a readout of its own. With "
+        "neither --task nor --data, the adapter is tuned without labels, on the transfer set in its file",
     )
     score_data: str | None = Field(
         None,
@@ -314,7 +314,7 @@ class TuneOptions(Options):
         return "labels" if self.labelled else "transfer"
 
     def output_path(self, task: str) -> Path:
-        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (a folder, ADAPTER.TASK.TARGET.lora) beside the adapter."""
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (of a LoRA ADAPTER.TASK.TARGET.lora) beside the adapter."""
         if self.output is not None:
             return self.output
         ending = "lora" if self.parameters == "lora" else "task.safetensors"

@@ -21,9 +21,10 @@ from uhl_cli.errors import DataError, LabelError, OutputError, UsageError
 from uhl_cli.formats.ported import FILE_NAME, save_ported
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import paired_difference, score
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
-from uhl_cli.reports import PortReport, Reporter, phase, silent
+from uhl_cli.reports import CalibrationReport, PortReport, Reporter, phase, silent
 from uhl_cli.schema import HostRecord
 
 
@@ -113,6 +114,7 @@ def port(
         quality=depth_quality(aligned.alignment),
         readout_quality=aligned.alignment.tap_quality,
         feature_quality=None if features is None else features.quality,
+        calibration=calibration_report(adapter, aligned),
         left_out=aligned.plan.left_out,
         flops=flop_report(ported, aligned.host_flops),
         seconds=times,
@@ -123,6 +125,19 @@ def port(
         truncated=truncated,
     )
     return ported, report
+
+
+def calibration_report(adapter: UniversalAdapter, aligned: AlignedHost) -> CalibrationReport | None:
+    """How the port was set by the transfer set; None for an adapter with a task file, or without a transfer set."""
+    found = adapter.calibration(aligned) if adapter is adapter.own else None
+    if found is None:
+        return None
+    return CalibrationReport(
+        texts=found.texts,
+        strength=found.strength,
+        offsets=tuple(found.offsets[found.strength].tolist()),
+        cross_entropy=found.cross_entropy,
+    )
 
 
 def _data(adapter: UniversalAdapter, options: PortOptions) -> tuple[TaskData | None, str | None]:

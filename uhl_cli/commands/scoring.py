@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import torch
 import transformers
+from torch import Tensor
 
 from uhl_cli import __version__
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import HostOptions
@@ -20,7 +22,8 @@ from uhl_cli.data import Examples
 from uhl_cli.errors import OutputError
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class
-from uhl_cli.ported.controls import head_logits, mean_final_states, randomised
+from uhl_cli.ported.calibrate import Judge
+from uhl_cli.ported.controls import Progress, head_logits, mean_final_states, randomised
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import update_shift
 from uhl_cli.reports import DepthQuality, FlopReport, Reporter, phase
@@ -138,29 +141,44 @@ class Predictor:
 
     def readout_only(self, ported: PortedModel) -> Classes:
         """Classes by the readout with updates off."""
-        return self.carried(ported.with_adapter(ported.adapter.without_updates()), "readout only").classes
+        bare = self._set(ported, ported.adapter.without_updates())
+        return self.carried(ported.with_adapter(bare), "readout only").classes
 
     def random_update(self, ported: PortedModel, seed: int) -> Classes:
-        """Classes with updates of the same norm in random directions; their shift is taken back like the own."""
+        """Classes with updates of the same norm in random directions, corrected for their shift as the own are."""
         redirected, features = randomised(ported.adapter, seed=seed), self._adapter.features
         own = ported.adapter.readout.shift
         if features is not None and own is not None:
             redirected = redirected.with_shift(-update_shift(ported.host, redirected, features).to(own))
-        return self.carried(ported.with_adapter(redirected), "random update").classes
+        return self.carried(ported.with_adapter(self._set(ported, redirected)), "random update").classes
 
     def head_only(self, host: Host, alignment: Alignment) -> Classes:
         """Classes by the linear head on the untouched host's final state."""
-        states, counts = mean_final_states(
-            host,
-            self._examples,
-            batch_size=self._batch_size,
-            max_length=min(self._adapter.max_length, host.max_length),
-            progress=phase(self._reporter, "scoring: head only"),
-        )
-        stored = self._adapter.stored
-        logits = head_logits(states, stored["head_weight"], stored["head_bias"], alignment)
+        logits, counts = self._head_logits(host, alignment, self._examples, phase(self._reporter, "scoring: head only"))
+        judge = self._judge(host)
+        if judge is not None:
+            logits = logits + judge.offsets(self._head_logits(host, alignment, judge.examples)[0])
         rows = [part.tolist() for part in torch.split(logits.argmax(-1), counts)]
         return [row[0] for row in rows] if self._adapter.manifest.config.kind == "sequence" else rows
+
+    def _head_logits(
+        self, host: Host, alignment: Alignment, examples: Examples, progress: Progress | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Logits of the head [predictions, labels], and how many predictions each example has."""
+        length = min(self._adapter.max_length, host.max_length)
+        states, counts = mean_final_states(
+            host, examples, batch_size=self._batch_size, max_length=length, progress=progress
+        )
+        stored = self._adapter.stored
+        return head_logits(states, stored["head_weight"], stored["head_bias"], alignment), counts
+
+    def _set(self, ported: PortedModel, changed: PortedAdapter) -> PortedAdapter:
+        """A control is set by the transfer set as the adapter is, so that the two differ in nothing else."""
+        judge = self._judge(ported.host)
+        return changed if judge is None else judge.with_offsets(changed)
+
+    def _judge(self, host: Host) -> Judge | None:
+        return self._adapter.judge(host) if self._adapter is self._adapter.own else None
 
     def untouched(self) -> Classes:
         """The majority class of the training labels, for every example or word."""

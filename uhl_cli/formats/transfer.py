@@ -2,8 +2,8 @@
 
 | name | dtype and shape | meaning |
 |---|---|---|
-| transfer.texts | uint8 | bzip2 of the texts, UTF-8, joined by newlines; of pairs all first texts, then all second ones |
-| transfer.outputs | uint8 | bzip2 of the teacher's codes -7..7 plus 8, class by class (all but the first), prediction by prediction |
+| transfer.texts | uint8 | bzip2 of the texts, UTF-8, joined by newlines; of pairs all first texts come first |
+| transfer.outputs | uint8 | bzip2 of the teacher's codes -7..7 plus 8 [labels - 1, predictions] |
 
 There are no texts where the record says `general`: they are the package's own.
 """

@@ -25,7 +25,7 @@ Served = Literal["own", "other", "any"]
 
 @dataclass
 class Carried:
-    """What all tasks of one adapter share on a host: its own parts, the readout's shift and calibration once measured."""
+    """What all tasks of one adapter share on a host: its own parts, and what was measured once to set them."""
 
     adapter: PortedAdapter
     shift: Tensor | None = None

@@ -47,24 +47,40 @@ class Calibration:
         return adapter.with_strength(strength).with_offsets(self.offsets[strength])
 
 
-def calibrate(
-    logits_of: Callable[[PortedAdapter, Examples], Tensor], adapter: PortedAdapter, examples: Examples, odds: Tensor
-) -> Calibration:
-    """The calibration of `adapter`.
+@dataclass(frozen=True)
+class Judge:
+    """The transfer set's texts on one host.
 
-    :param logits_of: Logits [predictions, labels] of an adapter on the host for some examples.
-    :param odds: The teacher's log-odds [predictions, labels] on the examples.
+    :param logits_of: Logits [predictions, labels] of an adapter on the host for the texts.
+    :param examples: The texts.
+    :param odds: The teacher's log-odds [predictions, labels] on them.
     """
-    strengths = STRENGTHS if adapter.updates else STRENGTHS[:1]
-    wanted = odds.double().softmax(-1)
-    offsets, losses = {}, {}
-    for strength in strengths:
-        logits = logits_of(adapter.with_strength(strength), examples).double()
-        found = class_offsets(logits, wanted)
-        offsets[strength] = found.float()
-        losses[strength] = float(functional.cross_entropy(logits + found, wanted))
-    best = min(strengths, key=lambda strength: losses[strength])
-    return Calibration(best, offsets, losses, len(examples))
+
+    logits_of: Callable[[PortedAdapter], Tensor]
+    examples: Examples
+    odds: Tensor
+
+    def calibration(self, adapter: PortedAdapter) -> Calibration:
+        """The calibration of an adapter as folded."""
+        strengths = STRENGTHS if adapter.updates else STRENGTHS[:1]
+        offsets, losses = {}, {}
+        for strength in strengths:
+            offsets[strength], losses[strength] = self._fit(adapter.with_strength(strength))
+        best = min(strengths, key=lambda strength: losses[strength])
+        return Calibration(best, offsets, losses, len(self.examples))
+
+    def with_offsets(self, adapter: PortedAdapter) -> PortedAdapter:
+        """The adapter with the class offsets that fit it."""
+        return adapter.with_offsets(self._fit(adapter)[0])
+
+    def offsets(self, logits: Tensor) -> Tensor:
+        """The class offsets, float32 [labels], that fit these logits [predictions, labels] of the texts."""
+        return class_offsets(logits.double(), self.odds.double().softmax(-1)).float()
+
+    def _fit(self, adapter: PortedAdapter) -> tuple[Tensor, float]:
+        logits = self.logits_of(adapter)
+        offsets = self.offsets(logits)
+        return offsets, float(functional.cross_entropy(logits + offsets, self.odds.softmax(-1)))
 
 
 def class_offsets(logits: Tensor, wanted: Tensor) -> Tensor:
