@@ -148,8 +148,7 @@ class TuneReport(Frozen):
     steps: int
     seconds: float
     agreement: dict[str, Score] = Field(
-        description='without labels: "zero_shot" and "tuned" against the teacher, on texts of the transfer set that were '
-        "held out"
+        description='without labels: "zero_shot" and "tuned" against the teacher, on held-out texts of the transfer set'
     )
     scores: dict[str, Score]
     gains: dict[str, Difference]

@@ -28,7 +28,6 @@ from uhl_cli.align.features import align_features
 from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.align.texts import choose_feature_texts, general_texts, in_style_of
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.transfer.general import opinions
 from uhl_cli.codes.packing import compress_text, pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
 from uhl_cli.data import Examples, load_task
@@ -38,6 +37,7 @@ from uhl_cli.metrics import paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import silent
+from uhl_cli.transfer.general import opinions
 
 Row = dict[str, Any]
 

@@ -12,7 +12,6 @@ from toy_runs import TINY_LIMIT, carry, make_adapter, sequence_data
 
 from uhl_cli.align.texts import general_texts
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.transfer.general import opinions
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions, TuneOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import host_record
@@ -23,6 +22,7 @@ from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.host.encode import encode
 from uhl_cli.schema import TrainingConfig
+from uhl_cli.transfer.general import opinions
 
 
 @pytest.mark.integration

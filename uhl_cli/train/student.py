@@ -94,7 +94,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def finished(self, host: Host) -> PortedAdapter:
-        """The adapter as its file gives it back: LoRA factors rounded to float16, the readout's tables to eight bits."""
+        """The adapter as its file gives it back: LoRA factors in float16, the readout's tables in eight bits."""
         adapter = self.adapter()
         if self.delta_theta is None and adapter.lora is not None:
             halves = {name: (down.half(), up.half()) for name, (down, up) in adapter.lora.by_module.items()}

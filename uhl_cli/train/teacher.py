@@ -21,12 +21,9 @@ _RATE, _READOUT_RATE, _RANK = 1.5e-3, 5e-4, 8
 def teacher_config(num_examples: int, config: TrainingConfig) -> TrainingConfig:
     """How the LoRA is trained beside an adapter that is trained by `config`."""
     steps = EPOCHS * steps_per_epoch(num_examples, config.batch_size)
-    if config.max_steps is not None:  # a short training has a short teacher
-        steps = min(steps, config.max_steps)
-    else:
-        steps = max(steps, LEAST_STEPS)
+    steps = min(max(steps, LEAST_STEPS), MOST_STEPS)
     update = {
-        "max_steps": min(steps, MOST_STEPS),
+        "max_steps": min(steps, config.max_steps or steps),  # a short training has a short teacher
         "learning_rate": _RATE,
         "readout_learning_rate": _READOUT_RATE,
         "weight_decay": 0.01,
