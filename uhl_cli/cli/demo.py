@@ -34,7 +34,7 @@ def _record() -> type[DemoOptions]:
     interrupted="Run it again; nothing was kept.",
 )
 def demo(options: DemoOptions, output: Output) -> None:
-    """See the whole way in about two minutes, with nothing to download: train, port, tune, compare."""
+    """See the whole way in about three minutes, with nothing to download: train, port, tune without labels, compare."""
     from uhl_cli.commands.demo import run_demo
 
     with output.progress() as reporter:
@@ -57,9 +57,11 @@ def _table(output: Output, report: DemoReport) -> None:
         table.row(f"   for comparison, on the target: {words}", interval(report.port.scores[name]))
     tuned = report.tune
     table.row(
-        f"3. tuned {tuned.delta_bytes} bytes of it there, {tuned.steps} steps with labels",
+        f"3. tuned a LoRA there without labels, {tuned.steps} steps on the texts in the file",
         interval(tuned.scores["tuned"]),
+        style="bold",
     )
+    table.row("   the teacher that spoke of these texts, on the source", interval(report.pretrain.teacher_score))
     output.table(table)
     atoms = report.port.atoms_per_token or 0.0
     gains = report.port.gains
@@ -72,8 +74,24 @@ def _table(output: Output, report: DemoReport) -> None:
         f"Carried over, it is {versus(gains['head_only'])} the linear head and {versus(gains['size'])} --align size."
     )
     output.line(f"Tuned, it is {versus(tuned.gains['zero_shot'])} what was carried over.")
+    better = {
+        name: report.port.scores[name].value for name in CONTROLS if report.port.scores[name].value > ported.value
+    }
+    if better:
+        named = ", ".join(f"{CONTROLS[name]} ({value:.3f})" for name, value in better.items())
+        output.line(f"Controls that score higher than the file as carried over ({ported.value:.3f}): {named}.")
+    else:
+        output.line("No control scores higher than the file as carried over.")
+    output.line(
+        f"On the target the LoRA holds {tuned.lora_bytes:,} bytes and its readout {tuned.readout_bytes:,}; merged into the "
+        "weights it costs nothing at run time."
+    )
     kept = f" The files are in {report.output}." if report.output else ""
     output.line(f"{report.seconds:.0f} seconds in all.{kept}")
+    output.line(
+        "Next, on your own models: uhl pretrain --host MODEL --task TASK (or --teacher FINE_TUNED_MODEL), then "
+        "uhl tune adapter.safetensors --target OTHER_MODEL --parameters lora"
+    )
 
 
 def _shape(host: HostRecord) -> str:

@@ -15,7 +15,7 @@ from uhl_cli.commands.options import (
     PortOptions,
     PretrainOptions,
     TuneOptions,
-    tuning_defaults,
+    TuneTraining,
 )
 from uhl_cli.commands.port import run_port
 from uhl_cli.commands.pretrain import run_pretrain
@@ -28,7 +28,7 @@ ADAPTER_NAME = "demo.safetensors"
 
 
 def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
-    """Pretrain on the source, port to the target, tune there, all through the functions of the other commands.
+    """Pretrain on the source, port to the target, tune there without labels, all by the other commands' functions.
 
     :raises OutputError: When the folder holds a demo already.
     :raises UhlError: Any other of its kinds that a step raises.
@@ -46,10 +46,16 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
         pretrained = run_pretrain(pretrain_options, reporter)
         port_options = PortOptions(adapter=path, target=target, data=data, seed=options.seed)
         _, ported = run_port(port_options, reporter)
-        training = tuning_defaults().model_copy(update={"max_steps": options.tune_steps, "seed": options.seed})
-        tuned = run_tune(
-            TuneOptions(adapter=path, target=target, data=data, training=training, overwrite=True), reporter
+        tuning = TuneTraining(max_steps=options.tune_steps, seed=options.seed)
+        tune_options = TuneOptions(
+            adapter=path,
+            target=target,
+            score_data=options.task,
+            parameters="lora",
+            training=tuning,
+            overwrite=True,
         )
+        tuned = run_tune(tune_options, reporter)
     return DemoReport(
         pretrain=pretrained,
         port=ported,

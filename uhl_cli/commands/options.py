@@ -113,8 +113,8 @@ class PretrainOptions(Options):
         "auto",
         description="texts that SHIP IN THE FILE with the teacher's outputs, so that any target can be tuned without "
         "labels: 'auto' the task's training texts as far as there is room, a number at most so many of them, 'general' "
-        "sentences of this package (the file holds no text then), FILE your own (one text a line), 0 none. With --anchors "
-        "general or FILE, 'auto' is that",
+        "sentences of this package (the file holds no text then), FILE your own (one text a line), 0 none. With "
+        "--anchors general or FILE, 'auto' is that",
     )
     teacher: str = Field(
         "auto",
@@ -314,7 +314,7 @@ class TuneOptions(Options):
         return "labels" if self.labelled else "transfer"
 
     def output_path(self, task: str) -> Path:
-        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (of a LoRA ADAPTER.TASK.TARGET.lora) beside the adapter."""
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) beside the adapter."""
         if self.output is not None:
             return self.output
         ending = "lora" if self.parameters == "lora" else "task.safetensors"
@@ -340,9 +340,9 @@ class DemoOptions(Options):
     target: str = Field("builtin:small", description="model of another shape to carry it to")
     task: str = Field(DEFAULT_TASK, description="task to train on")
     epochs: float = Field(6.0, gt=0, le=1000, description="passes over the training data")
-    tune_steps: int = Field(500, ge=1, description="steps of tuning on the target")
+    tune_steps: int = Field(500, ge=1, description="steps of tuning on the target, without labels")
     device: str = Field("auto", description=_DEVICE)
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
     output: Path | None = Field(
-        None, description="folder to keep the adapter and its task file in; without it they are thrown away"
+        None, description="folder to keep the adapter and the tuned LoRA in; without it they are thrown away"
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales
@@ -188,12 +189,18 @@ def trained_student(
     accelerator: Accelerator,
     files: RunFiles | None,
     reporter: Reporter,
+    start: PortedAdapter | None = None,
+    inner: bool = True,
 ) -> Student:
-    """A student that starts from the ported readout, trained."""
+    """A student, trained.
+
+    :param start: What it starts from; by default the ported readout.
+    :param inner: False trains the readout alone, which is the control "readout refitted".
+    """
     host = aligned.host
     delta = adapter.stored["delta_theta"]
     student = Student(
-        adapter.start(aligned),
+        adapter.start(aligned) if start is None else start,
         host.map,
         options.parameters,
         readout=options.parameters == "lora",
@@ -201,6 +208,8 @@ def trained_student(
         rank=options.rank,
         seed=config.seed,
     ).to(accelerator.device)
+    if not inner:
+        student.factors.requires_grad_(False)
 
     def on_step(report: StepReport) -> None:
         reporter("tuning", report.step, report.steps, f"loss {report.loss:.3f}  agreement {report.accuracy:.3f}")

@@ -103,8 +103,9 @@ class Student(nn.Module):
 
     def optimizer(self, config: TrainingConfig) -> torch.optim.AdamW:
         """AdamW over what is trained; of the readout alone matrices decay."""
-        inner = [*self.factors.values(), *([] if self.delta_theta is None else [self.delta_theta])]
-        groups = [{"params": inner, "lr": config.learning_rate, "weight_decay": 0.0}]
+        both = [*self.factors.values(), *([] if self.delta_theta is None else [self.delta_theta])]
+        inner = [value for value in both if value.requires_grad]
+        groups = [{"params": inner, "lr": config.learning_rate, "weight_decay": 0.0}] if inner else []
         for matrices in (True, False):
             some = [value for value in self.readout.values() if value.requires_grad and (value.dim() > 1) == matrices]
             if some and config.readout_learning_rate > 0:
