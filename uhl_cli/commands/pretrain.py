@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +13,6 @@ from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.features import FeatureBank
 from uhl_cli.align.states import word_states
-from uhl_cli.align.texts import (
-    AnchorTexts,
-)
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
@@ -45,7 +42,6 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.running import bare
 from uhl_cli.metrics import Score, score
 from uhl_cli.ported.aligned import AlignedHost, align_host
-from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.head import fit_head
@@ -145,52 +141,72 @@ def pretrain(
     with torch.no_grad():
         adapter.get_parameter("head_weight").copy_(weight)
         adapter.get_parameter("head_bias").copy_(bias)
-    bare = to_file(adapter, prepared.bank, manifest)
-    loaded = UniversalAdapter.from_file(bare)
+    made = Made(adapter, prepared.bank)
     features = None
     if texts is not None:
-        trained = loaded.port(prepared.aligned)
+        loaded = UniversalAdapter.from_file(made.file(manifest))
         own = prepared.aligned.alignment
-        features = feature_bank(loaded, trained, own, texts, reporter, room=room - shared)
+        features = feature_bank(loaded, loaded.port(prepared.aligned), own, texts, reporter, room=room - shared)
     if features is not None:
         record = FeatureRecord(
             texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
         )
         manifest = manifest.model_copy(update={"parts": Parts(features=record)})
-        loaded = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features))
+        made = replace(made, features=features)
+    loaded = UniversalAdapter.from_file(made.file(manifest))
     aligned = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
-    ported = loaded.port(aligned)
-    transfer: StoredTransfer | None = None
     teachers: dict[str, Score] = {}
     if wanted is not None:
-        school = School(ported, examples, judges, data, options, accelerator, files, run_digest(identity), reporter)
+        school = School(
+            loaded.port(aligned), examples, judges, data, options, accelerator, files, run_digest(identity), reporter
+        )
         teacher, teachers = school.teacher()
-        left = options.max_bytes - len(to_bytes(to_file(adapter, prepared.bank, manifest, features)))
+        left = options.max_bytes - len(to_bytes(made.file(manifest)))
         transfer = school.taught(wanted, teacher, room=left)
-        parts = manifest.parts.model_copy(update={"transfer": transfer.record})
-        manifest = manifest.model_copy(update={"parts": parts})
-    return _finish(
-        data, adapter, prepared, ported, features, transfer, teachers, manifest, options, started, accelerator, reporter
-    )
+        manifest = manifest.model_copy(
+            update={"parts": manifest.parts.model_copy(update={"transfer": transfer.record})}
+        )
+        made = replace(made, transfer=transfer)
+    report = _finish(made, manifest, aligned, data, options, accelerator, reporter)
+    return report.model_copy(update={"teachers": teachers, "seconds": time.monotonic() - started})
+
+
+@dataclass(frozen=True)
+class Made:
+    """All that the file will hold but the manifest."""
+
+    adapter: CanonicalAdapter
+    bank: AnchorBank
+    features: FeatureBank | None = None
+    transfer: StoredTransfer | None = None
+
+    def file(self, manifest: Manifest) -> AdapterFile:
+        """The file's content."""
+        return to_file(self.adapter, self.bank, manifest, self.features, self.transfer)
+
+    def user_texts(self, data: TaskData, options: PretrainOptions) -> int:
+        """How many different texts that are not this package's own lie in the file."""
+        texts: set[str] = set()
+        if options.anchors != "general":
+            texts |= {*self.bank.anchors.texts, *(self.features.anchors.texts if self.features is not None else ())}
+        if self.transfer is not None and self.transfer.record.general is None:
+            held = self.transfer.whole().texts
+            texts |= {*held.texts, *(held.pairs or ())}
+        return 0 if data.task.name == "reviews" else len(texts)
 
 
 def _finish(
-    data: TaskData,
-    adapter: CanonicalAdapter,
-    prepared: Prepared,
-    ported: PortedModel,
-    features: FeatureBank | None,
-    transfer: StoredTransfer | None,
-    teachers: dict[str, Score],
+    made: Made,
     manifest: Manifest,
+    aligned: AlignedHost,
+    data: TaskData,
     options: PretrainOptions,
-    started: float,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> PretrainReport:
     """Score the integer codes that the file will hold, as a reader of it will, and write them."""
-    loaded, host = UniversalAdapter.from_file(to_file(adapter, prepared.bank, manifest, features)), ported.host
-    aligned = loaded.align(host, max_flops=options.max_flops)
+    loaded, host = UniversalAdapter.from_file(made.file(manifest)), aligned.host
+    ported = loaded.port(aligned)
     scores: dict[str, Score] = {}
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
@@ -205,7 +221,7 @@ def _finish(
         scores = {name: score(data.task.metric, rows, references, data.task.labels) for name, rows in found.items()}
     atoms = None if atoms is None else round(atoms, 6)
     update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
-    content = to_file(adapter, prepared.bank, manifest.model_copy(update=update), features, transfer)
+    content = made.file(manifest.model_copy(update=update))
     size = refuse_too_large(content, options.max_bytes)
     if accelerator.is_main_process:
         write_adapter(options.output, content)
@@ -218,40 +234,23 @@ def _finish(
         task=data.task.name,
         train_examples=manifest.training.train_examples,
         steps=manifest.training.steps,
-        seconds=time.monotonic() - started,
+        seconds=0.0,
         score=scores.get("adapter"),
         head_only=scores.get("head_only"),
         readout_only=scores.get("readout_only"),
         teacher=None if record is None else record.teacher,
         teacher_score=None if record is None else record.teacher_score,
-        teachers=teachers,
+        teachers={},
         atoms_per_token=atoms,
         truncated=truncated,
         quality=depth_quality(aligned.alignment),
-        anchor_words=prepared.bank.anchors.num_words,
-        feature_words=0 if features is None else features.anchors.num_words,
+        anchor_words=made.bank.anchors.num_words,
+        feature_words=0 if made.features is None else made.features.anchors.num_words,
         transfer_texts=0 if record is None else record.texts,
         transfer_examples=0 if record is None else record.examples,
-        user_texts=_user_texts(data, options, prepared.bank.anchors, features, transfer),
+        user_texts=made.user_texts(data, options),
         flops=flop_report(ported, aligned.host_flops),
     )
-
-
-def _user_texts(
-    data: TaskData,
-    options: PretrainOptions,
-    anchors: AnchorTexts,
-    features: FeatureBank | None,
-    transfer: StoredTransfer | None,
-) -> int:
-    """How many different texts that are not this package's own lie in the file."""
-    texts: set[str] = set()
-    if options.anchors != "general":
-        texts |= {*anchors.texts, *(features.anchors.texts if features is not None else ())}
-    if transfer is not None and transfer.record.general is None:
-        held = transfer.whole().texts
-        texts |= {*held.texts, *(held.pairs or ())}
-    return 0 if data.task.name == "reviews" else len(texts)
 
 
 @dataclass(frozen=True)

@@ -126,15 +126,13 @@ def wanted_texts(data: TaskData, options: PretrainOptions, config: AdapterConfig
 
 
 def _chosen(texts: list[str], pairs: list[str] | None, *, words: bool, seed: int) -> tuple[list[str], list[str] | None]:
-    """Distinct texts in random order; those that a longer one contains come last."""
+    """Distinct texts in random order, without those that a longer one contains: its spans stand for them."""
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     if pairs is not None:
         both = {(texts[index], _cut(pairs[index])): None for index in order if texts[index] and pairs[index]}
         return [first for first, _ in both], [second for _, second in both]
     cut = list(dict.fromkeys(text if words else _cut(text) for text in (texts[index] for index in order) if text))
-    whole = without_contained(cut)
-    rest = sorted(set(range(len(cut))).difference(whole), key=lambda index: -len(cut[index]))
-    return [cut[index] for index in (*whole, *rest)], None
+    return [cut[index] for index in without_contained(cut)], None
 
 
 def _cut(text: str) -> str:
