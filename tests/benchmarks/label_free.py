@@ -1,6 +1,6 @@
 """Tuning without labels: files of one source, tuned on targets from the transfer set alone, beside their controls.
 
-    python tests/benchmarks/label_free.py --shared SHARED --work FOLDER --output tests/benchmarks/results/label_free.json
+    python tests/benchmarks/label_free.py --shared SHARED --work FOLDER --output RESULTS/label_free.json
 
 Files are made first (`uhl pretrain`), then every run of the grid is made and written to the output at once, so that an
 interrupted call goes on with the first run that is missing.  Rates and steps are the defaults of `uhl tune`, which were
@@ -221,7 +221,8 @@ class Bench:
 
 def _labelled(lesson: Lesson, data: TaskData) -> Lesson:
     """The lesson's texts that stand in the training data, with their true labels."""
-    assert data.train is not None and data.train.labels is not None
+    assert data.train is not None
+    assert data.train.labels is not None
     known = {" ".join(text.split()): label for text, label in zip(data.train.texts, data.train.labels, strict=True)}
     rows = [row for row, text in enumerate(lesson.examples.texts) if text in known]
     texts = tuple(lesson.examples.texts[row] for row in rows)

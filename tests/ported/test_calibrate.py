@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_hosts import SENTENCES, tiny_host
-from toy_runs import make_adapter, sequence_data
 from torch.nn import functional
+from toy_runs import make_adapter, sequence_data
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.ported.calibrate import STRENGTHS, Judge, class_offsets

@@ -83,7 +83,7 @@ def _table(output: Output, report: DemoReport) -> None:
     else:
         output.line("No control scores higher than the file as carried over.")
     output.line(
-        f"On the target the LoRA holds {tuned.lora_bytes:,} bytes and its readout {tuned.readout_bytes:,}. Merged, a LoRA "
+        f"On the target the LoRA holds {tuned.lora_bytes:,} bytes, its readout {tuned.readout_bytes:,}. Merged, a LoRA "
         "costs nothing at run time."
     )
     kept = f" The files are in {report.output}." if report.output else ""
