@@ -229,7 +229,10 @@ def test_a_runs_identity_names_every_option_but_those_that_decide_nothing():
     pretraining = PretrainOptions(host=HostOptions(name="a"), data=DataOptions(task="b"))
     tuning = TuneOptions(adapter="a.safetensors", target=HostOptions(name="a"))
     nothing = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size"}
-    for options, host, apart in ((pretraining, "host", {"licence"}), (tuning, "target", {"adapter", "optimise"})):
+    for options, host, apart in (
+        (pretraining, "host", {"licence"}),
+        (tuning, "target", {"adapter", "optimise", "score_data"}),
+    ):
         assert set(type(options).model_fields) - set(options.deciding()) == nothing | apart | {host}
         for changes in ({"max_flops": 9.0}, {host: HostOptions(name="a", dtype="bfloat16")}):
             assert options.model_copy(update=changes).deciding() != options.deciding()

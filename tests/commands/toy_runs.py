@@ -84,6 +84,7 @@ def toy_options(output: Path, **changes: object) -> PretrainOptions:
         "max_flops": TINY_LIMIT,
         "output": output,
         "feature_words": 0,
+        "transfer_set": "0",
     } | changes
     return PretrainOptions(
         host=HostOptions(name="tiny", device="cpu"),

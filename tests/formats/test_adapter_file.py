@@ -231,9 +231,9 @@ BAD_FIELDS = [
     ("licence", [[[]]], "at licence"),
     ("parts", [], "at parts"),
     ("parts.features", {"texts": 1, "words": 1, "digest": "0" * 64}, "features.codes is missing"),
-    ("parts.transfer", 1, "at parts.transfer"),
-    ("parts.transfer", {"required": "perhaps"}, "at parts.transfer.required"),
-    ("parts.transfer", {"required": True}, "it needs the part transfer"),
+    ("parts.chorus", 1, "at parts.chorus"),
+    ("parts.chorus", {"required": "perhaps"}, "at parts.chorus.required"),
+    ("parts.chorus", {"required": True}, "it needs the part chorus"),
     ("parts.anchors", {}, "anchors is no name of an optional part"),
     ("parts.atoms_u", {}, "atoms_u is no name of an optional part"),
     ("parts.a b", {}, "a b is no name of an optional part"),
@@ -285,8 +285,8 @@ BAD_TENSORS = [
     ({"threshold": None}, "the part threshold is missing"),
     ({"extra": np.zeros(3, np.uint8)}, "the part extra does not belong"),
     ({"atoms_u.scale2": np.zeros(3, np.float32)}, "the part atoms_u.scale2 does not belong"),
-    ({"transfer__codes": np.zeros(3, np.uint8)}, "the part transfer.codes does not belong"),
-    ({"transfer.[red]": np.zeros(3, np.uint8)}, "[red] does not belong"),
+    ({"chorus__codes": np.zeros(3, np.uint8)}, "the part chorus.codes does not belong"),
+    ({"chorus.[red]": np.zeros(3, np.uint8)}, "[red] does not belong"),
     ({"\x1b[31m\nred": np.zeros(3, np.uint8)}, "red does not belong"),
     ({"atoms_u": to_type(np.float32)}, "atoms_u is float32; it must be int8"),
     ({"atoms_u": viewed(np.uint8)}, "atoms_u is uint8"),
@@ -441,17 +441,17 @@ def test_changed_anchor_text_of_the_same_shape_is_noticed(path):
 def test_an_optional_part_that_is_not_known_is_left_out_and_kept(path):
     content = tiny_file()
     record = content.manifest.model_dump(mode="json")
-    record["parts"]["transfer"] = {"required": False, "texts": 3, "of": ["a", {"b": 1}]}
+    record["parts"]["chorus"] = {"required": False, "texts": 3, "of": ["a", {"b": 1}]}
     brain = Stored("bfloat16", (2,), memoryview(b"abcd"))
     extended = replace(
         content,
         manifest=type(content.manifest).model_validate_json(json.dumps(record)),
-        others={"transfer.codes": brain, "transfer.a.b": Stored("uint8", (3,), memoryview(b"xyz"))},
+        others={"chorus.codes": brain, "chorus.a.b": Stored("uint8", (3,), memoryview(b"xyz"))},
     )
     data = to_bytes(extended)
     found = read_back(path, data)
     assert problems_of(path) == ()
-    assert set(found.others) == {"transfer.codes", "transfer.a.b"}
+    assert set(found.others) == {"chorus.codes", "chorus.a.b"}
     assert to_bytes(found) == data
     assert found.digest != read_back(path, VALID).digest
     assert UniversalAdapter.from_file(found).stored.keys() == content.parameters.keys()
@@ -459,8 +459,8 @@ def test_an_optional_part_that_is_not_known_is_left_out_and_kept(path):
     parts = run_inspect(InspectOptions(file=path)).adapter.parts
     assert sum(part.bytes for part in parts) == len(data)
     assert {part.name for part in parts if part.group == "other"} == set(found.others)
-    odd = to_bytes(replace(extended, others={"transfer.[red]": brain}))
-    assert_refused(path, odd, "the part transfer.[red] does not belong")
+    odd = to_bytes(replace(extended, others={"chorus.[red]": brain}))
+    assert_refused(path, odd, "the part chorus.[red] does not belong")
 
 
 def test_a_newer_minor_version_is_read_as_far_as_it_is_known(path):
@@ -628,7 +628,7 @@ BOMBS = {
     "parameters": (lambda: bombed(HUGE), "at most 8,000,000 are allowed"),
     "texts": (lambda: bombed(SMALL, anchors__texts=zipped(bytes(100_000_000))), "anchors.texts is longer than"),
     "lines": (lambda: bombed(SMALL, anchors__texts=zipped(b"\n" * 1_900_000)), "says 10 texts"),
-    "manifest": (lambda: rebuilt(ADAPTER, FEATURED, setting("parts.transfer", [[]] * 230_000)), "at parts.transfer"),
+    "manifest": (lambda: rebuilt(ADAPTER, FEATURED, setting("parts.chorus", [[]] * 230_000)), "at parts.chorus"),
     "codes": (lambda: bombed(SMALL, anchors__codes=bomb(100_000_000)), "anchors.codes holds more than 540 bytes"),
 }
 
