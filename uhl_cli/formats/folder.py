@@ -150,7 +150,8 @@ def stored_values(name: str, stored: Stored) -> npt.NDArray[np.float32]:
         return unpacked
     if stored.dtype == "bfloat16":  # the upper half of a float32
         halves = np.frombuffer(stored.data, np.uint16).astype(np.uint32)
-        return (halves << np.uint32(16)).view(np.float32).reshape(stored.shape)
+        widened: npt.NDArray[np.float32] = (halves << np.uint32(16)).view(np.float32).reshape(stored.shape)
+        return widened
     values: npt.NDArray[np.float32] = stored.numpy().astype(np.float32)
     return values
 
