@@ -69,6 +69,6 @@ def _table(output: Output, report: PretrainReport) -> None:
     output.table(table)
     if report.user_texts:
         output.line(
-            f"{report.user_texts:,} of your texts lie in the file: mind their licence before you share it. To keep them "
-            "out, use --anchors general."
+            f"{report.user_texts:,} of your texts lie in the file: mind their licence before you share it. "
+            "To keep them out, use --anchors general."
         )
