@@ -3,10 +3,10 @@
     pip install brotli zstandard pyppmd
     python tests/benchmarks/text_compression.py --shared SHARED --output tests/benchmarks/results/text_compression.json
 
-Texts are those that a file would hold, in random order, joined by newlines.  zstandard is also given a dictionary: the
-package's own texts, which every reader has.  A damaged stream must end in an exception: a process of its own decodes
-streams with flipped bits, cut ends and random bytes for some seconds, by the lengths that a hostile record may claim, and
-its exit status is kept (-11 is a crash).
+Texts are those that a file would hold, in random order, joined by newlines.  zstandard is also given a dictionary:
+the package's own texts, which every reader has.  A damaged stream must end in an exception: a process of its own
+decodes streams with flipped bits, cut ends and random bytes for some seconds, by the lengths that a hostile record may
+claim, and its exit status is kept (-11 is a crash).
 """
 
 from __future__ import annotations
