@@ -46,6 +46,8 @@ def _table(output: Output, report: PretrainReport) -> None:
     table.row(f"{metric} on the source ({examples})", interval(report.score))
     table.row("  readout only, updates off", interval(report.readout_only))
     table.row("  linear head on the frozen host", interval(report.head_only))
+    if report.teacher is not None:
+        table.row(f"teacher of the transfer set: {report.teacher}", interval(report.teacher_score))
     table.row("bytes", f"{report.bytes:,}")
     table.row(f"FLOP overhead at {report.flops.sequence_length} tokens", f"{report.flops.percent:.2f} %")
     table.row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")

@@ -102,7 +102,7 @@ def unlabelled_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) ->
     :raises UsageError: If the flags ask for a text task and a token task at once.
     """
     _check(table, flags)
-    labels = (*LABEL_NAMES, *TAGS_NAMES)
+    labels: tuple[str, ...] = (*LABEL_NAMES, *TAGS_NAMES)
     if row is not None:
         labels = (row.label_column, *row.aliases.get(row.label_column, ()))
     if flags.label is not None or any(name in table.names for name in labels):

@@ -244,9 +244,13 @@ def _label(name: str, data: str | None) -> str:
     return path.absolute().name if path.exists() or name.startswith(".") else name
 
 
+def metric_of(kind: Kind, names: Sequence[str]) -> Metric:
+    """The metric of a task that says none: entity F1 where all labels are tags of entities, else accuracy."""
+    return "entity_f1" if kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names) else "accuracy"
+
+
 def _task(name: str, row: TaskRow | None, columns: Columns, names: tuple[str, ...]) -> Task:
-    entities = columns.kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names)
-    metric: Metric = "entity_f1" if entities else "accuracy"
+    metric: Metric = metric_of(columns.kind, names)
     try:
         return Task(
             name=name,

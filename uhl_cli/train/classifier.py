@@ -108,13 +108,13 @@ class Classifier:
             texts, pairs, is_split_into_words=words is not None, truncation=True, max_length=length, padding=False
         )
         word_ids = [batch.word_ids(place) for place in range(len(rows))] if words is not None else []
-        for ids, attended in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            if not ids:  # an empty text without special tokens is read as one token of padding
-                ids.append(tokenizer.pad_token_id)
-                attended.append(1)
-                batch.pop("token_type_ids", None)
+        for place in range(len(rows)):
+            if not batch["input_ids"][place]:  # an empty text without special tokens is read as one token of padding
+                filler = {"input_ids": tokenizer.pad_token_id, "attention_mask": 1}
+                for key, values in batch.items():
+                    values[place].append(filler.get(key, 0))
         taken = inspect.signature(self.model.forward).parameters
-        padded = tokenizer.pad({key: rows for key, rows in batch.items() if key in taken}, return_tensors="pt")
+        padded = tokenizer.pad({key: values for key, values in batch.items() if key in taken}, return_tensors="pt")
         device = next(self.model.parameters()).device
         logits: Tensor = self.model(**{key: value.to(device) for key, value in padded.items()}).logits.float().cpu()
         parts = list(logits.unsqueeze(1))
@@ -182,9 +182,12 @@ def load_classifier(
             trust_remote_code=trust_remote_code,
             **settings,
         )
-        if config.pad_token_id is None:  # decoders find a text's last token by it
+        # Decoders find a text's last token by the configuration's padding.
+        if config.pad_token_id is None:
             loaded: Any = model.config
             loaded.pad_token_id = tokenizer.pad_token_id
+        elif 0 <= config.pad_token_id < len(tokenizer):
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
         try:
             model.to(target)
         except (RuntimeError, AssertionError) as error:
@@ -247,7 +250,7 @@ class _Peft:
         """
         from peft import PeftConfig, PeftModel
 
-        hint = "Check that its base is the one that it was trained on."
+        hint = "Check that its head is in it (modules_to_save), and that its base is the one that it was trained on."
         try:
             if PeftConfig.from_pretrained(str(self.folder)).is_prompt_learning:
                 raise HostError(f"the PEFT folder '{self.name}' holds a prompt, not weights.", _NEEDED)
