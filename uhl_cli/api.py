@@ -33,7 +33,8 @@ from uhl_cli.cost.plan import PortPlan, plan_for
 from uhl_cli.errors import AlignmentError, DataError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
-from uhl_cli.formats.ported import load_ported
+from uhl_cli.formats.folder import is_ported, ported_path
+from uhl_cli.formats.ported import load_ported, tuned_on
 from uhl_cli.formats.task import TaskFile, TaskRecord, read_task
 from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
@@ -100,7 +101,12 @@ class UniversalAdapter:
 
         :param task: The file's path, or what `read_task` gave for it.
         :raises FormatError: When the file is damaged or was tuned on another adapter.
+        :raises UsageError: When it is the folder of a LoRA, which fits one model alone.
         """
+        if not isinstance(task, TaskFile) and is_ported(Path(task)):
+            raise UsageError(
+                f"{task} holds a LoRA, which fits one model alone.", "Call adapter.port(model, tokenizer, task=folder)."
+            )
         content = task if isinstance(task, TaskFile) else read_task(Path(task))
         if content.record.adapter != self.digest:
             name = "the task file" if isinstance(task, TaskFile) else str(task)
@@ -243,12 +249,17 @@ class UniversalAdapter:
         """Carry the adapter to a model: no label, no gradient, one pass over the anchor texts.
 
         :param model: A model, or what `align` made of it; `strategy` and `max_flops` are for `align` (see there).
-        :param task: Task file of `uhl tune`, whose task is carried in place of the adapter's own.
+        :param task: Task file of `uhl tune`, whose task is carried in place of the adapter's own; or the folder that
+            `uhl tune --parameters lora` made for this model, which needs no alignment and knows no limit of FLOPs.
         :raises UsageError: When the aligned host does not serve the task, or carries other parts for it.
         :raises FormatError: When the task file is damaged or was tuned on another adapter.
+        :raises FingerprintError: When the folder was made for another model.
         :raises AlignmentError: When the adapter's maps on the host are not finite.
         :raises UhlError: As `align` does.
         """
+        if task is not None and is_ported(Path(task)):
+            host = model.host if isinstance(model, AlignedHost) else _host_of(model, tokenizer)
+            return tuned_on(ported_path(Path(task)), host, self.digest)
         chosen = self if task is None else self.with_task(task)
         if not isinstance(model, AlignedHost):
             aligned = chosen.align(model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress)
@@ -296,7 +307,7 @@ class UniversalAdapter:
             adapter,
             self.manifest.task,
             strategy=alignment.strategy,
-            plan=aligned.plan,
+            plan=aligned.plan.without_updates() if self.low_rank else aligned.plan,
             max_length=self.max_length,
         )
 

@@ -90,6 +90,10 @@ class PortReport(Frozen):
     task: str
     source: str
     source_score: Score | None
+    parameters: Literal["gains", "low-rank", "lora"] | None = Field(
+        None, description="what the task file, or the LoRA's folder, tuned; None zero-shot"
+    )
+    supervision: Literal["labels", "transfer set"] | None = Field(None, description="what it was tuned by")
     quality: tuple[DepthQuality, ...]
     readout_quality: tuple[float, ...] = Field(
         description="held-out R^2 of a readout's canonical coordinates, one a knot; empty with a feature bank"

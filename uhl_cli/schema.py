@@ -210,6 +210,35 @@ class HostRecord(Frozen):
     fingerprint: Fingerprint
 
 
+class Structure(Frozen):
+    """What a ported adapter carries: everything that its shapes follow from, beside its host and task.
+
+    :param layers: Types of the modules that get updates, by layer.
+    :param taps: Depths, 0 to L, that the readout listens to.
+    :param readout_update: Whether the readout has an update of its own; `shift`: whether it has a shift.
+    :param lora_rank: Rank of the LoRA on every linear module of every layer; 0 for none.
+    """
+
+    num_atoms: int = Field(ge=1, le=1024)
+    top_k: int = Field(ge=1, le=2)
+    readout_size: int = Field(ge=1, le=1024)
+    layers: dict[int, Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]] = Field(max_length=10_000)
+    taps: tuple[int, ...] = Field(min_length=1, max_length=10_000)
+    readout_update: bool
+    shift: bool
+    lora_rank: int = Field(0, ge=0, le=1024)
+
+    @model_validator(mode="after")
+    def _chosen_atoms_exist(self) -> Structure:
+        if self.top_k > self.num_atoms and (self.layers or self.readout_update):
+            raise ValueError("no layer can choose more atoms than it has")
+        if len(set(self.taps)) != len(self.taps) or any(
+            len(set(types)) != len(types) for types in self.layers.values()
+        ):
+            raise ValueError("a tap or a module type is named twice")
+        return self
+
+
 class Manifest(Frozen):
     """The JSON that stands in an adapter file's header."""
 

@@ -9,8 +9,8 @@ from tiny_hosts import FAMILIES, tiny_host
 
 from uhl_cli.adapter import sparse
 from uhl_cli.adapter.attach import attach
-from uhl_cli.adapter.module import is_table
-from uhl_cli.adapter.sparse import TAIL_BYTES, Bags, is_packed, num_columns, pack_rows, row_sums, row_values, spread
+from uhl_cli.adapter.sparse import Bags, is_packed, num_columns, pack_rows, row_sums, row_values, spread
+from uhl_cli.codes.layout import TAIL_BYTES, is_table
 from uhl_cli.host.encode import encode
 from uhl_cli.ported.model import forward
 

@@ -7,7 +7,7 @@ import torch
 from tiny_adapters import SMALL, meta_twin, tiny_folded, tiny_universal, unpacked
 from tiny_hosts import FAMILIES, tiny_host
 
-from uhl_cli.adapter.sparse import TAIL_BYTES
+from uhl_cli.codes.layout import TAIL_BYTES
 from uhl_cli.cost.memory import PeakMemory, peak_bytes
 from uhl_cli.cost.passes import PassShape
 

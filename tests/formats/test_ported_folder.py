@@ -15,7 +15,8 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.data.examples import token_examples
 from uhl_cli.errors import FingerprintError, FormatError, HostNotFoundError, UsageError
 from uhl_cli.formats.container import PORTED, to_bytes
-from uhl_cli.formats.ported import FILE_NAME, load_ported, save_ported
+from uhl_cli.formats.folder import FILE_NAME
+from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.host import locate
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.schema import HostRecord

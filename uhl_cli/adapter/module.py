@@ -7,51 +7,19 @@ of it.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from uhl_cli.adapter.sparse import TAIL_BYTES, is_packed, pack_rows
+from uhl_cli.adapter.sparse import is_packed, pack_rows
+from uhl_cli.codes.layout import TAIL_BYTES, is_table
 from uhl_cli.host.hostmap import HostMap, Site
-from uhl_cli.schema import Frozen
+from uhl_cli.schema import Structure
 
 READERS = ("q", "k", "v", "up", "gate")
 WRITERS = ("o", "down")
-_TABLE = re.compile(r"(.*\.)?(router|read|(edits|taps)\.\w+)")
-
-
-class Structure(Frozen):
-    """What a ported adapter carries: everything that its shapes follow from, beside its host and task.
-
-    :param layers: Types of the modules that get updates, by layer.
-    :param taps: Depths, 0 to L, that the readout listens to.
-    :param readout_update: Whether the readout has an update of its own; `shift`: whether it has a shift.
-    :param lora_rank: Rank of the LoRA on every linear module of every layer; 0 for none.
-    """
-
-    num_atoms: int = Field(ge=1, le=1024)
-    top_k: int = Field(ge=1, le=2)
-    readout_size: int = Field(ge=1, le=1024)
-    layers: dict[int, Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]] = Field(max_length=10_000)
-    taps: tuple[int, ...] = Field(min_length=1, max_length=10_000)
-    readout_update: bool
-    shift: bool
-    lora_rank: int = Field(0, ge=0, le=1024)
-
-    @model_validator(mode="after")
-    def _chosen_atoms_exist(self) -> Structure:
-        if self.top_k > self.num_atoms and (self.layers or self.readout_update):
-            raise ValueError("no layer can choose more atoms than it has")
-        if len(set(self.taps)) != len(self.taps) or any(
-            len(set(types)) != len(types) for types in self.layers.values()
-        ):
-            raise ValueError("a tap or a module type is named twice")
-        return self
 
 
 class Buffers(nn.Module):
@@ -373,11 +341,6 @@ class PortedAdapter(nn.Module):
 def linear_modules(host_map: HostMap) -> dict[str, Site]:
     """The linear modules of all layers by name, each with one of its sites; a fused module comes once."""
     return {site.name: site for layer in host_map.layers for site in layer.sites.values()}
-
-
-def is_table(name: str) -> bool:
-    """Whether the buffer of this name in a `PortedAdapter`'s state is a table of rows, see `sparse`."""
-    return _TABLE.fullmatch(name) is not None
 
 
 def edit_name(site: Site) -> str:

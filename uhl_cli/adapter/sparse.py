@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# After a row's codes: its step and its smallest value, float32 each.
-TAIL_BYTES = 8
+from uhl_cli.codes.layout import TAIL_BYTES
+
 _LEVELS = 255
 _UNPACK = getattr(torch.ops.quantized, "embedding_bag_byte_unpack", None)
 _RESPONSES = getattr(torch.ops.aten, "_embedding_bag_per_sample_weights_backward", None)

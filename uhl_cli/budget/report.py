@@ -10,7 +10,7 @@ from pydantic import Field
 from uhl_cli.budget.sizes import FileSizes
 from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DEFAULT_ADAPTER, DataOptions, HostOptions
-from uhl_cli.schema import Frozen, Strategy
+from uhl_cli.schema import Frozen, Strategy, TransferRecord
 
 CONVENTION = (
     "two FLOPs for a multiply-add; matrix products, attention and weighted sums of gathered rows count, "
@@ -37,7 +37,8 @@ class BudgetOptions(Options):
         "is read; FLOPs and bytes are counted in seconds, however large the model",
     )
     task_file: Path | None = Field(
-        None, description="task file of `uhl tune` to use with the adapter; its bytes are listed apart"
+        None,
+        description="task file, or folder of a LoRA, of `uhl tune` to use with the adapter; its bytes are listed apart",
     )
     strategy: Strategy | None = Field(
         None, description="alignment strategy; by default the one that the file was trained with"
@@ -85,6 +86,10 @@ class FlopBudget(Frozen):
     host_difference_percent: float = Field(description="fvcore minus torch, over torch, of the host alone")
     adapter_difference_percent: float = Field(description="the same of what the adapter adds")
     uncounted: tuple[str, ...] = Field(description="operators that ran and count nothing")
+    lora: int = Field(
+        0,
+        description="of a LoRA or low-rank update, by torch's counter, unmerged; merged into the weights it takes none",
+    )
 
     @property
     def percent(self) -> float:
@@ -135,7 +140,7 @@ class TargetBudget(Frozen):
     batch_size: int
     flops: FlopBudget
     memory: MemoryBudget
-    atoms: AtomsBudget | None = Field(description="None without weights")
+    atoms: AtomsBudget | None = Field(description="None without weights, and where a LoRA replaces the updates")
     time: TimeBudget | None = Field(description="None unless asked for")
     left_out: tuple[str, ...] = Field(description="parts that `port` leaves out to hold the FLOP limit")
     whole_percent: float = Field(description="FLOPs with nothing left out, by formula at 128 tokens, in percent")
@@ -156,6 +161,7 @@ class BudgetReport(Frozen):
     adapter: str
     file: FileSizes
     task_file: FileSizes | None
+    transfer: TransferRecord | None = Field(description="the file's transfer set; None without one")
     target: TargetBudget | None
     limits: Limits
     beyond: tuple[str, ...]

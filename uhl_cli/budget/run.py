@@ -13,10 +13,11 @@ from uhl_cli.budget.report import (
     Limits,
     TargetBudget,
 )
-from uhl_cli.budget.sizes import FileSizes, file_sizes
+from uhl_cli.budget.sizes import FileSizes, file_sizes, ported_sizes
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
+from uhl_cli.formats.folder import is_ported, ported_path, read_tuned
 from uhl_cli.formats.task import TaskFile, read_task, task_parameter_shapes
 from uhl_cli.reports import Reporter, silent
 
@@ -42,6 +43,7 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
         adapter=str(options.adapter),
         file=sizes,
         task_file=task_sizes,
+        transfer=content.manifest.parts.transfer,
         target=target,
         limits=limits,
         beyond=tuple(_beyond(sizes, target, limits)),
@@ -71,8 +73,12 @@ def _refuse_unknowable(options: BudgetOptions, top_k: int) -> None:
 
 
 def _task(options: BudgetOptions, digest: str) -> tuple[TaskFile | None, FileSizes | None]:
+    """The task file, if it is one, and the sizes of what `options.task_file` names."""
     if options.task_file is None:
         return None, None
+    if is_ported(options.task_file):
+        folder, _ = read_tuned(ported_path(options.task_file), digest)
+        return None, ported_sizes(folder.contents)
     task = read_task(options.task_file)
     if task.record.adapter != digest:
         raise FormatError(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from uhl_cli.formats.container import ADAPTER, TASK, read
-from uhl_cli.inspect.content import file_parts
+from uhl_cli.formats.container import ADAPTER, TASK, Contents, read
+from uhl_cli.inspect.content import file_parts, ported_parts
 from uhl_cli.inspect.report import Part
 from uhl_cli.schema import Frozen
 
@@ -27,10 +27,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     "anchor texts": ("anchors.texts", "anchors.words"),
     "feature bank": ("features.codes", "features.mean", "features.shift"),
     "feature texts": ("features.texts", "features.words"),
+    "transfer texts": ("transfer.texts",),
+    "transfer outputs": ("transfer.outputs",),
 }
 # What this uhl does not know of: optional parts that newer versions add.
 OTHER = "other parts"
-_ANCHORS = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.")))
+_DATA = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.", "transfer.")))
 
 
 class PartSize(Frozen):
@@ -38,7 +40,7 @@ class PartSize(Frozen):
 
     part: str
     bytes: int = Field(description="codes and scales together; of the header, its length field too")
-    parameters: int = Field(description="trained values; 0 for the header and for the anchors, which are data")
+    parameters: int = Field(description="trained values; 0 for the header, and for anchors and texts, which are data")
 
 
 class FileSizes(Frozen):
@@ -57,8 +59,8 @@ def file_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FileSizes:
     :raises FormatError: When it cannot be read.
     """
     contents = read(path, ADAPTER, TASK)
-    # Anchors and features have no parameters, so that no shape of theirs matters here.
-    found = file_parts(contents, dict(shapes) | dict.fromkeys(_ANCHORS, (0,)))
+    # Anchors, features and the transfer set have no parameters, so that no shape of theirs matters here.
+    found = file_parts(contents, dict(shapes) | dict.fromkeys(_DATA, (0,)))
     named = {name: part for part, names in PARTS.items() for name in names}
     rows: dict[str, list[Part]] = {}
     for part in found:
@@ -71,5 +73,21 @@ def file_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FileSizes:
         )
         for name in (*PARTS, OTHER)
         if name in rows
+    )
+    return FileSizes(bytes=contents.size, parameters=sum(part.parameters for part in parts), parts=parts)
+
+
+def ported_sizes(contents: Contents) -> FileSizes:
+    """Sizes of the file in a ported adapter's folder: LoRA, readout and, if it carries any, updates."""
+    rows: dict[str, list[Part]] = {}
+    for part in ported_parts(contents):
+        rows.setdefault(part.group, []).append(part)
+    parts = tuple(
+        PartSize(
+            part=name,
+            bytes=sum(part.bytes for part in some),
+            parameters=0 if name == "header" else sum(math.prod(part.shape) for part in some),
+        )
+        for name, some in rows.items()
     )
     return FileSizes(bytes=contents.size, parameters=sum(part.parameters for part in parts), parts=parts)

@@ -27,13 +27,14 @@ from uhl_cli.budget.report import (
 )
 from uhl_cli.commands.options import HostOptions
 from uhl_cli.commands.scoring import host_record, load
-from uhl_cli.cost.flops import count_map_flops
+from uhl_cli.cost.flops import count_flops, count_map_flops
 from uhl_cli.cost.flops_fvcore import count_flops_fvcore
 from uhl_cli.cost.memory import peak_bytes
 from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
 from uhl_cli.cost.plan import adapter_flops_per_token, full_plan
 from uhl_cli.data import Examples, evaluation_data
 from uhl_cli.errors import BudgetError, HostError, first_line
+from uhl_cli.formats.folder import is_ported
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.config_only import load_config_host
 from uhl_cli.host.hostmap import HostMap
@@ -82,25 +83,31 @@ def measure(
     :param examples: What active atoms are measured on; None for a host without weights.
     :param source: What the examples are, for the report.
     """
-    aligned, refused = _align(adapter, host, options, reporter)
-    ported = adapter.port(aligned)
+    refused = None
+    if options.task_file is not None and is_ported(options.task_file):
+        ported, host_flops = adapter.port(host, task=options.task_file), count_flops(host, None)
+    else:
+        aligned, refused = _align(adapter, host, options, reporter)
+        ported, host_flops = adapter.port(aligned), aligned.host_flops
     shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
     flops = measure_flops(host.map, ported.adapter, shape, phase(reporter, "counting"))
     memory = measure_memory(host.map, ported.adapter, shape)
-    atoms = None if examples is None else _atoms(ported, examples, source, reporter)
+    lora = ported.adapter.lora is not None
+    atoms = None if examples is None or lora else _atoms(ported, examples, source, reporter)
     seconds = None
     if options.time:
         progress = phase(reporter, "timing")
         seconds = measure_time(host.map, ported.adapter, shape, repetitions=options.repetitions, progress=progress)
     record = host_record(host)
-    per_token = aligned.host_flops / min(SEQUENCE_LENGTH, host.max_length)
+    per_token = host_flops / min(SEQUENCE_LENGTH, host.max_length)
+    left_out = () if ported.plan is None else ported.plan.left_out
     return TargetBudget(
         name=record.name,
         model_type=record.fingerprint.model_type,
         hidden_size=host.hidden_size,
         num_hidden_layers=host.num_hidden_layers,
         parameters=sum(parameter.numel() for parameter in host.map.base.parameters()),
-        weights_loaded=aligned.has_weights,
+        weights_loaded=not host.map.embeddings.weight.is_meta,
         dtype=str(host.map.embeddings.weight.dtype).removeprefix("torch."),
         device=str(host.device),
         sequence_length=shape.tokens,
@@ -109,8 +116,8 @@ def measure(
         memory=memory,
         atoms=atoms,
         time=seconds,
-        left_out=aligned.plan.left_out,
-        whole_percent=whole_percent(host.map, adapter.manifest.config, per_token),
+        left_out=left_out,
+        whole_percent=flops.percent if lora else whole_percent(host.map, adapter.manifest.config, per_token),
         refused=refused,
     )
 
@@ -167,12 +174,16 @@ def measure_flops(
         if progress:
             progress(done + 1, 2)
     fvcore, by_torch = _count(counts[0], counts[2]), _count(counts[1], counts[3])
+    lora = 0
+    if adapter.lora is not None:
+        lora = counts[3] - count_map_flops(host_map, adapter.with_lora(None), shape)
     return FlopBudget(
         fvcore=fvcore,
         torch=by_torch,
         host_difference_percent=100 * (fvcore.host - by_torch.host) / by_torch.host,
         adapter_difference_percent=100 * (fvcore.adapter - by_torch.adapter) / by_torch.adapter,
         uncounted=tuple(sorted(uncounted)),
+        lora=lora,
     )
 
 

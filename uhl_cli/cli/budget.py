@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
-from uhl_cli.cli.output import Output, Table
+from uhl_cli.cli.output import Output, Table, interval
 from uhl_cli.errors import BudgetError
 
 if TYPE_CHECKING:
     from uhl_cli.budget.report import BudgetOptions, BudgetReport, FlopCount, TargetBudget
+    from uhl_cli.schema import TransferRecord
 
 
 def _record() -> type[BudgetOptions]:
@@ -58,8 +59,13 @@ def _table(output: Output, report: BudgetReport) -> None:
     table.section()
     table.row("the file", f"{report.file.bytes:,}", "100.0 %", f"{report.file.parameters:,}")
     if report.task_file is not None:
+        for part in report.task_file.parts:
+            parameters = f"{part.parameters:,}" if part.parameters else "-"
+            table.row(f"apart: {part.part}", f"{part.bytes:,}", "", parameters)
         table.row("task file, apart", f"{report.task_file.bytes:,}", "", f"{report.task_file.parameters:,}")
     output.table(table)
+    if report.transfer is not None:
+        output.line(_transfer(report.transfer))
     if report.target is not None:
         _target(output, report.target)
     limits = [f"{report.limits.bytes:,} bytes"]
@@ -68,6 +74,15 @@ def _table(output: Output, report: BudgetReport) -> None:
     if report.limits.atoms_per_token is not None:
         limits.append(f"{report.limits.atoms_per_token:g} atoms per token")
     output.line(f"{'BEYOND' if report.beyond else 'within'} the limits: {', '.join(limits)}")
+
+
+def _transfer(record: TransferRecord) -> str:
+    whose = "uhl's own texts, not in the file" if record.general is not None else record.origin
+    score = "" if record.teacher_score is None else f", {interval(record.teacher_score)}"
+    return (
+        f"transfer set: {record.texts:,} texts ({whose}; {record.user_texts:,} of the user's in the file), "
+        f"{record.examples:,} examples with their spans, {record.predictions:,} predictions of {record.teacher}{score}"
+    )
 
 
 def _target(output: Output, target: TargetBudget) -> None:
@@ -93,6 +108,12 @@ def _target(output: Output, target: TargetBudget) -> None:
         )
     output.table(table)
     output.line(f"counted: {target.flops.convention}")
+    if target.flops.lora:
+        share = 100 * target.flops.lora / target.flops.torch.host
+        output.line(
+            f"of these, the low-rank update takes {target.flops.lora:,} FLOPs ({share:.2f} %) by torch, unmerged; "
+            "merged into the host's weights it takes none"
+        )
     if target.atoms is not None:
         atoms = target.atoms
         output.line(f"active atoms per token: {atoms.per_token:.2f} on {atoms.texts:,} texts, {atoms.data}")

@@ -1,4 +1,4 @@
-"""`uhl inspect`: what is in an adapter or a task file, a verdict on it, or how two files differ."""
+"""`uhl inspect`: what is in an adapter, a task file or a folder, a verdict on it, or how two of them differ."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         InspectReport,
         MixingWeights,
         Part,
+        PortedContent,
         ReadoutSummary,
         RowStatistics,
         Similarity,
         TaskContent,
         TaskFileSummary,
+        TransferSummary,
     )
     from uhl_cli.metrics import Score
     from uhl_cli.schema import HostRecord, TrainingRecord
@@ -74,6 +76,8 @@ def _table(output: Output, report: InspectReport) -> None:
         _adapter(output, report, report.adapter)
     elif report.task is not None:
         _task(output, report, report.task)
+    elif report.ported is not None:
+        _ported(output, report, report.ported)
     if report.plot is not None:
         output.line(f"drawn in {report.plot}")
 
@@ -99,6 +103,8 @@ def _adapter(output: Output, report: InspectReport, content: AdapterContent) -> 
     output.table(_atoms(content.atoms))
     output.table(_heat_map(content.mixing))
     _anchors(output, content.anchors)
+    if content.transfer is not None:
+        _transfer(output, content.transfer, content.readout.labels)
     output.table(_readout(content.readout))
     if content.task_files:
         output.table(_task_files(content.task_files))
@@ -110,6 +116,11 @@ def _adapter(output: Output, report: InspectReport, content: AdapterContent) -> 
         output.line("anchor texts and those of the feature bank, [words that the file knows] in brackets:")
         for entry in content.anchors.entries:
             output.line(_marked(entry))
+    if content.transfer is not None and content.transfer.entries is not None:
+        output.line("texts of the transfer set, after the teacher's most probable label:")
+        for text in content.transfer.entries:
+            pair = "" if text.pair is None else f" | {text.pair}"
+            output.line([Span(f"{' '.join(text.labels)}: ", "bold green"), Span(f"{text.text}{pair}")])
 
 
 def _task(output: Output, report: InspectReport, content: TaskContent) -> None:
@@ -122,6 +133,7 @@ def _task(output: Output, report: InspectReport, content: TaskContent) -> None:
             "target host": _host(record.target),
             "before tuning": _scored(record.before),
             "tuned": _scored(record.score),
+            "tuned by": record.supervision,
             "readout": "the adapter's own" if record.own_task else "its own, in this file",
             **_training(record.training, record.versions),
             "adapter": f"{content.adapter}, beside it" if content.adapter else "not beside it",
@@ -130,8 +142,11 @@ def _task(output: Output, report: InspectReport, content: TaskContent) -> None:
         },
     )
     output.table(_parts(content.parts, report.bytes))
+    title = "delta-theta: what it adds to the mixing weights, over atoms"
+    if record.parameters == "low-rank":
+        title = "delta-theta: numbers of a low-rank update of the host's linear modules"
     table = Table(
-        "delta-theta: what it adds to the mixing weights, over atoms",
+        title,
         left=["type"],
         right=["smallest", "largest", "root mean square"],
     )
@@ -140,6 +155,23 @@ def _task(output: Output, report: InspectReport, content: TaskContent) -> None:
     output.table(table)
     if content.readout is not None:
         output.table(_readout(content.readout))
+
+
+def _ported(output: Output, report: InspectReport, content: PortedContent) -> None:
+    record, tuned, lora = content.record, content.record.tuned, content.lora
+    facts = {"task": f"{record.task.name} ({record.task.kind})", "target host": _host(record.target)}
+    facts["alignment"] = f"--align {record.strategy}"
+    if lora is not None:
+        facts["LoRA"] = f"rank {lora.rank} on {lora.modules} modules, {lora.parameters:,} parameters"
+    if tuned is not None:
+        beside = f"{content.adapter}, beside the folder" if content.adapter else "not beside the folder"
+        facts |= {"before tuning": _scored(tuned.before), "tuned": _scored(tuned.score), "tuned by": tuned.supervision}
+        facts |= _training(tuned.training, tuned.versions)
+        facts |= {"adapter": beside, "adapter's SHA-256": tuned.adapter}
+    facts["SHA-256"] = content.digest
+    what = "ported adapter" if tuned is None else "LoRA and readout, tuned,"
+    _facts(output, f"{report.file}: {what} format {report.format_version}, {report.bytes:,} bytes", facts)
+    output.table(_parts(content.parts, report.bytes, members=False))
 
 
 def _facts(output: Output, title: str, facts: dict[str, str]) -> None:
@@ -171,7 +203,7 @@ def _training(training: TrainingRecord, versions: dict[str, str]) -> dict[str, s
     }
 
 
-def _parts(parts: Sequence[Part], total: int) -> Table:
+def _parts(parts: Sequence[Part], total: int, *, members: bool = True) -> Table:
     """Parts under the name and the sum of their group; fits eighty columns."""
     table = Table(
         "parts, scales included",
@@ -180,10 +212,10 @@ def _parts(parts: Sequence[Part], total: int) -> Table:
         form="compact",
     )
     for group in dict.fromkeys(part.group for part in parts):
-        members = [part for part in parts if part.group == group]
-        size = sum(part.bytes for part in members)
+        some = [part for part in parts if part.group == group]
+        size = sum(part.bytes for part in some)
         table.row(group, "", "", "", "", f"{size:,}", _share(size / total), style="bold")
-        for part in members if group != "header" else ():
+        for part in some if members and group != "header" else ():
             table.row(
                 f"  {part.name}",
                 part.dtype,
@@ -269,6 +301,26 @@ def _anchors(output: Output, anchors: AnchorSummary) -> None:
     )
 
 
+def _transfer(output: Output, transfer: TransferSummary, labels: Sequence[str]) -> None:
+    record, general = transfer.record, transfer.record.general
+    whose = f"uhl's own, version {general.version}, not in the file" if general is not None else "in the file"
+    predicted = zip(labels[:_MAX_LABELS], transfer.label_counts, strict=False)
+    _facts(
+        output,
+        "transfer set",
+        {
+            "origin": record.origin,
+            "texts": f"{record.texts:,} {'pairs' if record.pairs else 'texts'}, {whose}",
+            "texts of the user's in the file": f"{record.user_texts:,}",
+            "examples": f"{record.examples:,} (at most {record.spans} spans of each text)",
+            "predictions": f"{record.predictions:,}: " + ", ".join(f"{name} {count:,}" for name, count in predicted),
+            "teacher": record.teacher,
+            "score of the teacher": _scored(record.teacher_score),
+            "SHA-256": record.digest,
+        },
+    )
+
+
 def _marked(entry: AnchorText) -> list[Span]:
     """The text with every anchor word in brackets and bold."""
     marked, done = [], 0
@@ -338,6 +390,12 @@ def _comparison(output: Output, report: InspectReport, comparison: Comparison) -
             f"{anchors.second_texts:,}), {anchors.common_words:,} words (of {anchors.first_words:,} and "
             f"{anchors.second_words:,}); their coordinates: {relative}"
         )
+    if comparison.transfer is not None:
+        texts = comparison.transfer
+        common = (
+            "unknown, this uhl lacks their texts" if texts.common_texts is None else f"{texts.common_texts:,} texts"
+        )
+        output.line(f"transfer sets in common: {common} (of {texts.first_texts:,} and {texts.second_texts:,})")
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -74,10 +74,14 @@ def _table(output: Output, report: PortReport) -> None:
         metric = report.scores["ported"]
         table = Table(
             f"{metric.metric} on {metric.examples} examples, 95 % intervals",
-            left=["on the target, no label and no gradient"],
+            left=["on the target, no label and no gradient" if report.parameters is None else "on the target"],
             right=["score", "ported minus this"],
         )
-        for name, label in ROWS.items():
+        rows = ROWS
+        if report.parameters is not None:
+            what = {"lora": "a LoRA", "low-rank": "a low-rank update"}.get(report.parameters, "gains of atoms")
+            rows = ROWS | {"ported": f"ported, {what} tuned by {report.supervision}"}
+        for name, label in rows.items():
             if name in report.scores:
                 table.row(label, interval(report.scores[name]), interval(report.gains.get(name)))
         table.row("for comparison: the source itself", interval(report.source_score))

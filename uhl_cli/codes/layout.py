@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from uhl_cli.errors import FormatError
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
@@ -28,6 +29,15 @@ READOUT_PARAMETERS = (
     "readout_out_weight",
     "readout_out_bias",
 )
+
+# Of a ported adapter: after the eight-bit codes of a table's row, its step and its smallest value, float32 each.
+TAIL_BYTES = 8
+_TABLE = re.compile(r"(.*\.)?(router|read|(edits|taps)\.\w+)")
+
+
+def is_table(name: str) -> bool:
+    """Whether the tensor of this name in a ported adapter is a table of rows, see `adapter.sparse`."""
+    return _TABLE.fullmatch(name) is not None
 
 
 def bits_of(name: str) -> int:

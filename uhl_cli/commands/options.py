@@ -191,7 +191,8 @@ class PortOptions(Options):
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to port to")
     data: DataOptions = Field(DataOptions(), description="task to score on, when not the adapter's own name for it")
     task_file: Path | None = Field(
-        None, description="task file of `uhl tune` to use with the adapter; scores are then tuned ones"
+        None,
+        description="task file, or folder of a LoRA, of `uhl tune` to use with the adapter; scores are then tuned ones",
     )
     strategy: Strategy | None = Field(None, description=_ALIGN)
     score: bool = Field(True, description="score zero-shot where the data can be had")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import PortOptions
@@ -16,9 +17,12 @@ from uhl_cli.commands.scoring import (
     references_of,
     refuse_unwritable,
 )
+from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import TaskData, evaluation_data
 from uhl_cli.errors import DataError, LabelError, OutputError, UsageError
-from uhl_cli.formats.ported import FILE_NAME, save_ported
+from uhl_cli.formats.folder import FILE_NAME, TunedRecord, is_ported, ported_path, read_tuned
+from uhl_cli.formats.ported import save_ported
+from uhl_cli.formats.task import TaskRecord, read_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
@@ -40,18 +44,24 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
     if options.output is not None:
         refuse_unwritable(options.output / FILE_NAME)
     adapter = UniversalAdapter.load(options.adapter)
-    if options.task_file is not None:
-        adapter = adapter.with_task(options.task_file)
+    tuned = None
+    if options.task_file is not None:  # an error before the host is loaded
+        tuned = _tuned(adapter, options.task_file)
+        if isinstance(tuned, TaskRecord):
+            adapter = adapter.with_task(options.task_file)
     started = time.monotonic()
     host = load(options.target)
     seconds = {"load": time.monotonic() - started}
     data, reason = _data(adapter, options)
     ported, report = port(adapter, host, options, data=data, reporter=reporter, seconds=seconds)
     report = report.model_copy(update={"data": reason if data is None else data.source})
+    if tuned is not None:
+        parameters = tuned.parameters if isinstance(tuned, TaskRecord) else "lora"
+        report = report.model_copy(update={"parameters": parameters, "supervision": tuned.supervision})
     if options.output is not None:
         # The full name, unlike the report's, so that the folder can be loaded without naming the host again.
         record = HostRecord(name=host.name, revision=host.revision, fingerprint=host.fingerprint)
-        save_ported(options.output, ported, record)
+        save_ported(options.output, ported, record, tuned if isinstance(tuned, TunedRecord) else None)
         report = report.model_copy(update={"output": str(options.output)})
     return ported, report
 
@@ -67,17 +77,23 @@ def port(
 ) -> tuple[PortedModel, PortReport]:
     """Port a loaded adapter to a loaded host; `data` is only ever used to score.
 
+    A LoRA's folder that `options.task_file` names is carried in place of the adapter's own parts.  What has no updates
+    has no control of random ones, and none by `size`, since it was tuned on its own alignment.
+
     :raises AlignmentError: When the host cannot be aligned.
     :raises BudgetError: When the FLOP limit leaves nothing.
     """
     times = dict(seconds or {})
     started = time.monotonic()
-    aligned = adapter.align(
-        host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
-    )
-    times["align"] = time.monotonic() - started
-    started = time.monotonic()
-    ported = adapter.port(aligned)
+    folder = options.task_file if options.task_file is not None and is_ported(options.task_file) else None
+    aligned = None
+    if folder is None:
+        aligned = adapter.align(
+            host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+        )
+        times["align"] = time.monotonic() - started
+        started = time.monotonic()
+    ported = adapter.port(host, task=folder) if aligned is None else adapter.port(aligned)
     times["inject"] = time.monotonic() - started
     predictions: dict[str, Classes] = {}
     atoms, truncated = None, 0
@@ -86,14 +102,17 @@ def port(
         started = time.monotonic()
         predictor = Predictor(adapter, examples, batch_size=options.batch_size, reporter=reporter)
         predictions["ported"], atoms, truncated = predictor.carried(ported, "ported")
-        predictions["readout_only"] = predictor.readout_only(ported)
         predictions["untouched"] = predictor.untouched()
-        predictions["random_update"] = predictor.random_update(ported, options.seed)
-        if adapter.own_task:
-            predictions["head_only"] = predictor.head_only(host, aligned.alignment)
-        predictions["size"] = predictor.carried(adapter.port(by_size(aligned, adapter.bank)), "size").classes
+        if aligned is not None:
+            predictions["readout_only"] = predictor.readout_only(ported)
+            if adapter.own_task:
+                predictions["head_only"] = predictor.head_only(host, aligned.alignment)
+        if aligned is not None and not adapter.low_rank:
+            predictions["random_update"] = predictor.random_update(ported, options.seed)
+            predictions["size"] = predictor.carried(adapter.port(by_size(aligned, adapter.bank)), "size").classes
         times["score"] = time.monotonic() - started
-    manifest, features = adapter.manifest, aligned.alignment.features
+    manifest = adapter.manifest
+    features = None if aligned is None else aligned.alignment.features
     scores, gains = {}, {}
     if examples is not None:
         references, task = references_of(examples), manifest.task
@@ -107,16 +126,16 @@ def port(
         adapter=str(options.adapter),
         bytes=options.adapter.stat().st_size if options.adapter.exists() else 0,
         target=host_record(host),
-        strategy=aligned.alignment.strategy,
+        strategy=ported.strategy,
         task=manifest.task.name,
         source=manifest.source.name,
         source_score=manifest.score,
-        quality=depth_quality(aligned.alignment),
-        readout_quality=aligned.alignment.tap_quality,
+        quality=() if aligned is None else depth_quality(aligned.alignment),
+        readout_quality=() if aligned is None else aligned.alignment.tap_quality,
         feature_quality=None if features is None else features.quality,
-        calibration=calibration_report(adapter, aligned),
-        left_out=aligned.plan.left_out,
-        flops=flop_report(ported, aligned.host_flops),
+        calibration=None if aligned is None else calibration_report(adapter, aligned),
+        left_out=() if ported.plan is None else ported.plan.left_out,
+        flops=flop_report(ported, count_flops(host, None) if aligned is None else aligned.host_flops),
         seconds=times,
         data=None if data is None else data.source,
         scores=scores,
@@ -138,6 +157,14 @@ def calibration_report(adapter: UniversalAdapter, aligned: AlignedHost) -> Calib
         offsets=tuple(found.offsets[found.strength].tolist()),
         cross_entropy=found.cross_entropy,
     )
+
+
+def _tuned(adapter: UniversalAdapter, path: Path) -> TaskRecord | TunedRecord:
+    """What a task file, or a LoRA's folder, says of its tuning.
+
+    :raises FormatError: When it cannot be read or was tuned from another adapter.
+    """
+    return read_tuned(ported_path(path), adapter.digest)[1] if is_ported(path) else read_task(path).record
 
 
 def _data(adapter: UniversalAdapter, options: PortOptions) -> tuple[TaskData | None, str | None]:

@@ -27,7 +27,8 @@ from uhl_cli.data.tasks import TASKS
 from uhl_cli.errors import DataError
 from uhl_cli.formats.adapter import Quantised
 from uhl_cli.formats.checkpoint import run_digest
-from uhl_cli.formats.ported import FILE_NAME, TunedRecord, save_ported
+from uhl_cli.formats.folder import FILE_NAME, TunedRecord
+from uhl_cli.formats.ported import save_ported
 from uhl_cli.formats.task import TaskFile, TaskRecord, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import Difference, Score, paired_difference, score

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from uhl_cli.adapter.module import PortedAdapter
-from uhl_cli.adapter.sparse import TAIL_BYTES
+from uhl_cli.codes.layout import TAIL_BYTES
 from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import HostMap

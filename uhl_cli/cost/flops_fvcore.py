@@ -13,7 +13,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from uhl_cli.adapter.module import PortedAdapter
-from uhl_cli.adapter.sparse import TAIL_BYTES
+from uhl_cli.codes.layout import TAIL_BYTES
 from uhl_cli.cost.passes import PassShape, forward_pass
 from uhl_cli.host.hostmap import HostMap
 

@@ -19,6 +19,7 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.schema import AdapterConfig
 
 DROPPABLE_TYPES = ("gate", "up", "down", "k")
+_DEPTH = "depth "
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class PortPlan:
     tap_depths: tuple[int, ...]
     left_out: tuple[str, ...] = ()
     max_flops: float = math.inf
+
+    def without_updates(self) -> PortPlan:
+        """The plan of a host that carries the readout alone, or with a low-rank update: no update is missing there."""
+        depths = tuple(part for part in self.left_out if part.startswith(_DEPTH))
+        return replace(self, types=(), layers=(), left_out=depths)
 
 
 def full_plan(host_map: HostMap) -> PortPlan:
@@ -123,6 +129,6 @@ def _reductions(plan: PortPlan, depth: int, config: AdapterConfig) -> list[PortP
     )
     for index in spare:
         kept_depths = tuple(place for place in plan.tap_depths if place != index)
-        plan = replace(plan, tap_depths=kept_depths, left_out=(*plan.left_out, f"depth {index}"))
+        plan = replace(plan, tap_depths=kept_depths, left_out=(*plan.left_out, f"{_DEPTH}{index}"))
         plans.append(plan)
     return plans

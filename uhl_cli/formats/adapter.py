@@ -256,7 +256,7 @@ def check_sizes(manifest: Manifest) -> bool:
         if count > MAX_CODES:
             raise FormatError(
                 f"the {name} have {count:,} codes; at most {MAX_CODES:,} are allowed.",
-                "Use fewer --num-anchors or --feature-words.",
+                "Use fewer --num-anchors, --feature-words or texts of --transfer-set.",
             )
     return True
 

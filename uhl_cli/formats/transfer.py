@@ -40,6 +40,7 @@ class StoredTransfer:
         """The transfer set with its texts.
 
         :raises DataError: When they are the package's own, of another version.
+        :raises FormatError: When they are not those that the teacher's outputs are of.
         """
         texts = self._texts
         if texts is None:
@@ -48,6 +49,7 @@ class StoredTransfer:
             texts = TransferTexts(tuple(own), None, self.record.spans, self._words, self.record.origin)
             if texts.digest != self.record.digest:
                 raise FormatError("the digest of the transfer set is not that of this package's texts.", _HINT)
+            _check_counts(self.record, texts)
         return TransferSet(texts, self.codes, self.record.teacher)
 
 
@@ -76,6 +78,10 @@ def parse_transfer(
 
     :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
+    if record.general is not None and record.pairs:
+        problems.add(FormatError("a transfer set of the package's own texts has no pairs"))
+    if record.user_texts > (0 if record.general is not None else record.texts):
+        problems.add(FormatError(f"the manifest says {record.user_texts:,} texts of the user's; there are fewer texts"))
     if not all(name in tensors for name in names_of(record)):
         return None
     codes = problems.attempt(partial(_codes, record, config, tensors))
@@ -96,7 +102,8 @@ def _codes(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, 
     planes = np.frombuffer(content, dtype=np.uint8).reshape(shape)
     if size and (int(planes.min()) < 1 or int(planes.max()) > 2 * MAX_LEVEL + 1):
         raise FormatError(f"transfer.outputs has a code outside -{MAX_LEVEL}..{MAX_LEVEL}")
-    codes: Codes = np.ascontiguousarray((planes.astype(np.int16) - _SHIFT).astype(np.int8).T)
+    # In eight bits all along: the largest set that is allowed has 16 million codes.
+    codes: Codes = np.ascontiguousarray(np.subtract(planes, _SHIFT, dtype=np.uint8).view(np.int8).T)
     return codes
 
 
@@ -119,11 +126,15 @@ def _texts(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, 
     texts = TransferTexts(tuple(lines[: record.texts]), pairs, record.spans, words, record.origin)
     if texts.digest != record.digest:
         raise FormatError("the digest of the transfer set is not the one in the manifest")
+    _check_counts(record, texts)
+    return texts
+
+
+def _check_counts(record: TransferRecord, texts: TransferTexts) -> None:
     if count_examples(texts) != (record.examples, record.predictions):
         raise FormatError(
-            "the manifest's numbers of examples and predictions are not those of the transfer set's texts"
+            "the manifest's numbers of examples and predictions are not those of the transfer set's texts", _HINT
         )
-    return texts
 
 
 def _bytes(name: str, tensors: Mapping[str, Stored]) -> np.ndarray:

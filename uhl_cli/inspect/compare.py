@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from uhl_cli.errors import FormatError
-from uhl_cli.formats.adapter import AdapterFile, Quantised, values_of
-from uhl_cli.formats.task import TaskFile
-from uhl_cli.inspect.content import Opened
-from uhl_cli.inspect.report import AnchorDifference, Comparison, FieldDifference, InspectReport, PartDifference
+from uhl_cli.errors import DataError, FormatError
+from uhl_cli.formats.adapter import AdapterFile, values_of
+from uhl_cli.formats.folder import PortedFile, stored_values
+from uhl_cli.inspect.content import KINDS, Content, Opened, transfer_shapes
+from uhl_cli.inspect.report import (
+    AnchorDifference,
+    Comparison,
+    FieldDifference,
+    InspectReport,
+    PartDifference,
+    TransferDifference,
+)
 from uhl_cli.schema import Frozen
+from uhl_cli.transfer.texts import TransferTexts
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 def compare_files(first: Opened, second: Opened) -> InspectReport:
     """The report of the first file with what differs in the second.
 
-    :raises FormatError: When one is an adapter and one a task file.
+    :raises FormatError: When they are of different kinds.
     """
     one, two = first.content, second.content
-    anchors = None
+    anchors = transfer = None
     if isinstance(one, AdapterFile) and isinstance(two, AdapterFile):
         fields, anchors = _different_fields(one.manifest, two.manifest), _compare_anchors(one, two)
-    elif isinstance(one, TaskFile) and isinstance(two, TaskFile):
+        transfer = _compare_texts(one, two)
+    elif not isinstance(one, AdapterFile) and not isinstance(two, AdapterFile) and type(one) is type(two):
         fields = _different_fields(one.record, two.record)
     else:
+        nouns = " and a ".join(content.contents.kind.noun for content in (first, second))
         raise FormatError(
-            f"{first.path} and {second.path} are an adapter and a task file.",
-            "Compare two adapters, or two task files.",
+            f"{first.path} and {second.path} are a {nouns}.", "Compare two adapters, two task files or two folders."
         )
     parts, same_parts = _different_parts(one, two)
     return InspectReport(
         file=str(first.path),
-        kind="task" if anchors is None else "adapter",
+        kind=KINDS[first.contents.kind.key],
         format_version=first.contents.version,
         bytes=first.contents.size,
         comparison=Comparison(
@@ -49,6 +59,7 @@ def compare_files(first: Opened, second: Opened) -> InspectReport:
             parts=parts,
             same_parts=same_parts,
             anchors=anchors,
+            transfer=transfer,
         ),
     )
 
@@ -63,14 +74,24 @@ def _different_fields(first: Frozen, second: Frozen) -> tuple[FieldDifference, .
     )
 
 
-def _different_parts(
-    first: AdapterFile | TaskFile, second: AdapterFile | TaskFile
-) -> tuple[tuple[PartDifference, ...], int]:
+def _different_parts(first: Content, second: Content) -> tuple[tuple[PartDifference, ...], int]:
     """Parameters whose values differ, and the number of those that have the same values."""
-    one, two = first.parameters, second.parameters
-    found = [_part_difference(name, one, two) for name in dict.fromkeys([*one, *two])]
+    if isinstance(first, PortedFile) and isinstance(second, PortedFile):
+        tensors = first.contents.tensors, second.contents.tensors
+        found = [
+            _difference(name, *(stored_values(name, each[name]) if name in each else None for each in tensors))
+            for name in dict.fromkeys([*tensors[0], *tensors[1]])
+        ]
+    else:
+        assert not isinstance(first, PortedFile)
+        assert not isinstance(second, PortedFile)
+        one, two = first.parameters, second.parameters
+        found = [
+            _difference(name, *(values_of(each[name]) if name in each else None for each in (one, two)))
+            for name in dict.fromkeys([*one, *two])
+        ]
     if isinstance(first, AdapterFile) and isinstance(second, AdapterFile):
-        found += _feature_differences(first, second)
+        found += [*_feature_differences(first, second), *_transfer_differences(first, second)]
     different = tuple(entry for entry in found if entry.relative is None or entry.relative > 0)
     return different, len(found) - len(different)
 
@@ -106,9 +127,7 @@ def _relative_difference(first: npt.NDArray[np.floating[Any]], second: npt.NDArr
     return float(np.linalg.norm(one - two)) / larger if larger else 0.0
 
 
-def _part_difference(name: str, one: Mapping[str, Quantised], two: Mapping[str, Quantised]) -> PartDifference:
-    values = [values_of(parameters[name]) if name in parameters else None for parameters in (one, two)]
-    first, second = values
+def _difference(name: str, first: Floats | None, second: Floats | None) -> PartDifference:
     relative = None
     if first is not None and second is not None and first.shape == second.shape:
         relative = _relative_difference(first, second)
@@ -133,6 +152,40 @@ def _feature_differences(first: AdapterFile, second: AdapterFile) -> list[PartDi
             relative = _relative_difference(*values)
     shapes = [None if bank is None else bank.codes.codes.shape for bank in banks]
     return [PartDifference(name="features.codes", first=shapes[0], second=shapes[1], relative=relative)]
+
+
+def _transfer_differences(first: AdapterFile, second: AdapterFile) -> list[PartDifference]:
+    """The teacher's outputs as one more part, where either file has some; of other texts they are another part."""
+    sets = [content.transfer for content in (first, second)]
+    one, two = sets
+    if one is None and two is None:
+        return []
+    relative = None
+    same_texts = one is not None and two is not None and one.record.digest == two.record.digest
+    if same_texts and one.codes.shape == two.codes.shape:
+        relative = _relative_difference(one.codes.astype(np.float64), two.codes.astype(np.float64))
+    shapes = [
+        None if part is None else transfer_shapes(part.record, content.manifest.config)["transfer.outputs"]
+        for part, content in zip(sets, (first, second), strict=True)
+    ]
+    return [PartDifference(name="transfer.outputs", first=shapes[0], second=shapes[1], relative=relative)]
+
+
+def _compare_texts(first: AdapterFile, second: AdapterFile) -> TransferDifference | None:
+    sets = [content.transfer for content in (first, second)]
+    if sets == [None, None]:
+        return None
+    counts = [0 if part is None else part.record.texts for part in sets]
+    try:
+        one, two = (set() if part is None else _lines(part.whole().texts) for part in sets)
+        common: int | None = len(one & two)
+    except (DataError, FormatError):
+        common = None
+    return TransferDifference(first_texts=counts[0], second_texts=counts[1], common_texts=common)
+
+
+def _lines(texts: TransferTexts) -> set[tuple[str, str]]:
+    return set(zip(texts.texts, texts.pairs or texts.texts, strict=True))
 
 
 def _flat(prefix: str, content: object) -> Iterator[tuple[str, str]]:

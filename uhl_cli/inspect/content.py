@@ -1,4 +1,4 @@
-"""What is in an adapter file or a task file: its parts to the byte, anchors, readout and what lies beside it."""
+"""What is in an adapter, a task file or a ported folder: parts to the byte, anchors, texts and what lies beside it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,41 @@ import numpy as np
 import numpy.typing as npt
 
 from uhl_cli.align.texts import AnchorTexts, word_spans
-from uhl_cli.codes.layout import READOUT_PARAMETERS, UPDATE_PARAMETERS, bits_of
+from uhl_cli.codes.layout import READOUT_PARAMETERS, TAIL_BYTES, UPDATE_PARAMETERS, bits_of, is_table
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import FormatError, UsageError
+from uhl_cli.errors import DataError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, Quantised, parse_adapter, parse_manifest, read_adapter, values_of
-from uhl_cli.formats.container import ADAPTER, TASK, Contents, Problems, read, read_record
+from uhl_cli.formats.container import ADAPTER, PORTED, TASK, Contents, Problems, read, read_record
+from uhl_cli.formats.folder import LORA, PortedFile, PortedRecord, is_ported, parse_ported, ported_path
 from uhl_cli.formats.task import TaskFile, TaskRecord, parse_task, read_task
 from uhl_cli.inspect.report import (
     AdapterContent,
     AnchorSummary,
     AnchorText,
     AtomStatistics,
+    FileKind,
     Group,
     InspectReport,
+    LoraSummary,
     MixingWeights,
     Part,
+    PortedContent,
     ReadoutSummary,
     RowStatistics,
     Similarity,
     TaskContent,
     TaskFileSummary,
+    TransferSummary,
+    TransferText,
 )
-from uhl_cli.schema import UPDATE_TYPES, AdapterConfig, Manifest
+from uhl_cli.schema import UPDATE_TYPES, AdapterConfig, Manifest, TransferRecord
 
 TASK_FILE_ENDING = ".task.safetensors"
 # Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
 MAX_ADAPTER_BYTES = 1_000_000
 _SCALE_OF = {"anchors.codes": "anchors.scale", "features.codes": "features.scale"}
 # Codes that take as many bits as they need.
-_CODED = ("anchors.codes", "features.codes")
+_CODED = ("anchors.codes", "features.codes", "transfer.outputs")
 # Bits of what else is no parameter; texts have none.
 _BITS: dict[str, int | None] = {
     "anchors.texts": None,
@@ -49,7 +55,12 @@ _BITS: dict[str, int | None] = {
     "features.shift": 32,
     "features.texts": None,
     "features.words": 1,
+    "transfer.texts": None,
 }
+
+
+Content = AdapterFile | TaskFile | PortedFile
+KINDS: dict[str, FileKind] = {ADAPTER.key: "adapter", TASK.key: "task", PORTED.key: "ported"}
 
 
 class Opened(NamedTuple):
@@ -57,64 +68,86 @@ class Opened(NamedTuple):
 
     path: Path
     contents: Contents
-    content: AdapterFile | TaskFile
+    content: Content
 
 
 def open_file(path: Path) -> Opened:
-    """An adapter file or a task file, whichever `path` is.
+    """An adapter file, a task file or the file in a ported adapter's folder, whichever `path` is.
 
-    :raises FormatError: When it is neither, or is damaged.
+    :raises FormatError: When it is none of them, or is damaged.
     """
     problems = Problems(path)
-    contents = read(path, ADAPTER, TASK, problems=problems)
-    content = parse_either(contents, problems)
+    contents = read_any(path, problems)
+    content = parse_any(contents, problems)
     assert content is not None  # problems are raised
     return Opened(path, contents, content)
 
 
-def parse_either(contents: Contents, problems: Problems) -> AdapterFile | TaskFile | None:
+def read_any(path: Path, problems: Problems) -> Contents:
+    """The contents of an adapter file, a task file or a ported adapter's folder.
+
+    :raises FormatError: When it is none of them, or nothing of it can be read.
+    """
+    if is_ported(path):
+        return read(ported_path(path), PORTED, problems=problems)
+    return read(path, ADAPTER, TASK, problems=problems)
+
+
+def parse_any(contents: Contents, problems: Problems) -> Content | None:
     """What a file's contents mean, or None where problems are collected and there are any.
 
     :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
-    return parse_adapter(contents, problems) if contents.kind == ADAPTER else parse_task(contents, problems)
+    if contents.kind == ADAPTER:
+        return parse_adapter(contents, problems)
+    return parse_task(contents, problems) if contents.kind == TASK else parse_ported(contents, problems)
 
 
-def parse_record(contents: Contents, problems: Problems) -> Manifest | TaskRecord | None:
+def parse_record(contents: Contents, problems: Problems) -> Manifest | TaskRecord | PortedRecord | None:
     """The record in a file's contents alone, or None where problems are collected and it has any.
 
     :raises FormatError: When it breaks a rule of the format, unless problems are collected.
     """
     if contents.kind == ADAPTER:
         return parse_manifest(contents, problems)
-    return read_record(contents, TaskRecord, problems)
+    if contents.kind == TASK:
+        return read_record(contents, TaskRecord, problems)
+    return read_record(contents, PortedRecord, problems)
 
 
-def describe(opened: Opened, *, anchors: bool = False) -> InspectReport:
+def describe(opened: Opened, *, anchors: bool = False, transfer: bool = False) -> InspectReport:
     """Everything about a file.
 
     :param anchors: Whether to give the anchor texts.
-    :raises UsageError: When they are asked for and it is a task file.
+    :param transfer: Whether to give the texts of the transfer set.
+    :raises UsageError: When texts are asked for and it is no adapter.
+    :raises DataError: When those of the transfer set are asked for and there is none, or this package lacks its texts.
     """
     path, contents, content = opened
-    adapter = task = None
+    adapter = task = ported = None
     if isinstance(content, AdapterFile):
-        adapter = _adapter_content(path, content, contents, anchors=anchors)
-    elif anchors:
-        raise UsageError(f"{path} is a task file, which has no anchors.", "Leave out --anchors.")
-    else:
+        adapter = _adapter_content(path, content, contents, anchors=anchors, transfer=transfer)
+    elif anchors or transfer:
+        option = "--anchors" if anchors else "--transfer"
+        raise UsageError(f"{path} is no adapter file, so it holds no texts.", f"Leave out {option}.")
+    elif isinstance(content, TaskFile):
         task = _task_content(path, content, contents)
+    else:
+        ported = _ported_content(path, content)
     return InspectReport(
         file=str(path),
-        kind="task" if adapter is None else "adapter",
+        kind=KINDS[contents.kind.key],
         format_version=contents.version,
         bytes=contents.size,
         adapter=adapter,
         task=task,
+        ported=ported,
     )
 
 
-def _adapter_content(path: Path, content: AdapterFile, contents: Contents, *, anchors: bool) -> AdapterContent:
+def _adapter_content(
+    path: Path, content: AdapterFile, contents: Contents, *, anchors: bool, transfer: bool
+) -> AdapterContent:
     shapes = {name: entry.codes.shape for name, entry in content.parameters.items()}
     shapes["anchors.codes"] = content.coordinates.codes.shape
     shapes |= _text_shapes("anchors", content.anchors)
@@ -123,6 +156,8 @@ def _adapter_content(path: Path, content: AdapterFile, contents: Contents, *, an
         shapes["features.mean"] = content.features.mean.shape
         shapes["features.shift"] = content.features.shift.shape
         shapes |= _text_shapes("features", content.features.anchors)
+    if content.transfer is not None:
+        shapes |= transfer_shapes(content.transfer.record, content.manifest.config)
     parts = file_parts(contents, shapes)
     atoms = atom_statistics(content.parameters)
     task_files, unreadable = _task_files_beside(path, content.digest)
@@ -133,6 +168,7 @@ def _adapter_content(path: Path, content: AdapterFile, contents: Contents, *, an
         atoms=atoms,
         mixing=mixing_summary(content.parameters, atoms.unused),
         anchors=_anchor_summary(content, texts=anchors),
+        transfer=_transfer_summary(path, content, texts=transfer),
         readout=_readout(content.manifest.config, content.manifest.task, content.manifest.label_counts, parts),
         task_files=task_files,
         unreadable=unreadable,
@@ -158,24 +194,51 @@ def _task_content(path: Path, content: TaskFile, contents: Contents) -> TaskCont
     )
 
 
+def _ported_content(path: Path, content: PortedFile) -> PortedContent:
+    parts, tuned, lora = ported_parts(content.contents), content.record.tuned, content.lora
+    summary = LoraSummary(
+        rank=content.record.structure.lora_rank,
+        modules=len(lora) // 2,
+        parameters=sum(math.prod(tensor.shape) for tensor in lora.values()),
+        bytes=sum(tensor.nbytes for tensor in lora.values()),
+    )
+    return PortedContent(
+        digest=content.contents.digest,
+        record=content.record,
+        parts=parts,
+        lora=summary if lora else None,
+        adapter=None if tuned is None else _adapter_beside(ported_path(path).parent.absolute(), tuned.adapter),
+    )
+
+
+def ported_parts(contents: Contents) -> tuple[Part, ...]:
+    """The header and every tensor of a ported adapter; their bytes sum to the file's size."""
+    parts = [_header(contents)]
+    for name, tensor in contents.tensors.items():
+        table = is_table(name)
+        group: Group = "LoRA" if name.startswith(LORA) else "readout" if name.startswith("readout.") else "updates"
+        parts.append(
+            Part(
+                name=name,
+                group=group,
+                dtype=tensor.dtype,
+                bits=8 * tensor.nbytes / max(math.prod(tensor.shape), 1),
+                shape=(tensor.shape[0], tensor.shape[1] - TAIL_BYTES) if table else tensor.shape,
+                scales=2 * tensor.shape[0] if table else 0,
+                bytes=tensor.nbytes,
+                share=tensor.nbytes / contents.size,
+            )
+        )
+    return tuple(parts)
+
+
 def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
     """The header and every part with its scales; their bytes sum to the file's size.
 
     :param shapes: Shape of the values of every part, by its name; tensors of no such part are parts of their own.
     """
     total = contents.size
-    parts = [
-        Part(
-            name="header",
-            group="header",
-            dtype="json",
-            bits=None,
-            shape=(),
-            scales=0,
-            bytes=contents.header_bytes,
-            share=contents.header_bytes / total,
-        )
-    ]
+    parts = [_header(contents)]
     left = dict(contents.tensors)
     for name, shape in shapes.items():
         if name not in left:  # not every file has features
@@ -211,6 +274,26 @@ def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tup
     return tuple(parts)
 
 
+def _header(contents: Contents) -> Part:
+    size = contents.header_bytes
+    return Part(
+        name="header",
+        group="header",
+        dtype="json",
+        bits=None,
+        shape=(),
+        scales=0,
+        bytes=size,
+        share=size / contents.size,
+    )
+
+
+def transfer_shapes(record: TransferRecord, config: AdapterConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the transfer set's parts: lines of text, and codes by label and prediction."""
+    lines = record.texts * (2 if record.pairs else 1)
+    return {"transfer.texts": (lines,), "transfer.outputs": (config.num_labels - 1, record.predictions)}
+
+
 def _text_shapes(part: str, anchors: AnchorTexts) -> dict[str, tuple[int, ...]]:
     words = sum(len(word_spans(text)) for text in anchors.texts)
     return {f"{part}.texts": (len(anchors.texts),), f"{part}.words": (words,)}
@@ -221,6 +304,8 @@ def _group(name: str) -> Group:
         return "anchors"
     if name.startswith("features."):
         return "features"
+    if name.startswith("transfer."):
+        return "transfer"
     if name in UPDATE_PARAMETERS:
         return "updates"
     if name in READOUT_PARAMETERS:
@@ -251,6 +336,31 @@ def _anchor_summary(content: AdapterFile, *, texts: bool) -> AnchorSummary:
         feature_words=0 if features is None else features.num_words,
         entries=entries,
     )
+
+
+def _transfer_summary(path: Path, content: AdapterFile, *, texts: bool) -> TransferSummary | None:
+    stored, labels = content.transfer, content.manifest.task.labels
+    if stored is None:
+        if texts:
+            raise DataError(f"{path} has no transfer set.", "Leave out --transfer.")
+        return None
+    classes = np.pad(stored.codes, ((0, 0), (1, 0))).argmax(1)
+    counts = tuple(np.bincount(classes, minlength=len(labels)).tolist())
+    entries = None
+    if texts:
+        examples, odds = stored.whole().whole(stored.record.texts)
+        best = iter(odds.argmax(1).tolist())
+        entries = tuple(
+            TransferText(
+                text=text,
+                pair=None if examples.pairs is None else examples.pairs[row],
+                labels=tuple(
+                    labels[next(best)] for _ in range(1 if examples.words is None else len(examples.words[row]))
+                ),
+            )
+            for row, text in enumerate(examples.texts)
+        )
+    return TransferSummary(record=stored.record, label_counts=counts, entries=entries)
 
 
 def _readout(config: AdapterConfig, task: Task, label_counts: tuple[int, ...], parts: Iterable[Part]) -> ReadoutSummary:

@@ -16,6 +16,7 @@ from uhl_cli.inspect.report import (
     AtomStatistics,
     InspectReport,
     Part,
+    PortedContent,
     ReadoutSummary,
     TaskContent,
 )
@@ -34,6 +35,8 @@ GROUP_COLOURS = {
     "head-only control": "#e69f00",
     "anchors": "#cc79a7",
     "features": "#d55e00",
+    "transfer": "#8b4513",
+    "LoRA": "#000000",
     "other": "#f0e442",
 }
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "uhl", "font.size": 9, "axes.titlesize": 10}
@@ -44,9 +47,9 @@ MOST_LABELS = 12
 
 
 def draw(report: InspectReport, path: Path) -> None:
-    """Draw the report of an adapter or a task file as .png (130 dots an inch), .svg or .pdf.
+    """Draw the report of an adapter, a task file or a folder as .png (130 dots an inch), .svg or .pdf.
 
-    :param report: A report that holds `adapter` or `task`.
+    :param report: A report that holds `adapter`, `task` or `ported`.
     :raises OutputError: When matplotlib is missing, or the file cannot be written.
     """
     try:
@@ -61,6 +64,8 @@ def draw(report: InspectReport, path: Path) -> None:
             _draw_adapter(figure, report, report.adapter)
         elif report.task is not None:
             _draw_task(figure, report, report.task)
+        elif report.ported is not None:
+            _draw_ported(figure, report, report.ported)
         try:
             with atomic_path(path) as temporary:
                 figure.savefig(temporary, format=ending[1:], dpi=130, metadata=_METADATA[ending])
@@ -133,6 +138,22 @@ def _draw_task(figure: Figure, report: InspectReport, content: TaskContent) -> N
     _draw_parts(figure.add_subplot(grid[1, 0]), content.parts)
     row = (f"{record.target.name}\n{record.task.name}", record.before, record.score)
     _draw_scores(figure.add_subplot(grid[1, 1]), [row])
+
+
+def _draw_ported(figure: Figure, report: InspectReport, content: PortedContent) -> None:
+    """Bytes by group, since a host has many modules, and the scores of the tuning, if it was tuned."""
+    record, tuned = content.record, content.record.tuned
+    axes = figure.subplots(1, 2)
+    _title(figure, f"{Path(report.file).name}: {record.task.name} on {record.target.name}, {report.bytes:,} bytes")
+    groups = dict.fromkeys(part.group for part in content.parts)
+    some = {group: [part for part in content.parts if part.group == group] for group in groups}
+    merged = [
+        parts[0].model_copy(update={"name": group, "bytes": sum(part.bytes for part in parts)})
+        for group, parts in some.items()
+    ]
+    _draw_parts(axes[0], merged)
+    scores = (None, None) if tuned is None else (tuned.before, tuned.score)
+    _draw_scores(axes[1], [(f"{record.target.name}\n{record.task.name}", *scores)])
 
 
 def _title(figure: Figure, text: str) -> None:

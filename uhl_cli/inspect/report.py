@@ -9,12 +9,15 @@ from pydantic import Field
 
 from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DEFAULT_ADAPTER
+from uhl_cli.formats.folder import PortedRecord
 from uhl_cli.formats.task import TaskRecord
 from uhl_cli.metrics import Score
-from uhl_cli.schema import Frozen, HostRecord, Manifest
+from uhl_cli.schema import Frozen, HostRecord, Manifest, TransferRecord
 
-Group = Literal["header", "updates", "size", "readout", "head-only control", "anchors", "features", "other"]
-FileKind = Literal["adapter", "task"]
+Group = Literal[
+    "header", "updates", "size", "readout", "head-only control", "anchors", "features", "transfer", "LoRA", "other"
+]
+FileKind = Literal["adapter", "task", "ported"]
 
 
 class InspectOptions(Options):
@@ -22,8 +25,12 @@ class InspectOptions(Options):
 
     argument = "file"
 
-    file: Path = Field(DEFAULT_ADAPTER, description="adapter file of `uhl pretrain`, or task file of `uhl tune`")
-    anchors: bool = Field(False, description="print all texts that the file holds, its words marked")
+    file: Path = Field(
+        DEFAULT_ADAPTER,
+        description="adapter file of `uhl pretrain`, task file or LoRA's folder of `uhl tune`, or folder of `uhl port`",
+    )
+    anchors: bool = Field(False, description="print the texts of anchors and feature bank, their words marked")
+    transfer: bool = Field(False, description="print the texts of the transfer set, with what the teacher says of them")
     verify: bool = Field(False, description="check every invariant of the format; exit 1 with what is wrong")
     diff: Path | None = Field(None, description="compare with another file of the same kind")
     plot: Path | None = Field(
@@ -104,6 +111,22 @@ class AnchorSummary(Frozen):
     entries: tuple[AnchorText, ...] | None = None
 
 
+class TransferText(Frozen):
+    """A text of the transfer set, and the teacher's most probable label: one, or of a token task one a word."""
+
+    text: str
+    pair: str | None
+    labels: tuple[str, ...]
+
+
+class TransferSummary(Frozen):
+    """The transfer set; `entries` are its texts, without their spans, where they were asked for."""
+
+    record: TransferRecord
+    label_counts: tuple[int, ...] = Field(description="predictions whose most probable label is this, by label")
+    entries: tuple[TransferText, ...] | None = None
+
+
 class ReadoutSummary(Frozen):
     """The canonical readout: `inputs` features to `hidden` to one logit a label."""
 
@@ -137,6 +160,7 @@ class AdapterContent(Frozen):
     atoms: AtomStatistics
     mixing: MixingWeights
     anchors: AnchorSummary
+    transfer: TransferSummary | None = Field(description="None without a transfer set")
     readout: ReadoutSummary
     task_files: tuple[TaskFileSummary, ...] = Field(description="those beside the file that belong to it")
     unreadable: tuple[str, ...] = Field(description="names beside the file that end like task files but are none")
@@ -153,6 +177,25 @@ class TaskContent(Frozen):
     root_mean_square: tuple[float, ...] = Field(description="of delta-theta over atoms, one a type")
     readout: ReadoutSummary | None = Field(description="None where the adapter's own readout is used")
     adapter: str | None = Field(description="name of the adapter beside it that it belongs to")
+
+
+class LoraSummary(Frozen):
+    """A LoRA: A and B of each of `modules` linear modules."""
+
+    rank: int
+    modules: int
+    parameters: int
+    bytes: int
+
+
+class PortedContent(Frozen):
+    """What is in a ported adapter's folder.  The bytes of `parts` sum to its file's size."""
+
+    digest: str
+    record: PortedRecord
+    parts: tuple[Part, ...]
+    lora: LoraSummary | None = Field(description="None where `uhl port` made it without one")
+    adapter: str | None = Field(description="name of the adapter beside the folder that it was tuned from")
 
 
 class Verification(Frozen):
@@ -198,6 +241,14 @@ class AnchorDifference(Frozen):
     relative: float | None
 
 
+class TransferDifference(Frozen):
+    """How many texts the transfer sets of two adapters share; 0 of one that has none."""
+
+    first_texts: int
+    second_texts: int
+    common_texts: int | None = Field(description="None where this uhl lacks the texts of one of them")
+
+
 class Comparison(Frozen):
     """What `--diff` found.  `identical` is said of the bytes; `same_parts` counts the parts of equal values."""
 
@@ -208,12 +259,13 @@ class Comparison(Frozen):
     parts: tuple[PartDifference, ...]
     same_parts: int
     anchors: AnchorDifference | None
+    transfer: TransferDifference | None = Field(None, description="None where neither file has a transfer set")
 
 
 class InspectReport(Frozen):
-    """What `inspect` found: one of `adapter`, `task`, `verification` and `comparison` is there.
+    """What `inspect` found: one of `adapter`, `task`, `ported`, `verification` and `comparison` is there.
 
-    :param kind: None where a file under verification is neither an adapter nor a task file.
+    :param kind: None where a file under verification is neither an adapter nor a task file nor a ported adapter.
     :param format_version: None where a file under verification does not tell it.
     """
 
@@ -223,6 +275,7 @@ class InspectReport(Frozen):
     bytes: int
     adapter: AdapterContent | None = None
     task: TaskContent | None = None
+    ported: PortedContent | None = None
     verification: Verification | None = None
     comparison: Comparison | None = None
     plot: str | None = None

@@ -12,13 +12,14 @@ PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 def run_inspect(options: InspectOptions) -> InspectReport:
-    """Describe an adapter file or a task file, or verify it, or compare it with another.
+    """Describe an adapter file, a task file or a ported adapter's folder, or verify it, or compare it with another.
 
     Guarantee: imports neither torch nor transformers, changes no file but `options.plot`, and writes that whole or
     not at all.
 
     :raises FormatError: When the file cannot be read.  Under `options.verify`, only when there is no such file, or it
         is too large: what is wrong with it is in the report.
+    :raises DataError: When texts of a transfer set are asked for that are not here.
     :raises UsageError: When the options contradict each other, or the ending of `options.plot` is unknown.
     :raises OutputError: When the figures cannot be drawn or written.
     """
@@ -27,7 +28,7 @@ def run_inspect(options: InspectOptions) -> InspectReport:
         return verify_file(options.file)
     if options.diff is not None:
         return compare_files(open_file(options.file), open_file(options.diff))
-    report = describe(open_file(options.file), anchors=options.anchors)
+    report = describe(open_file(options.file), anchors=options.anchors, transfer=options.transfer)
     if options.plot is not None:
         from uhl_cli.inspect.figures import draw
 
@@ -39,8 +40,9 @@ def run_inspect(options: InspectOptions) -> InspectReport:
 def _refuse_contradictions(options: InspectOptions) -> None:
     if options.verify and options.diff is not None:
         raise UsageError("--verify and --diff are two questions.", "Ask one at a time.")
-    if (options.verify or options.diff is not None) and (options.anchors or options.plot is not None):
-        raise UsageError("--anchors and --plot describe a file.", "Leave out --verify and --diff.")
+    described = options.anchors or options.transfer or options.plot is not None
+    if described and (options.verify or options.diff is not None):
+        raise UsageError("--anchors, --transfer and --plot describe a file.", "Leave out --verify and --diff.")
     if options.plot is None:
         return
     if options.plot.suffix.lower() not in PLOT_FORMATS:

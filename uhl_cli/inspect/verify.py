@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from uhl_cli.errors import FormatError
-from uhl_cli.formats.container import ADAPTER, TASK, Problems, read
+from uhl_cli.errors import DataError, FormatError
+from uhl_cli.formats.adapter import AdapterFile
+from uhl_cli.formats.container import Problems
+from uhl_cli.formats.folder import PortedRecord, TunedRecord, is_ported, ported_path
 from uhl_cli.formats.task import TaskRecord
-from uhl_cli.inspect.content import parse_either, parse_record
+from uhl_cli.inspect.content import KINDS, parse_any, parse_record, read_any
 from uhl_cli.inspect.report import InspectReport, Verification
 from uhl_cli.metrics import Score
 from uhl_cli.schema import Fingerprint, Manifest
@@ -31,47 +33,68 @@ def verify_file(path: Path) -> InspectReport:
     """
     problems = Problems(path, collect=True)
     kind = version = None
-    size = path.stat().st_size if path.is_file() else 0
-    if size > MAX_BYTES:
+    file = ported_path(path) if is_ported(path) else path
+    size = file.stat().st_size if file.is_file() else 0
+    if size > MAX_BYTES and not is_ported(path):
         problems.add(FormatError(f"the file holds {size:,} bytes; at most {MAX_BYTES:,} are allowed"))
     before = len(problems.found)
     try:
-        contents = read(path, ADAPTER, TASK, problems=problems)
+        contents = read_any(path, problems)
     except FormatError:
         if len(problems.found) == before:  # nothing was read
             raise
     else:
-        kind, version, size = contents.kind, contents.version, contents.size
-        parse_either(contents, problems)
+        kind, version, size = KINDS[contents.kind.key], contents.version, contents.size
+        content = parse_any(contents, problems)
+        if isinstance(content, AdapterFile) and content.transfer is not None:
+            try:
+                content.transfer.whole()
+            except FormatError as error:
+                problems.add(error)
+            except DataError:  # texts of another version cannot be compared here
+                pass
         record = parse_record(contents, Problems(path, collect=True))
         for line in () if record is None else _disagreements(record):
             problems.add(FormatError(line))
     return InspectReport(
         file=str(path),
-        kind=None if kind is None else "adapter" if kind == ADAPTER else "task",
+        kind=kind,
         format_version=version,
         bytes=size,
         verification=Verification(problems=tuple(problems.found)),
     )
 
 
-def _disagreements(record: Manifest | TaskRecord) -> Iterator[str]:
+def _disagreements(record: Manifest | TaskRecord | PortedRecord) -> Iterator[str]:
     """Counts, digests and scores that cannot be right, though a reader takes the file."""
-    total, examples = sum(record.label_counts), record.training.train_examples
-    if record.config.kind == "sequence" and total != examples:
-        yield f"the label counts sum to {total:,}; the training had {examples:,} examples"
-    if record.config.kind == "tokens" and total < examples:
-        yield f"the label counts sum to {total:,} words; the training had {examples:,} sentences"
-    if not _SHA256.fullmatch(record.training.train_digest):
-        yield "training.train_digest is not a SHA-256 digest"
-    yield from _score_problems("score", record.score)
+    if isinstance(record, PortedRecord):
+        yield from _fingerprint_problems("target", record.target.fingerprint)
+        if record.tuned is not None:
+            yield from _training_problems("tuned.", record.tuned)
+        return
+    if isinstance(record, Manifest) or record.parameters == "gains":  # else the counts are those of the adapter
+        total, examples = sum(record.label_counts), record.training.train_examples
+        if record.config.kind == "sequence" and total != examples:
+            yield f"the label counts sum to {total:,}; the training had {examples:,} examples"
+        if record.config.kind == "tokens" and total < examples:
+            yield f"the label counts sum to {total:,} words; the training had {examples:,} sentences"
+    yield from _training_problems("", record)
     if isinstance(record, Manifest):
+        if record.parts.transfer is not None:
+            yield from _score_problems("parts.transfer.teacher_score", record.parts.transfer.teacher_score)
         if record.atoms_per_token is not None and record.atoms_per_token > record.config.top_k:
             yield f"atoms_per_token is {record.atoms_per_token:g}, more than top_k, {record.config.top_k}"
         yield from _fingerprint_problems("source", record.source.fingerprint)
     else:
-        yield from _score_problems("before", record.before)
         yield from _fingerprint_problems("target", record.target.fingerprint)
+
+
+def _training_problems(prefix: str, record: Manifest | TaskRecord | TunedRecord) -> Iterator[str]:
+    if not _SHA256.fullmatch(record.training.train_digest):
+        yield f"{prefix}training.train_digest is not a SHA-256 digest"
+    yield from _score_problems(f"{prefix}score", record.score)
+    if not isinstance(record, Manifest):
+        yield from _score_problems(f"{prefix}before", record.before)
 
 
 def _score_problems(name: str, score: Score | None) -> Iterator[str]:
