@@ -94,8 +94,9 @@ def grid(targets: tuple[str, ...]) -> Iterator[Run]:
 class Bench:
     """The files, data sets and aligned hosts that the runs share."""
 
-    def __init__(self, shared: Path, work: Path, hosts: dict[str, str]) -> None:
+    def __init__(self, shared: Path, work: Path, hosts: dict[str, str], device: str = "cpu") -> None:
         self._shared, self._work, self._hosts = shared, work, hosts
+        self.device = device
         self._data: dict[str, TaskData] = {}
         self._aligned: tuple[tuple[str, str], AlignedHost] | None = None
         self._adapters: dict[str, UniversalAdapter] = {}
@@ -113,7 +114,7 @@ class Bench:
             task, changed = FILES[name]
             training = TrainingConfig(max_steps=changed.get("max_steps"), mixed_precision="bf16")
             options = PretrainOptions(
-                host=HostOptions(name=self.path(SOURCE), device="cpu"),
+                host=HostOptions(name=self.path(SOURCE), device=self.device),
                 data=DataOptions(task=task, data=str(self._shared / "data" / task)),
                 output=path,
                 anchors=changed.get("anchors"),
@@ -140,7 +141,7 @@ class Bench:
     def aligned(self, file: str, target: str) -> AlignedHost:
         """The target aligned to the file; the last one is kept."""
         if self._aligned is None or self._aligned[0] != (file, target):
-            host = load_host(self.path(target), device="cpu")
+            host = load_host(self.path(target), device=self.device)
             self._aligned = ((file, target), self.adapter(file).align(host))
         return self._aligned[1]
 
@@ -168,7 +169,7 @@ class Bench:
     ) -> tuple[PortedModel, dict[str, Any]]:
         options = TuneOptions(
             adapter=self.file(run.file),
-            target=HostOptions(name=self.path(run.target), device="cpu"),
+            target=HostOptions(name=self.path(run.target), device=self.device),
             parameters="delta-theta" if run.kind == "delta-theta" else "lora",
             training={"max_steps": run.steps, "seed": run.seed, "mixed_precision": "bf16"},
         )
@@ -181,7 +182,7 @@ class Bench:
             lesson,
             config,
             options,
-            accelerator=accelerator_for("cpu", "bf16"),
+            accelerator=accelerator_for(self.device, "bf16"),
             files=None,
             reporter=silent,
             start=_fresh(adapter.start(aligned), aligned, run.seed) if run.start == "fresh" else None,
@@ -272,17 +273,18 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--files", nargs="+", default=list(FILES), choices=list(FILES))
     parser.add_argument("--at", nargs="*", default=[], metavar="NAME=FOLDER", help="where further targets lie")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; one output takes rows of one device only")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     hosts = dict(entry.split("=", 1) for entry in arguments.at)
-    bench = Bench(arguments.shared, arguments.work, hosts)
+    bench = Bench(arguments.shared, arguments.work, hosts, arguments.device)
     rows = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else []
     done = [{name: row[name] for name in asdict(Run("", "", ""))} for row in rows]
     for run in grid(tuple(arguments.targets)):
         if run.file not in arguments.files or asdict(run) in done:
             continue
-        row = asdict(run) | bench.made(run)
+        row = asdict(run) | bench.made(run) | {"device": arguments.device}
         rows.append(row)
         write_text(arguments.output, json.dumps(rows, indent=1) + "\n")
         found = {name: round(each["value"], 4) for name, each in row["scores"].items()}

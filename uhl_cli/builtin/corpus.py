@@ -97,8 +97,10 @@ def build_corpus(paragraphs: list[str], words: list[str], *, seed: int) -> list[
     return texts
 
 
-def train_tokenizer(kind: Literal["encoder", "decoder"], texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `VOCAB_SIZE` pieces for the hosts of one kind; the same for the same input."""
+def train_tokenizer(
+    kind: Literal["encoder", "decoder"], texts: Iterable[str], *, vocab_size: int = VOCAB_SIZE
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocab_size` pieces for the hosts of one kind; the same for the same input."""
     special = _ENCODER if kind == "encoder" else _DECODER
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -106,7 +108,7 @@ def train_tokenizer(kind: Literal["encoder", "decoder"], texts: Iterable[str]) -
     if kind == "encoder":
         tokenizer.normalizer = normalizers.Lowercase()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=list(special.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
 from uhl_cli.builtin.corpus import build_corpus, chunks, read_paragraphs, teacher_words, train_tokenizer
-from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, Recipe
+from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, VOCAB_SIZE, Recipe
 from uhl_cli.builtin.student import Student
 from uhl_cli.builtin.words import TokenisedTexts, WordTargets, batches, tokenise, word_targets
 from uhl_cli.files import write_bytes, write_text
@@ -104,6 +106,56 @@ def write_host(folder: Path, student: Student, tokenizer: PreTrainedTokenizerFas
     write_bytes(folder / "model.safetensors", pack(student.body.state_dict()))
 
 
+def make_hosts(
+    recipes: Sequence[Recipe],
+    text: Path,
+    teacher_name: str,
+    output: Path,
+    work: Path,
+    *,
+    limit_texts: int | None = None,
+    vocab_size: int = VOCAB_SIZE,
+    command: str = "python -m uhl_cli.builtin.make --text TEXT --teacher HOST --output FOLDER --work FOLDER",
+    reporter: Reporter,
+) -> None:
+    """Train every host that is not in `output` yet.
+
+    :param work: Folder for the teacher's states, which are kept for the next call.
+    :param vocab_size: Most pieces of the tokenizers.
+    :param command: What a host's record says of how it was made.
+    """
+    missing = [recipe for recipe in recipes if not (output / recipe.name / "model.safetensors").exists()]
+    teacher = load_host(teacher_name, device="cpu")
+    paragraphs = read_paragraphs(text)
+    texts = build_corpus(paragraphs, teacher_words(teacher.tokenizer), seed=CORPUS_SEED)
+    texts = [texts[row] for row in np.random.default_rng(CORPUS_SEED).permutation(len(texts))]
+    texts = texts[:limit_texts]
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / f"teacher-{len(texts)}.npy"
+    if path.exists():
+        targets = WordTargets(np.load(path, mmap_mode="r"))
+    else:
+        targets = word_targets(teacher, texts, path.with_suffix(".part.npy"), reporter)
+        path.with_suffix(".part.npy").replace(path)
+    for recipe in missing:
+        started = time.monotonic()
+        tokenizer = train_tokenizer(recipe.kind, chunks(paragraphs), vocab_size=vocab_size)
+        tokenised = tokenise(tokenizer, texts, max_length=MAX_LENGTH)
+        student, held_out = train_host(recipe, tokenizer, tokenised, targets, reporter)
+        record: dict[str, object] = {
+            **recipe.__dict__,
+            "command": command,
+            "teacher": teacher.fingerprint.digest,
+            "texts": len(texts),
+            "tokens": len(tokenised.tokens),
+            "held_out": held_out,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        write_host(output / recipe.name, student, tokenizer, record)
+        reporter(f"{recipe.name}: {held_out}, {time.monotonic() - started:.0f} s", 1, 1)
+
+
 def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,40 +167,19 @@ def main() -> None:
     parser.add_argument("--limit-texts", type=int, help="for trials")
     parser.add_argument("--steps", type=int, help="for trials")
     arguments = parser.parse_args()
-    finished = [name for name in arguments.hosts if (arguments.output / name / "model.safetensors").exists()]
+    recipes = [RECIPES[name] for name in arguments.hosts]
+    if arguments.steps:
+        recipes = [replace(recipe, steps=arguments.steps) for recipe in recipes]
     with progress_bar(quiet=False) as reporter:
-        teacher = load_host(arguments.teacher, device="cpu")
-        paragraphs = read_paragraphs(arguments.text)
-        texts = build_corpus(paragraphs, teacher_words(teacher.tokenizer), seed=CORPUS_SEED)
-        texts = [texts[row] for row in np.random.default_rng(CORPUS_SEED).permutation(len(texts))]
-        texts = texts[: arguments.limit_texts]
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        path = arguments.work / f"teacher-{len(texts)}.npy"
-        if path.exists():
-            targets = WordTargets(np.load(path, mmap_mode="r"))
-        else:
-            targets = word_targets(teacher, texts, path.with_suffix(".part.npy"), reporter)
-            path.with_suffix(".part.npy").replace(path)
-        for recipe in (RECIPES[name] for name in arguments.hosts if name not in finished):
-            started = time.monotonic()
-            if arguments.steps:
-                recipe = Recipe(**{**recipe.__dict__, "steps": arguments.steps})
-            tokenizer = train_tokenizer(recipe.kind, chunks(paragraphs))
-            tokenised = tokenise(tokenizer, texts, max_length=MAX_LENGTH)
-            student, held_out = train_host(recipe, tokenizer, tokenised, targets, reporter)
-            record: dict[str, object] = {
-                **recipe.__dict__,
-                "command": "python -m uhl_cli.builtin.make --text TEXT --teacher HOST --output FOLDER --work FOLDER",
-                "teacher": teacher.fingerprint.digest,
-                "texts": len(texts),
-                "tokens": len(tokenised.tokens),
-                "held_out": held_out,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            }
-            write_host(arguments.output / recipe.name, student, tokenizer, record)
-            seconds = time.monotonic() - started
-            reporter(f"{recipe.name}: {held_out}, {seconds:.0f} s", 1, 1)
+        make_hosts(
+            recipes,
+            arguments.text,
+            arguments.teacher,
+            arguments.output,
+            arguments.work,
+            limit_texts=arguments.limit_texts,
+            reporter=reporter,
+        )
 
 
 if __name__ == "__main__":

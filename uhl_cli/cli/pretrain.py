@@ -22,7 +22,17 @@ def _record() -> type[PretrainOptions]:
     _record,
     example="uhl pretrain --host bert-base-uncased --task sst2 --output adapter.safetensors",
     panels={
-        "Adapter": ("anchors", "num-anchors", "feature-words", "align", "licence", "max-bytes", "max-flops"),
+        "Adapter": (
+            "anchors",
+            "num-anchors",
+            "feature-words",
+            "transfer-set",
+            "teacher",
+            "align",
+            "licence",
+            "max-bytes",
+            "max-flops",
+        ),
         "Training": ("resume", "save-every"),
     },
     interrupted="Go on from the last checkpoint with --resume.",
@@ -46,10 +56,19 @@ def _table(output: Output, report: PretrainReport) -> None:
     table.row(f"{metric} on the source ({examples})", interval(report.score))
     table.row("  readout only, updates off", interval(report.readout_only))
     table.row("  linear head on the frozen host", interval(report.head_only))
+    if report.teacher is not None:
+        table.row(f"  the teacher: {report.teacher}", interval(report.teacher_score))
     table.row("bytes", f"{report.bytes:,}")
     table.row(f"FLOP overhead at {report.flops.sequence_length} tokens", f"{report.flops.percent:.2f} %")
     table.row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")
     table.row("anchor words", f"{report.anchor_words:,}, and {report.feature_words:,} with features")
+    transfer = f"{report.transfer_texts:,} texts, {report.transfer_examples:,} examples with their spans"
+    table.row("transfer set", transfer if report.transfer_texts else "none")
     table.row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
     table.row("seconds", f"{report.seconds:.0f}")
     output.table(table)
+    if report.user_texts:
+        output.line(
+            f"{report.user_texts:,} of your texts lie in the file: mind their licence before you share it. "
+            "To keep them out, use --anchors general."
+        )

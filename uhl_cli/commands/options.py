@@ -17,6 +17,9 @@ DEFAULT_TASK = "reviews"
 # What `pretrain` writes, and the other commands read, when no file is named.
 DEFAULT_ADAPTER = Path("adapter.safetensors")
 
+# What `--teacher` takes that is no model.
+TEACHERS = ("auto", "adapter", "lora")
+
 # Options that decide nothing of a file's content, so that the command kept in it leaves them out.
 _OF_THE_CALL = frozenset(
     {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
@@ -49,6 +52,12 @@ class HostOptions(Options):
     )
     offline: bool = Field(False, description="use only what is local or cached")
     trust_remote_code: bool = Field(False, description="run model code from the host's repository")
+
+
+class SourceOptions(HostOptions):
+    """Which host a file is made on; without a name, `PretrainOptions.settled` finds one."""
+
+    name: str | None = Field(None, description="hub id, local folder or builtin:NAME")  # type: ignore[assignment]
 
 
 class DataOptions(Options):
@@ -86,13 +95,16 @@ class PretrainOptions(Options):
         | {"training.delta_weight", "training.gradient_clip", "evaluation_batch_size"}
     )
 
-    host: HostOptions = Field(
-        HostOptions(name=DEFAULT_HOST), description="hub id, local folder or builtin:NAME of the source model"
+    host: SourceOptions = Field(
+        SourceOptions(),
+        description="hub id, local folder or builtin:NAME of the source model; by default builtin:base, or the base of "
+        "the model that --teacher names",
     )
     data: DataOptions = Field(
-        DataOptions(task=DEFAULT_TASK),
+        DataOptions(),
         description="task to train on: reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of "
-        "your own data",
+        "your own data; by default reviews. With a model as --teacher no labels are needed: a .txt file with one text "
+        "a line will do, or nothing, for sentences of this package",
     )
     output: Path = Field(DEFAULT_ADAPTER, description="where the adapter file goes")
     anchors: str | None = Field(
@@ -120,7 +132,8 @@ class PretrainOptions(Options):
         "auto",
         description="what speaks in the transfer set: 'adapter' the source with the finished adapter, 'lora' a LoRA "
         "that is trained beside it and thrown away, 'auto' the better of both on held-out training examples; or a "
-        "fine-tuned classifier of your own (hub id, folder, or PEFT folder), which then speaks in place of labels",
+        "fine-tuned classifier of your own (hub id, folder, or PEFT folder), which then speaks in place of labels, "
+        "in training too",
     )
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
@@ -133,6 +146,30 @@ class PretrainOptions(Options):
     resume: bool = Field(False, description=_RESUME)
     overwrite: bool = Field(False, description=_OVERWRITE)
     save_every: int = Field(200, ge=1, description=_SAVE_EVERY)
+
+    @field_validator("host", mode="before")
+    @classmethod
+    def _host_of_any_kind(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, HostOptions) else value
+
+    @property
+    def classifier(self) -> str | None:
+        """The model that `teacher` names; None where it names a way of making one."""
+        return None if self.teacher in TEACHERS else self.teacher
+
+    def settled(self, base: str | None = None) -> PretrainOptions:
+        """The options with a host, a task and anchors in place of what was left open.
+
+        :param base: Name of the base of the classifier that speaks in place of labels, if there is one.
+        """
+        host, data, anchors = self.host, self.data, self.anchors
+        if host.name is None:
+            host = host.model_copy(update={"name": base or DEFAULT_HOST})
+        if self.classifier is None:
+            data = data.model_copy(update={"task": data.task or DEFAULT_TASK})
+        elif data.task is None and data.data is None:  # the texts are the package's own, of which a file holds none
+            anchors = anchors or "general"
+        return self.model_copy(update={"host": host, "data": data, "anchors": anchors})
 
     def deciding(self) -> dict[str, object]:
         """Every option that decides the course of a run; a checkpoint of others is refused."""

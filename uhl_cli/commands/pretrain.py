@@ -16,6 +16,7 @@ from uhl_cli.align.states import word_states
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
+from uhl_cli.commands.lessons import lessons, taught_task
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.commands.school import School, held_for_teachers
 from uhl_cli.commands.scoring import (
@@ -33,7 +34,7 @@ from uhl_cli.commands.transfer_set import transfer_room, wanted_texts
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import plan_for
 from uhl_cli.data import Examples, TaskData, load_task
-from uhl_cli.errors import BudgetError, DataError, UsageError
+from uhl_cli.errors import BudgetError, DataError
 from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, to_bytes, write_adapter
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.convert import to_file
@@ -44,6 +45,7 @@ from uhl_cli.metrics import Score, score
 from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
+from uhl_cli.train.classifier import Classifier, load_classifier
 from uhl_cli.train.head import fit_head
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
 
@@ -57,17 +59,23 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     refuse_overwriting(options.output, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = accelerator_for(options.host.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
+    teacher: Classifier | None = None
+    if options.classifier is not None:
+        how = options.host.model_dump(include={"dtype", "offline", "trust_remote_code"})
+        teacher = load_classifier(options.classifier, device=chosen, **how)
+    options = options.settled(None if teacher is None else teacher.base_name)
+    if teacher is not None:
+        teacher, data = taught_task(teacher, options)
     host = load(options.host.model_copy(update={"device": chosen}))
-    if options.data.task is None:
-        raise UsageError("there is no task to train on.", "Name one with --task.")
-    data = load_task(
-        options.data.task,
-        offline=options.host.offline,
-        seed=options.training.seed,
-        **options.data.model_dump(exclude={"task"}),
-    )
+    if teacher is None:
+        data = load_task(
+            str(options.data.task),
+            offline=options.host.offline,
+            seed=options.training.seed,
+            **options.data.model_dump(exclude={"task"}),
+        )
     try:
-        return pretrain(host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+        return pretrain(host, data, options, teacher=teacher, accelerator=accelerator, files=files, reporter=reporter)
     finally:
         accelerator.end_training()  # leaves the process group, where there are several processes
 
@@ -77,19 +85,26 @@ def pretrain(
     data: TaskData,
     options: PretrainOptions,
     *,
+    teacher: Classifier | None = None,
     accelerator: Accelerator,
     files: RunFiles | None = None,
     reporter: Reporter = silent,
 ) -> PretrainReport:
     """Train on loaded objects and write `options.output`.
 
+    :param teacher: Says the classes of the training examples, whose own are not read; see `lessons.taught_task`.
     :raises BudgetError: Before training, when the file or the FLOPs cannot hold the limits.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     started = time.monotonic()
     if data.train is None or len(data.train) == 0:
         raise DataError("there is no training example.", "Check --data and --limit-train.")
-    examples, judges = held_for_teachers(data.train, options)
+    told, targets = data.train, None
+    if teacher is not None:
+        size = options.evaluation_batch_size
+        told, targets = lessons(teacher, data.train, batch_size=size, progress=phase(reporter, "teacher"))
+        data = replace(data, train=told)
+    examples, judges = held_for_teachers(told, options)
     training = options.training
     prepared = prepare(host, data, options, reporter)
     config = options.adapter.model_copy(update={"num_labels": len(data.task.labels), "kind": data.task.kind})
@@ -123,6 +138,7 @@ def pretrain(
         examples,
         training,
         accelerator=accelerator,
+        targets=targets,
         files=files,
         digest=run_digest(identity),
         resume=options.resume,
@@ -157,12 +173,11 @@ def pretrain(
     aligned = loaded.align(host, max_flops=options.max_flops, progress=phase(reporter, "aligning"))
     teachers: dict[str, Score] = {}
     if wanted is not None:
-        school = School(
-            loaded.port(aligned), examples, judges, data, options, accelerator, files, run_digest(identity), reporter
-        )
-        teacher, teachers = school.teacher()
+        ported, digest = loaded.port(aligned), run_digest(identity)
+        school = School(ported, teacher, examples, judges, data, options, accelerator, files, digest, reporter)
+        speaker, teachers = school.teacher()
         left = options.max_bytes - len(to_bytes(made.file(manifest)))
-        transfer = school.taught(wanted, teacher, room=left)
+        transfer = school.taught(wanted, speaker, room=left)
         manifest = manifest.model_copy(
             update={"parts": manifest.parts.model_copy(update={"transfer": transfer.record})}
         )

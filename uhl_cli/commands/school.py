@@ -1,4 +1,5 @@
-"""The teacher of a transfer set: the finished adapter on its source, or a LoRA beside it, whichever is better."""
+"""The teacher of a transfer set: a classifier of the user's own; or the finished adapter on its source, or a LoRA
+beside it, whichever is better."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from accelerate import Accelerator
 
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.commands.transfer_set import Wanted, taught
+from uhl_cli.commands.transfer_set import Teacher, Wanted, taught
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.metrics import Score, score
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
+from uhl_cli.train.classifier import Classifier
 from uhl_cli.train.loop import RunFiles, StepReport
 from uhl_cli.train.teacher import lora_teacher, teacher_config
 
@@ -36,10 +38,12 @@ def held_for_teachers(examples: Examples, options: PretrainOptions) -> tuple[Exa
 class School:
     """Makes teachers of a finished adapter on its source, and has the chosen one speak.
 
+    :param own: The user's classifier, beside which no other teacher is made.
     :param judges: Held-out training examples that the teachers are compared on.
     """
 
     ported: PortedModel
+    own: Classifier | None
     examples: Examples
     judges: Examples | None
     data: TaskData
@@ -49,9 +53,11 @@ class School:
     digest: str
     reporter: Reporter
 
-    def teacher(self) -> tuple[tuple[PortedModel, str], dict[str, Score]]:
+    def teacher(self) -> tuple[tuple[Teacher, str], dict[str, Score]]:
         """The teacher with its name, and the scores that it was chosen by, if there was a choice."""
         options = self.options
+        if self.own is not None:
+            return (self.own, self.own.name), {}
         if options.teacher == "adapter" or (options.teacher == "auto" and self.judges is None):
             return (self.ported, _NAMES["adapter"]), {}
         lora = self._lora()
@@ -62,12 +68,13 @@ class School:
             return (lora, _NAMES["lora"]), scores
         return (self.ported, _NAMES["adapter"]), scores
 
-    def taught(self, wanted: Wanted, teacher: tuple[PortedModel, str], *, room: int) -> StoredTransfer:
-        """The transfer set in the teacher's words; see `transfer_set.taught`."""
+    def taught(self, wanted: Wanted, teacher: tuple[Teacher, str], *, room: int) -> StoredTransfer:
+        """The transfer set in the teacher's words; see `transfer_set.taught`.  The user's own reads whole texts."""
         model, name = teacher
         evaluation = self.data.evaluation
         found = None if not evaluation else self._score(model, evaluation)
-        length, size = self.options.training.max_length, self.options.evaluation_batch_size
+        length = None if model is self.own else self.options.training.max_length
+        size = self.options.evaluation_batch_size
         progress = phase(self.reporter, "transfer set")
         return taught(wanted, model, name, found, room=room, batch_size=size, max_length=length, progress=progress)
 
@@ -88,7 +95,9 @@ class School:
             on_step=on_step,
         )
 
-    def _score(self, model: PortedModel, examples: Examples) -> Score:
+    def _score(self, model: Teacher, examples: Examples) -> Score:
         size, task = self.options.evaluation_batch_size, self.data.task
-        classes = model.classes_of(examples, batch_size=size, progress=phase(self.reporter, "scoring: teacher"))
-        return score(task.metric, classes.for_metric(task.kind), references_of(examples), task.labels)
+        logits = model.logits_of(examples, batch_size=size, progress=phase(self.reporter, "scoring: teacher"))
+        rows = [part.argmax(-1).tolist() for part in logits]
+        classes = rows if task.kind == "tokens" else [row[0] for row in rows]
+        return score(task.metric, classes, references_of(examples), task.labels)

@@ -169,7 +169,7 @@ def taught(
     *,
     room: int,
     batch_size: int,
-    max_length: int,
+    max_length: int | None,
     progress: Progress | None = None,
 ) -> StoredTransfer:
     """The transfer set of texts with the teacher's outputs, cut to hold `room` bytes."""

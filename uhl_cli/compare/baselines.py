@@ -28,7 +28,7 @@ from uhl_cli.commands.scoring import Classes
 from uhl_cli.compare.config import TrainingSection
 from uhl_cli.compare.results import CurvePoint
 from uhl_cli.data.examples import Examples
-from uhl_cli.errors import TrainingError, UsageError
+from uhl_cli.errors import TrainingError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
 from uhl_cli.host.hostmap import HostMap, Site
@@ -50,7 +50,6 @@ class Retrained(nn.Module):
     """A host that a baseline trains, and its head.  The host is changed for good: give it a copy of its own.
 
     :param method: `lora`, `sat-lora` or `full`.
-    :raises UsageError: When LoRA is asked for and peft is not installed.
     """
 
     def __init__(self, method: str, host: Host, num_labels: int, training: TrainingSection) -> None:
@@ -130,10 +129,8 @@ class Retrained(nn.Module):
 
 
 def _with_lora(host: Host, training: TrainingSection) -> nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UsageError("LoRA needs peft.", 'Run `pip install "uhl[compare]"`.') from error
+    from peft import LoraConfig, get_peft_model
+
     names = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
     config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none", target_modules=names)
     base: Any = host.model

@@ -75,15 +75,7 @@ def resolve_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Co
     :raises DataError: If a column is absent, or two fit and no flag decides.
     :raises UsageError: If the flags ask for a text task and a token task at once.
     """
-    if flags.tokens and (flags.text or flags.pair):
-        raise UsageError(
-            "A tokens column and a text column exclude each other.",
-            "Give --tokens-column for tagging words, --text-column for classifying texts.",
-        )
-    for flag in fields(flags):
-        name = getattr(flags, flag.name)
-        if name is not None and name not in table.names:
-            raise _problem(table, f"no column {name!r}", f"--{flag.name}-column")
+    _check(table, flags)
     if row is not None:
         return _row_columns(table, row, flags)
     if flags.tokens is not None:
@@ -101,6 +93,43 @@ def resolve_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Co
     text, pair = _text_columns(table, flags)
     label = flags.label or _only(table, LABEL_NAMES, False, "label")
     return Columns(text=text, pair=pair, label=label)
+
+
+def unlabelled_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Columns | None:
+    """The columns of texts or words that have no labels (`label` is empty); None where there is a column for labels.
+
+    :raises DataError: If a column is absent, or two fit and no flag decides.
+    :raises UsageError: If the flags ask for a text task and a token task at once.
+    """
+    _check(table, flags)
+    labels: tuple[str, ...] = (*LABEL_NAMES, *TAGS_NAMES)
+    if row is not None:
+        labels = (row.label_column, *row.aliases.get(row.label_column, ()))
+    if flags.label is not None or any(name in table.names for name in labels):
+        return None
+    words = _present(table, TOKENS_NAMES, lists=True)
+    if flags.tokens is not None or (words and flags.text is None):
+        return Columns(label="", tokens=flags.tokens or _only(table, TOKENS_NAMES, True, "tokens"))
+    if row is not None and row.text_column is not None and flags.text is None:
+        text = _row_column(table, row, row.text_column, "--text-column")
+        pair = flags.pair
+        if pair is None and row.pair_column is not None:
+            pair = _row_column(table, row, row.pair_column, "--pair-column")
+    else:
+        text, pair = _text_columns(table, flags)
+    return Columns(label="", text=text, pair=pair)
+
+
+def _check(table: Table, flags: ColumnFlags) -> None:
+    if flags.tokens and (flags.text or flags.pair):
+        raise UsageError(
+            "A tokens column and a text column exclude each other.",
+            "Give --tokens-column for tagging words, --text-column for classifying texts.",
+        )
+    for flag in fields(flags):
+        name = getattr(flags, flag.name)
+        if name is not None and name not in table.names:
+            raise _problem(table, f"no column {name!r}", f"--{flag.name}-column")
 
 
 def _row_columns(table: Table, row: TaskRow, flags: ColumnFlags) -> Columns:

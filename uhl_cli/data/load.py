@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from pydantic import ValidationError
 
-from uhl_cli.data.columns import ColumnFlags, Columns, resolve_columns
+from uhl_cli.data.columns import ColumnFlags, Columns, resolve_columns, unlabelled_columns
 from uhl_cli.data.examples import Examples, TaskData, split_indices, subset_indices, token_examples
+from uhl_cli.data.files import read_files
 from uhl_cli.data.labels import LabelMap, map_labels
 from uhl_cli.data.splits import HELD_OUT, Splits, Wanted, hub_splits, local_source, local_splits
 from uhl_cli.data.table import Table, quiet_datasets
-from uhl_cli.data.tasks import TASKS, Metric, Task, TaskRow
+from uhl_cli.data.tasks import TASKS, Kind, Metric, Task, TaskRow
 from uhl_cli.errors import DataError, UsageError
 
 _ENTITY_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
@@ -90,6 +93,116 @@ def load_task(
     return TaskData(task, read.get("train"), read.get("evaluation"), source)
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """Texts without labels, as examples whose classes say nothing (all are 0).
+
+    :param columns: Where they were read from; `label` is empty.
+    :param source: The same for people to read.
+    """
+
+    name: str
+    examples: Examples
+    columns: Columns
+    source: str
+
+
+def load_unlabelled(
+    name: str,
+    *,
+    kind: Kind,
+    data: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    train_split: str | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    tokens_column: str | None = None,
+    offline: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Unlabelled | None:
+    """The texts of data that has no labels; None where it has, so that `load_task` reads it.
+
+    A .txt file holds one text a line; for a token task it may be in CoNLL's columns, and is labelled then.  Empty texts
+    are left out, and the words of texts that come without are what stands between blanks.
+
+    :param kind: The kind of task that the texts are for; other parameters are those of `load_task`.
+    :raises DataError: If the data cannot be found or read, or holds no text.
+    :raises UsageError: If options contradict each other.
+    """
+    row = TASKS.get(name)
+    path = local_source(name, data)
+    flags = ColumnFlags(text_column, pair_column, label_column, tokens_column)
+    wanted = Wanted(train=True, evaluation=False, train_split=train_split)
+    shown = _label(name, data) if row is None else name
+    columns, pairs = Columns(label="", text="text"), None
+    with quiet_datasets():
+        if path is not None and path.is_file() and path.suffix.casefold() == ".txt":
+            if kind == "tokens" and _reads_as_conll(path):
+                return None
+            origin = f"{path.absolute().parent.name}/{path.name}"
+            texts: list[Any] = _lines(path)
+        else:
+            if path is not None:
+                table = local_splits(path, wanted).train
+            else:
+                hub = data or name
+                if row is not None and row.hub is not None and data in (None, row.hub):
+                    hub, config, revision = row.hub, config or row.config, revision or row.revision
+                table = hub_splits(hub, config, revision, row, wanted, offline).train
+            assert table is not None  # it is wanted
+            found = unlabelled_columns(table, row, flags)
+            if found is None:
+                return None
+            columns, origin, everything = found, table.origin, range(len(table))
+            if columns.tokens is not None:
+                texts = _sentences(table, columns.tokens, everything)
+            else:
+                assert columns.text is not None  # unlabelled_columns gives either tokens or text
+                texts = list(_texts(table, columns.text, everything))
+                pairs = None if columns.pair is None else _texts(table, columns.pair, everything)
+    kept = [index for index, text in enumerate(texts) if (text if isinstance(text, list) else text.strip())]
+    chosen = [kept[index] for index in subset_indices(len(kept), limit, seed)]
+    if not chosen:
+        raise DataError(f"{origin} holds no text.", "Give a file with one text a line, or a table with a text column.")
+    texts = [texts[index] for index in chosen]
+    examples = unlabelled_examples(texts, None if pairs is None else [pairs[index] for index in chosen], kind=kind)
+    return Unlabelled(shown, examples, columns, f"{origin}, {len(chosen)} texts without labels")
+
+
+def unlabelled_examples(
+    texts: Sequence[str | Sequence[str]], pairs: Sequence[str] | None = None, *, kind: Kind
+) -> Examples:
+    """Examples of texts, or of their words, whose classes are all 0; for a token task, pairs are left out.
+
+    Words of a text are what stands between blanks.
+    """
+    if kind == "tokens":
+        words = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        return token_examples(words, [[0] * len(row) for row in words])
+    whole = tuple(text if isinstance(text, str) else " ".join(text) for text in texts)
+    return Examples(whole, None if pairs is None else tuple(pairs), labels=(0,) * len(whole))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path.name}: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
+
+
+def _reads_as_conll(path: Path) -> bool:
+    try:
+        read_files([path])
+    except DataError:
+        return False
+    return True
+
+
 def _columns(splits: Splits, row: TaskRow | None, flags: ColumnFlags) -> Columns:
     for table in splits.tables:
         if len(table) == 0:
@@ -131,9 +244,13 @@ def _label(name: str, data: str | None) -> str:
     return path.absolute().name if path.exists() or name.startswith(".") else name
 
 
+def metric_of(kind: Kind, names: Sequence[str]) -> Metric:
+    """The metric of a task that says none: entity F1 where all labels are tags of entities, else accuracy."""
+    return "entity_f1" if kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names) else "accuracy"
+
+
 def _task(name: str, row: TaskRow | None, columns: Columns, names: tuple[str, ...]) -> Task:
-    entities = columns.kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names)
-    metric: Metric = "entity_f1" if entities else "accuracy"
+    metric: Metric = metric_of(columns.kind, names)
     try:
         return Task(
             name=name,
@@ -221,9 +338,8 @@ def _read_rows(table: Table, columns: Columns, label_map: LabelMap, indices: Seq
         )
     words: list[list[str]] = []
     tags: list[list[int]] = []
-    for index, sentence, row in zip(indices, table.column(columns.tokens, indices), raw_labels, strict=True):
-        if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
-            raise _bad(table, index, columns.tokens, "a list of words", sentence)
+    sentences = _sentences(table, columns.tokens, indices)
+    for index, sentence, row in zip(indices, sentences, raw_labels, strict=True):
         assert isinstance(row, list)  # _labelled_rows took no other
         if len(sentence) != len(row):
             raise DataError(
@@ -233,6 +349,15 @@ def _read_rows(table: Table, columns: Columns, label_map: LabelMap, indices: Seq
         words.append(sentence)
         tags.append([_class_id(label_map, tag) for tag in row])
     return token_examples(words, tags)
+
+
+def _sentences(table: Table, column: str, indices: Sequence[int]) -> list[list[str]]:
+    sentences: list[list[str]] = []
+    for index, sentence in zip(indices, table.column(column, indices), strict=True):
+        if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
+            raise _bad(table, index, column, "a list of words", sentence)
+        sentences.append(sentence)
+    return sentences
 
 
 def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]:

@@ -160,12 +160,12 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
     )
 
 
-def longest_input(config: Any, family: Family, tokenizer: PreTrainedTokenizerBase | None) -> int:  # noqa: ANN401
+def longest_input(config: Any, family: Family | None, tokenizer: PreTrainedTokenizerBase | None) -> int:  # noqa: ANN401
     """Longest input, in tokens, that the model's positions and the tokenizer, if any, allow."""
     limits = [_FALLBACK_LENGTH]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        unused = config.pad_token_id + 1 if family.positions_after_padding else 0
+        unused = config.pad_token_id + 1 if family is not None and family.positions_after_padding else 0
         limits = [positions - unused]
     if tokenizer is not None and 0 < tokenizer.model_max_length < _NO_LIMIT:
         limits.append(int(tokenizer.model_max_length))

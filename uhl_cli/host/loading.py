@@ -20,16 +20,17 @@ from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.packed import unpack
 
 
-def load_config(name: str, folder: Path, trust_remote_code: bool) -> Any:  # noqa: ANN401
-    """The configuration in a folder, of a type that has a row.
+def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
+    """The configuration in a folder, for a host of a type that has a row.
 
-    :raises UnknownFamilyError: No row serves its type.
+    :raises UnknownFamilyError: No row serves its type, and it is to be a host's.
     :raises HostError: It cannot be read.
     """
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
         # A type that transformers itself does not know has no row either; this says so with our list.
-        family_of(SimpleNamespace(**raw))
+        if as_host:
+            family_of(SimpleNamespace(**raw))
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HostError(
@@ -53,6 +54,31 @@ def load_model(
     :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
     :raises HostError: Weights are damaged, missing or of other shapes than the configuration's.
     """
+    model, absent = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code)
+    missing = _without_pooler(absent, family)
+    if missing:
+        raise HostError(
+            f"The checkpoint of '{name}' lacks {len(missing)} weights, the first is '{missing[0]}'.",
+            "Use a complete checkpoint of this model type; missing weights would be random.",
+        )
+    return model
+
+
+def from_pretrained(
+    kind: Any,  # noqa: ANN401 - one of transformers' auto classes
+    name: str,
+    folder: Path,
+    config: Any,  # noqa: ANN401
+    dtype: str,
+    trust_remote_code: bool,
+    *,
+    other_shapes: bool = False,
+) -> tuple[nn.Module, list[str]]:
+    """A model from the safetensors files in a folder, and the names of its weights that they lack, which are random.
+
+    :param other_shapes: Count weights of other shapes than the configuration's among those that are lacking.
+    :raises HostError: Weights are damaged or, unless they count as lacking, of other shapes.
+    """
     # The argument was called torch_dtype before 4.56.
     release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     dtype_argument = "dtype" if release >= (4, 56) else "torch_dtype"
@@ -60,13 +86,14 @@ def load_model(
         # Weights that the checkpoint lacks (a pooler's) are drawn at random; not from the caller's state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, report = AutoModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 str(folder),
                 config=config,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=other_shapes,
                 **{dtype_argument: dtype if dtype == "auto" else getattr(torch, dtype)},
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
@@ -74,14 +101,8 @@ def load_model(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
         ) from error
-    missing = _without_pooler(report["missing_keys"], family)
-    if missing:
-        raise HostError(
-            f"The checkpoint of '{name}' lacks {len(missing)} weights, the first is '{missing[0]}'.",
-            "Use a complete checkpoint of this model type; missing weights would be random.",
-        )
-    loaded: nn.Module = model
-    return loaded
+    reshaped = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
+    return model, sorted({*report["missing_keys"], *reshaped})
 
 
 def load_packed(

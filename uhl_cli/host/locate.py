@@ -25,6 +25,8 @@ from uhl_cli.host.builtin import PREFIX, builtin_path
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
+PEFT_CONFIG_FILE = "adapter_config.json"
+PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -83,6 +85,29 @@ def locate(
         located = _from_hub(name, revision, offline, cache_dir, with_code)
     _check_folder(name, located.folder)
     return located
+
+
+def locate_peft(name: str, *, offline: bool = False) -> Path | None:
+    """The folder that holds the PEFT adapter `name`, a folder or a hub id; None where that is no PEFT adapter.
+
+    :raises HostNotFoundError: No such folder or hub id, or no access to it.
+    :raises HostError: It is one, but has no safetensors weights.
+    """
+    if name.startswith(PREFIX):
+        return None
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        _check_hub_id(name)
+        wanted = [PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, *TOKENIZER_FILES, *_TOKENIZER_SETTINGS]
+        folder = _snapshot(name, None, wanted, offline, None)
+    if not (folder / PEFT_CONFIG_FILE).is_file():
+        return None
+    if not (folder / PEFT_WEIGHTS_FILE).is_file():
+        raise HostError(
+            f"'{name}' has no {PEFT_WEIGHTS_FILE}.",
+            "Only safetensors weights are loaded: save it again with peft's save_pretrained(folder).",
+        )
+    return folder
 
 
 def _check_hub_id(name: str) -> None:

@@ -22,9 +22,11 @@ def load_tokenizer(
     *,
     config: Any,  # noqa: ANN401 - any family's configuration class
     trust_remote_code: bool = False,
+    **settings: bool,
 ) -> PreTrainedTokenizerBase:
     """The fast tokenizer in a folder, set up by `prepare_tokenizer`.
 
+    :param settings: The tokenizer's own, in place of those that it was saved with.
     :raises TokenizerError: None is there, it is damaged, or it gives no character offsets.
     """
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -39,6 +41,7 @@ def load_tokenizer(
             use_fast=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            **settings,
         )
     return prepare_tokenizer(name, tokenizer)
 
