@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_runs import ROOT, Called, Workplace, call, imported, start
+from safetensors.numpy import load_file
 from tiny_hosts import save_tiny_host
 
 from uhl_cli.budget.report import BudgetReport, TargetBudget
@@ -118,6 +119,20 @@ def test_data_of_the_task(place):
     assert anchors["texts"] > 5
     wrong = on(place, "--data", str(place.conll))
     assert wrong.code == 1
+
+
+def test_the_transfer_set_is_named_and_its_bytes_are_a_part(place):
+    content = read_adapter(place.adapter)
+    report = json.loads(call("budget", place.adapter, "--json").out)
+    record = content.transfer.record
+    assert report["transfer"] == record.model_dump(mode="json")
+    parts = {part["part"]: (part["bytes"], part["parameters"]) for part in report["file"]["parts"]}
+    tensors = load_file(place.adapter)
+    for part, name in (("transfer texts", "transfer.texts"), ("transfer outputs", "transfer.outputs")):
+        assert parts[part] == (tensors[name].nbytes, 0)
+    table = call("budget", place.adapter, env={"COLUMNS": "300"}).out
+    for words in (f"transfer set: {record.texts:,} texts", f"{record.user_texts:,} of the user's", record.teacher[:40]):
+        assert words in table, words
 
 
 def test_token_task(place):

@@ -1,4 +1,4 @@
-"""What `uhl tune` makes inside a target, a LoRA's folder or a low-rank task file: `port`, `inspect` and `budget` of it."""
+"""A LoRA's folder and a low-rank task file, as `uhl tune` makes them: `port`, `inspect` and `budget` of either."""
 
 from __future__ import annotations
 
@@ -109,13 +109,11 @@ def test_inspect_tells_of_either(place, lora, low_rank):
     assert "an adapter and a ported adapter" in call("inspect", place.adapter, "--diff", path).error
 
 
-def test_inspect_needs_no_torch(place, lora, here):
+def test_inspect_and_budget_need_no_torch(place, lora, here):
     shutil.copy(place.adapter, here / "a.safetensors")
-    calls = [
-        ["inspect", str(lora[0])],
-        ["inspect", str(lora[0]), "--verify"],
-        ["inspect", "a.safetensors", "--transfer"],
-    ]
+    folder = str(lora[0])
+    calls = [["inspect", folder], ["inspect", folder, "--verify"], ["inspect", "a.safetensors", "--transfer"]]
+    calls += [["budget", "a.safetensors", "--task-file", folder]]
     assert imported(*calls, cwd=here) == [{"numpy"}] * len(calls)
 
 
@@ -148,7 +146,8 @@ def test_budget_counts_either(place, lora, low_rank):
             assert 0 < target["flops"]["lora"] < target["flops"]["torch"]["adapter"]
             assert target["flops"]["adapter_difference_percent"] == pytest.approx(0, abs=1)
             assert (target["left_out"], target["atoms"]) == ([], None)
-        assert found[0]["target"]["flops"] == found[1]["target"]["flops"]
+        for counter in ("fvcore", "torch", "lora"):
+            assert found[0]["target"]["flops"][counter] == found[1]["target"]["flops"][counter]
         assert found[0]["target"]["flops"]["torch"]["adapter"] == report["flops"]["adapter"]
         table = call(*given, *there, "--task-file", path, env=WIDE).out
         assert "merged into the host's weights it takes none" in table

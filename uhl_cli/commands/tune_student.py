@@ -170,7 +170,7 @@ def tune_student(
         atoms_per_token=atoms,
         truncated=truncated,
         flops=flop_report(tuned, aligned.host_flops),
-        left_out=aligned.plan.left_out,
+        left_out=aligned.plan.without_updates().left_out,
     )
 
 
