@@ -92,6 +92,7 @@ class School:
             files=self.files,
             digest=run_digest({"adapter": self.digest, "teacher": config.model_dump(mode="json")}),
             resume=self.options.resume,
+            save_every=self.options.save_every,
             on_step=on_step,
         )
 
