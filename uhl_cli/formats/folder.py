@@ -88,7 +88,7 @@ class PortedFile:
 
 def is_ported(path: Path) -> bool:
     """Whether `path` names a ported adapter, by its folder or its file, and not an adapter or a task file."""
-    return path.is_dir() or path.name == FILE_NAME
+    return path.name == FILE_NAME or (path / FILE_NAME).is_file()
 
 
 def ported_path(path: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from uhl_cli.errors import DataError, FormatError
 from uhl_cli.formats.adapter import AdapterFile, values_of
 from uhl_cli.formats.folder import PortedFile, stored_values
+from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.inspect.content import KINDS, Content, Opened, transfer_shapes
 from uhl_cli.inspect.report import (
     AnchorDifference,
@@ -161,14 +162,17 @@ def _transfer_differences(first: AdapterFile, second: AdapterFile) -> list[PartD
     if one is None and two is None:
         return []
     relative = None
-    same_texts = one is not None and two is not None and one.record.digest == two.record.digest
-    if same_texts and one.codes.shape == two.codes.shape:
+    if one is not None and two is not None and _same_texts(one, two):
         relative = _relative_difference(one.codes.astype(np.float64), two.codes.astype(np.float64))
     shapes = [
         None if part is None else transfer_shapes(part.record, content.manifest.config)["transfer.outputs"]
         for part, content in zip(sets, (first, second), strict=True)
     ]
     return [PartDifference(name="transfer.outputs", first=shapes[0], second=shapes[1], relative=relative)]
+
+
+def _same_texts(one: StoredTransfer, two: StoredTransfer) -> bool:
+    return one.record.digest == two.record.digest and one.codes.shape == two.codes.shape
 
 
 def _compare_texts(first: AdapterFile, second: AdapterFile) -> TransferDifference | None:
