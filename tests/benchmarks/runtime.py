@@ -31,9 +31,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from uhl_cli.adapter.module import PortedAdapter
-from uhl_cli.codes.layout import is_table
 from uhl_cli.adapter.sparse import row_values
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.codes.layout import is_table
 from uhl_cli.cost.flops import count_map_flops
 from uhl_cli.cost.memory import peak_bytes
 from uhl_cli.cost.passes import PassShape, forward_pass
