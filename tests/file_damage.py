@@ -13,8 +13,32 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from uhl_cli.errors import UhlError
+from uhl_cli.errors import FormatError, UhlError
+from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.formats.container import Kind, to_bytes
+from uhl_cli.inspect.report import InspectOptions
+from uhl_cli.inspect.run import run_inspect
+
+
+def problems_of(path: Path) -> tuple[str, ...]:
+    """What `--verify` finds in a file or a folder."""
+    report = run_inspect(InspectOptions(file=path, verify=True))
+    assert report.verification is not None
+    return report.verification.problems
+
+
+def assert_refused(path: Path, data: bytes, words: str, error: type[FormatError] = FormatError) -> tuple[str, ...]:
+    """An adapter refused by the reader for what `--verify` names first; returns all that `--verify` names."""
+    path.write_bytes(data)
+    with pytest.raises(FormatError) as caught:
+        read_adapter(path)
+    assert type(caught.value) is error
+    assert caught.value.hint
+    found = problems_of(path)
+    assert caught.value.message == f"{path}: {found[0]}."
+    assert any(words in line for line in found), (words, found)
+    assert all(line.isprintable() for line in found)
+    return found
 
 
 def header_of(data: bytes) -> dict[str, Any]:

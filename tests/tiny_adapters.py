@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from tiny_hosts import SENTENCES
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import AutoModel
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.adapter.fold import fold
-from uhl_cli.adapter.module import PortedAdapter
+from uhl_cli.adapter.module import LoraFactors, PortedAdapter, linear_modules
 from uhl_cli.align.alignment import Alignment, align_anchors
 from uhl_cli.align.bank import AnchorBank, build_bank
 from uhl_cli.align.features import FeatureBank, quantise_features
@@ -23,7 +24,9 @@ from uhl_cli.codes.quantise import codes_and_scales
 from uhl_cli.data.tasks import Task
 from uhl_cli.formats.adapter import FORMAT_VERSION, AdapterFile, Quantised
 from uhl_cli.formats.convert import to_file
+from uhl_cli.formats.folder import TunedRecord
 from uhl_cli.formats.task import TaskFile, TaskRecord, task_parameter_shapes
+from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import find_map
 from uhl_cli.metrics import Score
@@ -37,7 +40,10 @@ from uhl_cli.schema import (
     Parts,
     TrainingConfig,
     TrainingRecord,
+    TransferRecord,
 )
+from uhl_cli.transfer.general import record_of, transfer_texts
+from uhl_cli.transfer.texts import MAX_LEVEL, TransferTexts, count_examples
 
 # Odd sizes on purpose: half bytes and unequal widths must be handled everywhere.
 SMALL = AdapterConfig(
@@ -170,12 +176,45 @@ def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0) -> FeatureBan
     return quantise_features(anchors, features, torch.randn(config.readout_size, generator=generator))
 
 
-def tiny_file(config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False) -> AdapterFile:
+def tiny_transfer(
+    config: AdapterConfig = SMALL, *, seed: int = 0, pairs: bool = False, general: bool = False
+) -> StoredTransfer:
+    """A transfer set with random outputs: of the sentences, of pairs of them, or of 60 of the package's own texts."""
+    texts, words, own = list(SENTENCES), config.kind == "tokens", None
+    if general:
+        own = record_of(texts)
+        texts = transfer_texts(own)[:60]
+    second = tuple(reversed(texts)) if pairs else None
+    held = TransferTexts(tuple(texts), second, 0 if words else 3, words, "general" if general else "sentences")
+    examples, predictions = count_examples(held)
+    draw = np.random.default_rng(seed)
+    codes = draw.integers(-MAX_LEVEL, MAX_LEVEL, (predictions, config.num_labels - 1), np.int8, endpoint=True)
+    record = TransferRecord(
+        origin=held.origin,
+        texts=len(texts),
+        user_texts=0 if general else len(texts),
+        pairs=pairs,
+        spans=held.spans,
+        examples=examples,
+        predictions=predictions,
+        digest=held.digest,
+        general=own,
+        teacher="nobody",
+        teacher_score=Score(metric="accuracy", value=0.8, low=0.7, high=0.9, examples=50),
+    )
+    return StoredTransfer(record, codes, None if general else held, words=words)
+
+
+def tiny_file(
+    config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False, transfer: StoredTransfer | None = None
+) -> AdapterFile:
     """A valid file's content, with a feature bank if asked; no host is run."""
     bank = fake_bank(config)
     features = fake_features(config, seed=seed) if featured else None
     manifest = tiny_manifest(config, bank.anchors, features=None if features is None else features.anchors)
-    return to_file(random_adapter(config, seed=seed), bank, manifest, features)
+    parts = Parts(features=manifest.parts.features, transfer=None if transfer is None else transfer.record)
+    manifest = manifest.model_copy(update={"parts": parts})
+    return to_file(random_adapter(config, seed=seed), bank, manifest, features, transfer)
 
 
 def tiny_task_file(
@@ -203,6 +242,30 @@ def tiny_task_file(
     return TaskFile(record, parameters)
 
 
+def random_lora(host: Host, *, rank: int = 3, seed: int = 0, size: float = 0.1, zero: bool = False) -> LoraFactors:
+    """A and B of every linear module of a host, exact in float16; B is zero if asked."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, site in linear_modules(host.map).items():
+        down = size * torch.randn(rank, site.in_features, generator=generator)
+        up = size * torch.randn(site.module_features, rank, generator=generator)
+        factors[name] = (down.half().float(), torch.zeros_like(up) if zero else up.half().float())
+    return LoraFactors(factors)
+
+
+def tuned_record(adapter: UniversalAdapter) -> TunedRecord:
+    """What `tune --parameters lora` would say of a LoRA that started from the adapter."""
+    return TunedRecord(
+        adapter=adapter.digest,
+        training=adapter.manifest.training,
+        supervision="transfer set",
+        label_counts=adapter.manifest.label_counts,
+        versions={"uhl": "0"},
+        before=Score(metric="accuracy", value=0.5, low=0.4, high=0.6, examples=10),
+        score=Score(metric="accuracy", value=0.7, low=0.6, high=0.8, examples=10),
+    )
+
+
 def host_bank(host: Host, config: AdapterConfig = SMALL) -> tuple[AnchorBank, WordStates]:
     """A bank that the host itself defines, with the host's word states."""
     anchors = tiny_anchors()
@@ -211,14 +274,18 @@ def host_bank(host: Host, config: AdapterConfig = SMALL) -> tuple[AnchorBank, Wo
 
 
 def tiny_universal(
-    host: Host, config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False
+    host: Host, config: AdapterConfig = SMALL, *, seed: int = 0, featured: bool = False, digest: str = ""
 ) -> UniversalAdapter:
-    """A random universal adapter whose source is the host, with a bank of random features if asked."""
+    """A random universal adapter whose source is the host, with a bank of random features if asked.
+
+    :param digest: Of the file that it is said to be from.
+    """
     bank, _ = host_bank(host, config)
     features = fake_features(config, seed=seed) if featured else None
     texts = None if features is None else features.anchors
     manifest = tiny_manifest(config, bank.anchors, fingerprint=host.fingerprint, name=host.name, features=texts)
-    return UniversalAdapter.from_file(to_file(random_adapter(config, seed=seed), bank, manifest, features))
+    content = to_file(random_adapter(config, seed=seed), bank, manifest, features)
+    return UniversalAdapter.from_file(replace(content, digest=digest))
 
 
 def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:

@@ -68,6 +68,13 @@ class PartRecord(BaseModel):
 
     required: bool = False
 
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields: dict[str, object] = handler(self)
+        if "required" not in self.model_fields_set:
+            del fields["required"]
+        return fields
+
 
 class FeatureRecord(Frozen):
     """How many texts and words the feature bank has, and its texts' digest."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_adapters import SMALL, random_adapter, tiny_file
+from tiny_adapters import SMALL, random_adapter, tiny_file, tiny_transfer
 
 from uhl_cli.budget.sizes import PARTS, file_sizes
 from uhl_cli.codes.layout import parameter_shapes
@@ -36,16 +36,16 @@ def by_part(path: Path, config: AdapterConfig) -> dict[str, tuple[int, int]]:
     return {part.part: (part.bytes, part.parameters) for part in sizes.parts}
 
 
-@pytest.mark.parametrize("featured", [False, True])
+@pytest.mark.parametrize(("featured", "taught"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("config", CONFIGS, ids=["odd", "tokens", "even"])
-def test_parts_make_up_the_file_to_the_byte(tmp_path, config, featured):
+def test_parts_make_up_the_file_to_the_byte(tmp_path, config, featured, taught):
     path = tmp_path / "a.safetensors"
-    write_adapter(path, tiny_file(config, featured=featured))
+    write_adapter(path, tiny_file(config, featured=featured, transfer=tiny_transfer(config) if taught else None))
     sizes = file_sizes(path, parameter_shapes(config))
     assert sizes.bytes == path.stat().st_size == len(path.read_bytes())
     assert sum(part.bytes for part in sizes.parts) == sizes.bytes
-    without = [part for part in PARTS if not part.startswith("feature")]
-    assert [part.part for part in sizes.parts] == (list(PARTS) if featured else without)
+    absent = (() if featured else ("feature",)) + (() if taught else ("transfer",))
+    assert [part.part for part in sizes.parts] == [part for part in PARTS if not part.startswith(absent)]
     # An independent reader sees the same bytes of tensors.
     tensors = load_file(path)
     header = next(part.bytes for part in sizes.parts if part.part == "header")

@@ -19,7 +19,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from file_damage import assert_flips_are_found, header_of, rebuilt, record_of, setting
+from file_damage import (
+    assert_flips_are_found,
+    assert_refused,
+    header_of,
+    problems_of,
+    rebuilt,
+    record_of,
+    setting,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
@@ -66,25 +74,6 @@ def path(tmp_path) -> Path:
 def read_back(path: Path, data: bytes) -> AdapterFile:
     path.write_bytes(data)
     return read_adapter(path)
-
-
-def problems_of(path: Path) -> tuple[str, ...]:
-    report = run_inspect(InspectOptions(file=path, verify=True))
-    assert report.verification is not None
-    return report.verification.problems
-
-
-def assert_refused(path: Path, data: bytes, words: str, error: type[FormatError] = FormatError) -> tuple[str, ...]:
-    """Refused by the reader for what `--verify` names first; returns all that `--verify` names."""
-    with pytest.raises(FormatError) as caught:
-        read_back(path, data)
-    assert type(caught.value) is error
-    assert caught.value.hint
-    found = problems_of(path)
-    assert caught.value.message == f"{path}: {found[0]}."
-    assert any(words in line for line in found), (words, found)
-    assert all(line.isprintable() for line in found)
-    return found
 
 
 @pytest.mark.parametrize("featured", [False, True])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from file_damage import assert_flips_are_found, rebuilt, setting
+from file_damage import assert_flips_are_found, problems_of, rebuilt, setting
 from safetensors.numpy import load
 from tiny_adapters import SMALL, tiny_anchors, tiny_file, tiny_manifest, tiny_task_file, tiny_universal
 from tiny_hosts import tiny_host
@@ -20,8 +20,6 @@ from uhl_cli.formats.adapter import read_adapter, write_adapter
 from uhl_cli.formats.container import TASK
 from uhl_cli.formats.convert import dequantised
 from uhl_cli.formats.task import read_task, task_to_bytes, write_task
-from uhl_cli.inspect.report import InspectOptions
-from uhl_cli.inspect.run import run_inspect
 from uhl_cli.schema import AdapterConfig
 
 
@@ -33,12 +31,6 @@ def valid(request) -> bytes:
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "moods.task.safetensors"
-
-
-def problems_of(path: Path) -> tuple[str, ...]:
-    report = run_inspect(InspectOptions(file=path, verify=True))
-    assert report.verification is not None
-    return report.verification.problems
 
 
 def assert_refused(path: Path, data: bytes, words: str, error: type[FormatError] = FormatError) -> None:
@@ -73,6 +65,25 @@ def test_the_own_tasks_file_holds_delta_theta_alone():
     assert tensors["delta_theta"].nbytes == types * atoms // 2
 
 
+def test_files_of_format_2_0_held_gains_tuned_by_labels(valid, path):
+    def older(record):
+        del record["parameters"], record["supervision"]
+        record["format_version"] = "2.0"
+
+    path.write_bytes(rebuilt(TASK, valid, older))
+    record = read_task(path).record
+    assert problems_of(path) == ()
+    assert (record.parameters, record.supervision) == ("gains", "labels")
+
+
+def test_a_low_rank_update_has_the_adapters_readout(path):
+    own, new = (task_to_bytes(tiny_task_file(own_task=own_task)) for own_task in (True, False))
+    path.write_bytes(rebuilt(TASK, own, setting("parameters", "low-rank")))
+    assert read_task(path).record.parameters == "low-rank"
+    assert problems_of(path) == ()
+    assert_refused(path, rebuilt(TASK, new, setting("parameters", "low-rank")), "has no readout for a task of its own")
+
+
 def test_it_fits_the_adapter_that_it_names_alone(path, tmp_path):
     adapters = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
     for seed, adapter in enumerate(adapters):
@@ -93,6 +104,8 @@ def test_it_fits_the_adapter_that_it_names_alone(path, tmp_path):
         ("label_counts", [1], "number of labels differs"),
         ("config.kind", "tokens", "kind of task differs"),
         ("own_task", "perhaps", "at own_task"),
+        ("parameters", "everything", "at parameters"),
+        ("supervision", "hearsay", "at supervision"),
         ("unknown", 1, "at unknown"),
         ("before.value", float("nan"), "at before.value"),
         ("config.num_atoms", 9, "delta_theta holds 28 bytes"),

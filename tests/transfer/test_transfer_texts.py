@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -28,6 +31,27 @@ def test_spans_lie_within_the_text_are_different_and_never_the_whole(words):
         assert all(0 <= start < end <= words and end - start < words for start, end in spans)
     few = drawn_spans(words, 1, 2)
     assert drawn_spans(words, 1, 5)[: len(few)] == few
+
+
+# Spans are part of the file format: these are those of every version.
+GOLDEN_SPANS = {
+    (2, 0): [(1, 2), (0, 1)],
+    (3, 1): [(2, 3), (1, 3), (0, 2)],
+    (9, 0): [(3, 7), (1, 6), (5, 9), (0, 7), (0, 6)],
+    (9, 1): [(1, 6), (3, 5), (7, 9), (2, 9), (0, 8)],
+    (30, 49999): [(3, 16), (17, 26), (2, 5), (1, 22), (11, 22)],
+}
+GOLDEN_DIGEST = "5761251c601bd0f5403c8bbc3b80642bf4643d8f4b2228fe6c4927d3f0a36f24"
+
+
+@pytest.mark.parametrize(("words", "index"), GOLDEN_SPANS)
+def test_spans_are_frozen(words, index):
+    assert drawn_spans(words, index, 5) == GOLDEN_SPANS[words, index]
+
+
+def test_all_spans_of_many_texts_are_frozen():
+    spans = [drawn_spans(words, index, 16) for words in range(1, 70) for index in range(0, 50_000, 1_237)]
+    assert hashlib.sha256(json.dumps(spans).encode()).hexdigest() == GOLDEN_DIGEST
 
 
 def test_a_single_word_has_no_span_and_texts_differ_in_theirs():

@@ -110,16 +110,15 @@ def _codes(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, 
 def _texts(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, Stored]) -> TransferTexts:
     name, words = "transfer.texts", config.kind == "tokens"
     content = unsqueeze(_bytes(name, tensors), limit=MAX_TEXT_BYTES, name=name)
+    if words and record.pairs:
+        raise FormatError("a transfer set of words has no pairs")
+    count = content.count(b"\n") + 1
+    if count != record.texts * (2 if record.pairs else 1):
+        raise FormatError(f"the manifest says {record.texts:,} texts of the transfer set; it holds {count:,} lines")
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(f"{name} is not UTF-8") from error
-    if words and record.pairs:
-        raise FormatError("a transfer set of words has no pairs")
-    if len(lines) != record.texts * (2 if record.pairs else 1):
-        raise FormatError(
-            f"the manifest says {record.texts:,} texts of the transfer set; it holds {len(lines):,} lines"
-        )
     if any(line != " ".join(line.split()) or not line for line in lines):
         raise FormatError("a text of the transfer set is empty or has white space other than single blanks")
     pairs = tuple(lines[record.texts :]) if record.pairs else None

@@ -42,9 +42,10 @@ def compare_files(first: Opened, second: Opened) -> InspectReport:
     elif not isinstance(one, AdapterFile) and not isinstance(two, AdapterFile) and type(one) is type(two):
         fields = _different_fields(one.record, two.record)
     else:
-        nouns = " and a ".join(content.contents.kind.noun for content in (first, second))
+        nouns = [content.contents.kind.noun for content in (first, second)]
+        kinds = " and ".join(f"{'an' if noun.startswith('a') else 'a'} {noun}" for noun in nouns)
         raise FormatError(
-            f"{first.path} and {second.path} are a {nouns}.", "Compare two adapters, two task files or two folders."
+            f"{first.path} and {second.path} are {kinds}.", "Compare two adapters, two task files or two folders."
         )
     parts, same_parts = _different_parts(one, two)
     return InspectReport(

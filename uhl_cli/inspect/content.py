@@ -129,7 +129,9 @@ def describe(opened: Opened, *, anchors: bool = False, transfer: bool = False) -
         adapter = _adapter_content(path, content, contents, anchors=anchors, transfer=transfer)
     elif anchors or transfer:
         option = "--anchors" if anchors else "--transfer"
-        raise UsageError(f"{path} is no adapter file, so it holds no texts.", f"Leave out {option}.")
+        raise UsageError(
+            f"{path} is no adapter file, so it has no anchors and no transfer set.", f"Leave out {option}."
+        )
     elif isinstance(content, TaskFile):
         task = _task_content(path, content, contents)
     else:

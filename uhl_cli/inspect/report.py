@@ -160,7 +160,7 @@ class AdapterContent(Frozen):
     atoms: AtomStatistics
     mixing: MixingWeights
     anchors: AnchorSummary
-    transfer: TransferSummary | None = Field(description="None without a transfer set")
+    transfer: TransferSummary | None = Field(None, description="None without a transfer set")
     readout: ReadoutSummary
     task_files: tuple[TaskFileSummary, ...] = Field(description="those beside the file that belong to it")
     unreadable: tuple[str, ...] = Field(description="names beside the file that end like task files but are none")
