@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -49,13 +50,13 @@ def tune(options: TuneOptions, output: Output) -> None:
                 "warning: ",
             )
         output.warn_truncated(report.truncated)
-        output.result(report, quiet=[(report.output,)], table=_table)
+        output.result(report, quiet=[(report.output,)], table=partial(_table, target=options.target.name))
 
 
-def _table(output: Output, report: TuneReport) -> None:
-    """Print what `tune` did."""
-    target = report.target.fingerprint
-    shape = f"{target.model_type}, {target.num_hidden_layers} x {target.hidden_size}"
+def _table(output: Output, report: TuneReport, *, target: str) -> None:
+    """Print what `tune` did; `target` is named as the user named it."""
+    host = report.target.fingerprint
+    shape = f"{host.model_type}, {host.num_hidden_layers} x {host.hidden_size}"
     what = "delta-theta" if report.parameters == "delta-theta" else "a LoRA"
     by = "labels" if report.supervision == "labels" else "the transfer set, no labels"
     table = Table(
@@ -81,8 +82,9 @@ def _table(output: Output, report: TuneReport) -> None:
         if not report.own_task:
             table.row("bytes of the new readout", f"{report.readout_bytes:,}")
         table.row("bytes of the task file", f"{report.bytes:,}")
-    if report.atoms_per_token:
-        table.row("active atoms per token", f"{report.atoms_per_token:.2f}")
+    if report.parameters == "delta-theta" and report.supervision == "labels":
+        atoms = report.atoms_per_token
+        table.row("active atoms per token", "-" if atoms is None else f"{atoms:.2f}")
     table.row(f"FLOP overhead at {report.flops.sequence_length} tokens", f"{report.flops.percent:.2f} %")
     table.row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
     table.row("seconds", f"{report.seconds:.0f}")
@@ -92,8 +94,9 @@ def _table(output: Output, report: TuneReport) -> None:
     if report.search is not None:
         output.table(_trials(report, report.search))
     if not report.scores:
-        named = shlex.join([report.adapter, "--target", report.target.name, "--task-file", report.output])
-        output.line(f"not scored: name data with --score-data FILE, or run uhl port {named} --data FILE")
+        why = "the data has no evaluation examples" if report.supervision == "labels" else "--score-data names no data"
+        named = shlex.join([report.adapter, "--target", target, "--task-file", report.output])
+        output.line(f"not scored, as {why}; to score it: uhl port {named} --data FILE")
 
 
 def _trials(report: TuneReport, search: SearchReport) -> Table:

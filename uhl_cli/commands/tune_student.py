@@ -51,7 +51,7 @@ class Lesson:
     """What a student learns from: examples with targets, and others that it is judged by.
 
     :param held: Examples whose classes are the teacher's; None with labels.
-    :param unread: How many examples were left out, see `readable`.
+    :param unread: How many examples were left out, see `lesson_of`.
     :param owners: The text that each example is of, by its number.
     """
 
