@@ -7,13 +7,16 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_runs import ROOT, Called, Workplace, call, imported, start
 from tiny_hosts import save_tiny_host
 
-from uhl_cli.budget.report import BudgetReport
+from uhl_cli.budget.report import BudgetReport, TargetBudget
+from uhl_cli.formats.adapter import read_adapter, write_adapter
+from uhl_cli.schema import Parts
 
 
 def on(place: Workplace, *more: str, target: Path | None = None) -> Called:
@@ -126,17 +129,29 @@ def test_token_task(place):
 
 @pytest.mark.integration
 def test_configuration_alone(place, here):
-    report = BudgetReport.model_validate_json(on(place, "--json", "--align", "size").out)
-    config = call(
-        *("budget", place.adapter, "--target-config", place.target / "config.json"),
-        *("--max-flops", "1000", "--json", "--align", "size"),
-    )
-    assert config.code == 0
-    hollow = BudgetReport.model_validate_json(config.out)
-    assert hollow.target is not None
-    assert report.target is not None
+    content, file = read_adapter(place.adapter), here / "untaught.safetensors"
+    assert content.transfer is not None
+    parts = Parts(features=content.manifest.parts.features)
+    write_adapter(file, replace(content, transfer=None, manifest=content.manifest.model_copy(update={"parts": parts})))
+    given = ["--max-flops", "1000", "--json", "--align", "size"]
+
+    def measured(adapter: Path, *target: str | Path) -> TargetBudget:
+        found = BudgetReport.model_validate_json(call("budget", adapter, *target, *given).out).target
+        assert found is not None
+        return found
+
+    hollow = measured(file, "--target-config", place.target / "config.json")
+    real = measured(file, "--target", place.target, "--device", "cpu", "--offline")
     for counter in ("fvcore", "torch"):
-        assert getattr(hollow.target.flops, counter) == getattr(report.target.flops, counter)
+        assert getattr(hollow.flops, counter) == getattr(real.flops, counter)
+    # A transfer set may weaken the updates or leave them out, which takes weights to know.
+    taught = measured(place.adapter, "--target", place.target, "--device", "cpu", "--offline")
+    assert (hollow.strength, real.strength) == (None, None)
+    assert taught.strength is not None
+    if taught.strength:
+        assert taught.flops == real.flops
+    else:
+        assert taught.flops.torch.adapter < real.flops.torch.adapter
     quiet = call("budget", place.adapter, "--target-config", place.target, "--max-flops", "1000", "--quiet")
     assert quiet.code == 0
     assert quiet.out.endswith("\t-\n")

@@ -133,6 +133,25 @@ def test_anchor_words_are_marked(adapter):
     assert "brackets" not in call("inspect", adapter).out
 
 
+def test_the_transfer_set_is_told_of_and_its_texts_are_printed(adapter, place):
+    content = read_adapter(adapter)
+    record, examples = content.transfer.record, content.transfer.whole().whole(content.transfer.record.texts)[0]
+    plain = call("inspect", adapter, env=WIDE).out
+    for words in ("transfer set", record.teacher[:60], f"{record.user_texts:,}", f"{record.examples:,}", record.digest):
+        assert words in plain, words
+    assert "most probable" not in plain
+    lines = call("inspect", adapter, "--transfer").out.splitlines()
+    labels = content.manifest.task.labels
+    for text, label in zip(examples.texts, examples.labels, strict=True):
+        assert f"{labels[label]}: {text}" in lines
+    found = json.loads(call("inspect", adapter, "--json", "--transfer").out)["adapter"]["transfer"]
+    assert [entry["text"] for entry in found["entries"]] == list(examples.texts)
+    assert sum(found["label_counts"]) == record.predictions
+    tagged = json.loads(call("inspect", place.tagger, "--json", "--transfer").out)["adapter"]["transfer"]["entries"]
+    assert all(len(entry["labels"]) == len(entry["text"].split()) for entry in tagged)
+    assert "--transfer" in call("inspect", adapter, "--verify", "--transfer").error
+
+
 def test_verify_says_yes_in_one_line(adapter, place):
     called = call("inspect", adapter, "--verify")
     assert (called.code, called.err) == (0, "")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from file_damage import rebuilt, setting
 from safetensors.numpy import load, save
-from tiny_adapters import SMALL, tiny_file, tiny_task_file
+from tiny_adapters import SMALL, tiny_file, tiny_task_file, tiny_transfer
 
 from uhl_cli.adapter.canonical import mix
 from uhl_cli.errors import FormatError, OutputError, UsageError
@@ -395,6 +395,50 @@ def test_files_of_other_shape_and_kind_are_compared_as_far_as_that_goes(adapter,
     assert found.anchors is not None
     assert found.anchors.common_texts == found.anchors.first_texts
     assert found.anchors.relative is None  # other knots
+
+
+def test_transfer_sets_are_compared(tmp_path):
+    texts = tiny_transfer()
+    others = {
+        "same": texts,
+        "outputs": tiny_transfer(seed=1),
+        "general": tiny_transfer(general=True),
+        "pairs": tiny_transfer(pairs=True),
+        "none": None,
+    }
+    for name, transfer in others.items():
+        write_adapter(tmp_path / name, tiny_file(transfer=transfer))
+    write_adapter(tmp_path / "first", tiny_file(transfer=texts))
+    found = {name: compared(tmp_path / "first", tmp_path / name) for name in others}
+    assert found["same"].identical
+    part = {name: {each.name: each.relative for each in found[name].parts} for name in others}
+    assert part["same"] == {}
+    assert 0 < part["outputs"]["transfer.outputs"] < 2
+    assert all(part[name] == {"transfer.outputs": None} for name in ("general", "pairs", "none"))
+    common = {name: found[name].transfer.common_texts for name in others}
+    assert common == {"same": 24, "outputs": 24, "general": 0, "pairs": 0, "none": 0}
+    assert "parts.transfer.digest" in {field.name for field in found["general"].fields}
+    assert compared(tmp_path / "none", tmp_path / "none").transfer is None
+
+
+@pytest.mark.parametrize("options", [{}, {"pairs": True}, {"general": True}])
+def test_a_transfer_set_is_described(options, tmp_path):
+    path = tmp_path / "a.safetensors"
+    transfer = tiny_transfer(**options)
+    size = write_adapter(path, tiny_file(transfer=transfer))
+    found = described(path, transfer=True)
+    parts = {part.name: part for part in found.parts if part.group == "transfer"}
+    assert set(parts) == {"transfer.outputs"} | (set() if "general" in options else {"transfer.texts"})
+    assert sum(part.bytes for part in found.parts) == size
+    assert parts["transfer.outputs"].shape == transfer.codes.T.shape
+    examples, odds = transfer.whole().whole(len(transfer.whole().texts))
+    labels = found.manifest.task.labels
+    assert [entry.labels[0] for entry in found.transfer.entries] == [labels[best] for best in odds.argmax(1)]
+    assert [entry.text for entry in found.transfer.entries] == list(examples.texts)
+    assert [entry.pair for entry in found.transfer.entries] == list(examples.pairs or [None] * len(examples))
+    classes = transfer.whole().log_odds().argmax(1)
+    assert found.transfer.label_counts == tuple(np.bincount(classes, minlength=len(labels)).tolist())
+    assert described(path).transfer.entries is None
 
 
 def test_an_adapter_and_a_task_file_are_not_compared(adapter, task):

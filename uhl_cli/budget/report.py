@@ -142,6 +142,9 @@ class TargetBudget(Frozen):
     memory: MemoryBudget
     atoms: AtomsBudget | None = Field(description="None without weights, and where a LoRA replaces the updates")
     time: TimeBudget | None = Field(description="None unless asked for")
+    strength: float | None = Field(
+        None, description="of the updates, as the transfer set sets it; 0 leaves them out.  None where it sets none"
+    )
     left_out: tuple[str, ...] = Field(description="parts that `port` leaves out to hold the FLOP limit")
     whole_percent: float = Field(description="FLOPs with nothing left out, by formula at 128 tokens, in percent")
     refused: str | None = Field(description="why nothing is left to port within the limit; all parts are counted then")

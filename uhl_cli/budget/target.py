@@ -83,12 +83,13 @@ def measure(
     :param examples: What active atoms are measured on; None for a host without weights.
     :param source: What the examples are, for the report.
     """
-    refused = None
+    refused = calibration = None
     if options.task_file is not None and is_ported(options.task_file):
         ported, host_flops = adapter.port(host, task=options.task_file), count_flops(host, None)
     else:
         aligned, refused = _align(adapter, host, options, reporter)
         ported, host_flops = adapter.port(aligned), aligned.host_flops
+        calibration = adapter.calibration(aligned) if adapter is adapter.own else None
     shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
     flops = measure_flops(host.map, ported.adapter, shape, phase(reporter, "counting"))
     memory = measure_memory(host.map, ported.adapter, shape)
@@ -116,6 +117,7 @@ def measure(
         memory=memory,
         atoms=atoms,
         time=seconds,
+        strength=None if calibration is None else calibration.strength,
         left_out=left_out,
         whole_percent=flops.percent if lora else whole_percent(host.map, adapter.manifest.config, per_token),
         refused=refused,

@@ -117,6 +117,8 @@ def _target(output: Output, target: TargetBudget) -> None:
     if target.atoms is not None:
         atoms = target.atoms
         output.line(f"active atoms per token: {atoms.per_token:.2f} on {atoms.texts:,} texts, {atoms.data}")
+    if target.strength is not None:
+        output.line(f"the transfer set sets the updates to strength {target.strength:g} here")
     if target.left_out:
         left_out = ", ".join(target.left_out)
         output.line(f"left out to hold the FLOP limit: {left_out} (whole: {target.whole_percent:.2f} %)")
