@@ -20,6 +20,7 @@ from uhl_cli.commands.search import optimise
 from uhl_cli.commands.tune_setting import settle, train_task
 from uhl_cli.commands.tune_student import compared, score_data, tune_student
 from uhl_cli.data import TaskData, load_task, name_to_load
+from uhl_cli.formats.folder import FILE_NAME
 from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.ported.aligned import AlignedHost
@@ -39,7 +40,8 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
     name = name_to_load(own, options.data.model_dump()) if options.labelled else own.name
     output = options.output_path(name)
     files = RunFiles(output.with_name(output.name + ".uhl-run"))
-    refuse_overwriting(output, files, resume=options.resume, overwrite=options.overwrite)
+    written = output / FILE_NAME if options.parameters == "lora" else output
+    refuse_overwriting(written, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     search = data = evaluation = None
@@ -97,7 +99,8 @@ def tune(
     predictor = setting.predictor()
     predictions: dict[str, Classes] = {}
     if predictor and record.own_task:
-        predictions["zero_shot"] = predictor.carried(setting.ported({}), "zero-shot").classes
+        # As `port` gives it: set by the transfer set, of which delta-theta with labels makes no use.
+        predictions["zero_shot"] = predictor.carried(adapter.port(setting.aligned), "zero-shot").classes
     train_task(trained, setting, accelerator, files)
     ported = setting.ported(trained.trained_values())
     atoms, truncated = None, 0
