@@ -114,14 +114,14 @@ class PortReport(Frozen):
 
 
 class Trial(Frozen):
-    """One trial of a search: what it tuned with, and its score on the held-out part of the training set."""
+    """One trial of a search: what it tuned with, and its score on what was held out.  What was not searched is None."""
 
     number: int
     learning_rate: float = Field(gt=0)
-    active_weight: float = Field(gt=0)
-    delta_weight: float = Field(gt=0)
-    top_k: int = Field(ge=1, le=2)
-    readout_learning_rate: float | None = Field(None, gt=0, description="None where the task has no readout of its own")
+    active_weight: float | None = Field(None, gt=0)
+    delta_weight: float | None = Field(None, gt=0)
+    top_k: int | None = Field(None, ge=1, le=2)
+    readout_learning_rate: float | None = Field(None, gt=0, description="None where no readout is trained")
     score: float
 
 
@@ -130,7 +130,7 @@ class SearchReport(Frozen):
 
     trials: tuple[Trial, ...]
     best: int
-    held_out: int = Field(description="training examples that trials were scored on")
+    held_out: int = Field(description="examples, held out of what is tuned by, that trials were scored on")
     ranges: dict[str, tuple[float, float]] = Field(description="ranges at the end, widened where needed")
 
 
@@ -149,6 +149,7 @@ class TuneReport(Frozen):
     readout_bytes: int = Field(description="bytes of a readout that was trained; 0 where the ported one is kept")
     bytes: int = Field(description="bytes of the task file, or of the LoRA's folder")
     train_examples: int
+    unread: int = Field(0, description="examples of the transfer set whose every token is unknown to the target")
     steps: int
     seconds: float
     agreement: dict[str, Score] = Field(

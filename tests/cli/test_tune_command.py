@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-from command_runs import Called, call, port_arguments
+from command_runs import Called, call, port_arguments, pretrain_arguments
 
 from uhl_cli.formats.task import read_task
 
@@ -76,6 +78,101 @@ def test_fewer_atoms_and_a_search(place, here):
     assert "searching: 6/6" in called.err
     shown = call(*arguments, "--output", "best.safetensors", "--optimise", "2", "--resume").out
     assert "held-out training examples" in shown
+
+
+def label_free(adapter: Path, target: Path, *more: str) -> list[str]:
+    """A run of three steps on the transfer set."""
+    given = ["tune", str(adapter), "--target", str(target), "--steps", "3", "--batch-size", "4", "--max-flops", "1000"]
+    return [*given, "--device", "cpu", "--offline", *more]
+
+
+@pytest.mark.parametrize("parameters", ["delta-theta", "lora"])
+def test_without_labels_no_data_is_read_and_port_takes_the_result(place, here, parameters):
+    arguments = label_free(place.adapter, place.target, "--parameters", parameters, "--output", "out")
+    shown = call(*arguments)
+    assert shown.code == 0, shown.err
+    sizes = {
+        "delta-theta": ("bytes of delta-theta", "bytes of the task file"),
+        "lora": ("bytes of the LoRA", "bytes of the readout", "bytes of the file in the folder"),
+    }
+    for words in (*sizes[parameters], "agreement with the teacher, before", "agreement with the teacher, tuned"):
+        assert words in shown.out
+    for words in ({*sizes["delta-theta"], *sizes["lora"]} - {*sizes[parameters]}) | {"active atoms", "zero-shot"}:
+        assert words not in shown.out
+    assert "tuned by the transfer set, no labels" in shown.out
+    # The line that says how to score it is a call that works.
+    said = re.search(r"to score it: uhl (port .+) --data FILE", shown.out)
+    more = ["--data", str(place.data), "--max-flops", "1000", "--device", "cpu", "--offline", "--json"]
+    scores = json.loads(call(*shlex.split(said.group(1)), *more).out)["scores"]
+    scored = call(*arguments, "--overwrite", "--score-data", str(place.data), "--json")
+    report = json.loads(scored.out)
+    assert report["scores"]["tuned"] == scores["ported"]
+    assert set(report["scores"]) == {"zero_shot", "tuned", "untouched"}
+    again = call(*arguments, "--overwrite", "--score-data", str(place.data))
+    assert "before, zero-shot" in again.out
+    assert "not scored" not in again.out
+    assert call(*arguments, "--overwrite", "--quiet") == Called(0, "out\n", "")
+
+
+def test_a_lora_with_labels(place, here):
+    arguments = [*tune_arguments(place.adapter, place.target, place.data), "--parameters", "lora", "--rank", "2"]
+    shown = call(*arguments, "--output", "out")
+    assert shown.code == 0, shown.err
+    for words in ("a LoRA tuned by labels", "before, zero-shot", "bytes of the LoRA"):
+        assert words in shown.out
+    assert "agreement" not in shown.out
+    other = call(*arguments, "--task", str(place.conll), "--output", "other", "--quiet")
+    assert other.code != 0
+    assert not Path("other").exists()
+
+
+@pytest.mark.integration
+def test_a_search_without_labels(place, here):
+    pytest.importorskip("optuna")
+    called = call(*label_free(place.adapter, place.target, "--output", "out", "--optimise", "2"))
+    assert called.code == 0, called.err
+    assert "search: agreement with the teacher on" in called.out
+    assert "searching: 6/6" in called.err
+
+
+def test_texts_that_the_target_cannot_read_are_counted(place, here, monkeypatch):
+    def deaf(_host, texts, _pairs=None) -> list[bool]:
+        return [index >= 3 for index in range(len(texts))]
+
+    monkeypatch.setattr("uhl_cli.commands.tune_student.takes_in", deaf)
+    called = call(*label_free(place.adapter, place.target, "--output", "out"))
+    assert called.code == 0, called.err
+    warning = [line for line in called.err.splitlines() if line.startswith("warning: ")]
+    assert len(warning) == 1
+    assert "knows no token of them: 3." in warning[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "code"),
+    [
+        (("--rank", "4"), "--rank has no effect here", 2),
+        (("--top-k", "1"), "--top-k has no effect here", 2),
+        (("--active-weight", "0.5"), "--active-weight has no effect here", 2),
+        (("--text-column", "x"), "--text-column has no effect here", 2),
+        (("--parameters", "lora", "--top-k", "1"), "--top-k has no effect here", 2),
+        (("--data", "d", "--score-data", "d"), "--score-data has no effect here", 2),
+        (("--score-data", "nowhere/at/all"), "no file or folder", 1),
+    ],
+)
+def test_what_has_no_effect_is_refused(more, words, code, place, here):
+    called = call(*label_free(place.adapter, place.target, *more, "--output", "out", "--quiet"))
+    assert called.code == code
+    assert words in called.error
+    assert list(here.iterdir()) == []
+
+
+def test_a_file_without_a_transfer_set_says_what_to_do(place, here):
+    made = call(*pretrain_arguments(place.host, place.data, "bare.safetensors"), "--transfer-set", "0", "--quiet")
+    assert made.code == 0
+    called = call(*label_free(Path("bare.safetensors"), place.target, "--quiet"))
+    assert called.code == 1
+    assert "no transfer set" in called.error
+    assert "--task or --data" in called.error
 
 
 @pytest.mark.parametrize(

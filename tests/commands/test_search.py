@@ -1,4 +1,4 @@
-"""A search for hyper-parameters reads training data alone, goes on where it was cut off, and widens its ranges."""
+"""A search for hyper-parameters reads what is tuned by alone, goes on where it was cut off, and widens its ranges."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tiny_hosts import tiny_host
 from toy_runs import TINY_LIMIT, make_adapter, sequence_data, token_data
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, tuning_defaults
+from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, TuneTraining, tuning_defaults
 from uhl_cli.commands.search import RANGES, optimise, widened
 from uhl_cli.commands.tune import tune
+from uhl_cli.commands.tune_student import lesson_of
 from uhl_cli.errors import DataError, TrainingError, UsageError
 from uhl_cli.formats.task import read_task
 from uhl_cli.reports import SearchReport, Trial
@@ -31,6 +32,14 @@ def adapter(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory) -> Path:
+    """A file with a transfer set."""
+    path = tmp_path_factory.mktemp("search") / "speaking.safetensors"
+    make_adapter(tiny_host("bert"), sequence_data(), path, max_steps=30, transfer_set="auto")
+    return path
+
+
 def options_for(adapter: Path, data, trials: int, **changes) -> TuneOptions:
     training = {"max_steps": 4, "batch_size": 8} | {
         name: changes.pop(name) for name in list(changes) if name in ("seed", "learning_rate")
@@ -38,8 +47,8 @@ def options_for(adapter: Path, data, trials: int, **changes) -> TuneOptions:
     return TuneOptions(
         adapter=adapter,
         target=HostOptions(name="tiny", device="cpu"),
-        data=DataOptions(task=data.task.name),
-        training=tuning_defaults().model_copy(update=training),
+        data=DataOptions(task=None if data is None else data.task.name),
+        training=TuneTraining(**training),
         max_flops=TINY_LIMIT,
         optimise=trials,
         **changes,
@@ -124,6 +133,53 @@ def test_trials_of_other_settings_are_refused(adapter, tmp_path):
     assert len(anew.trials) == 2
 
 
+@pytest.mark.parametrize(
+    ("parameters", "labelled", "searched"),
+    [
+        ("delta-theta", False, {"learning_rate": 0.02}),
+        ("lora", False, {"learning_rate": 1.5e-3, "readout_learning_rate": 5e-4}),
+        ("lora", True, {"learning_rate": 1.5e-3, "readout_learning_rate": 5e-4}),
+    ],
+)
+def test_a_student_is_searched_without_reading_what_it_is_scored_on(parameters, labelled, searched, speaking):
+    data = replace(sequence_data(), evaluation=None) if labelled else None
+    chosen, report = search(speaking, data, 3, parameters=parameters)
+    assert report.ranges.keys() == searched.keys()
+    for trial in report.trials:
+        assert set(trial.model_dump(exclude_none=True)) - {"number", "score"} == searched.keys()
+    assert {name: getattr(report.trials[0], name) for name in searched} == searched
+    assert len({trial.learning_rate for trial in report.trials}) == 3
+    best = report.trials[report.best]
+    for name in searched:
+        assert getattr(chosen.training, name) == getattr(best, name)
+    assert (chosen.top_k, chosen.optimise) == (None, 0)
+    lesson = lesson_of(UniversalAdapter.load(speaking).transfer_set())
+    texts = len(sequence_data().train) if labelled else len(set(lesson.owners))
+    assert report.held_out >= round(0.2 * texts)
+    assert (report.held_out == round(0.2 * texts)) == labelled  # a text is held out with its spans
+
+
+@pytest.mark.integration
+def test_a_students_search_that_is_cut_off_goes_on_with_the_same_trials(speaking, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(label: str, done: int, total: int, note: str = "") -> None:
+        if "trial 3" in note:
+            raise Stop
+
+    _, whole = search(speaking, None, 4)
+    files = RunFiles(tmp_path / "run")
+    with pytest.raises(Stop):
+        search(speaking, None, 4, files=files, reporter=stop)
+    assert len(json.loads(files.search.read_text())["trials"]) == 2
+    _, resumed = search(speaking, None, 4, files=files, resume=True)
+    assert resumed == whole
+    for changes in ({"learning_rate": 0.03}, {"parameters": "lora"}):
+        with pytest.raises(TrainingError, match="other settings"):
+            search(speaking, None, 5, files=files, resume=True, **changes)
+
+
 def test_a_range_moves_out_where_the_best_lies_on_its_edge():
     def trial(number: int, rate: float, score: float) -> Trial:
         return Trial(number=number, learning_rate=rate, active_weight=0.03, delta_weight=1e-5, top_k=2, score=score)
@@ -145,6 +201,8 @@ def test_what_cannot_be_searched_is_said(adapter, monkeypatch):
     few = replace(small, train=small.train.select(range(9)))
     with pytest.raises(DataError, match="too few"):
         search(adapter, few, 2)
+    with pytest.raises(DataError, match="no transfer set"):
+        search(adapter, None, 2)
     thin = adapter.with_name("thin.safetensors")
     make_adapter(tiny_host("bert"), small, thin, top_k=1)
     with pytest.raises(UsageError, match="active atom"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -20,42 +22,69 @@ def _record() -> type[TuneOptions]:
 
 @command(
     _record,
-    example="uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2",
-    panels={"Training": ("top-k", "max-length", "optimise", "resume", "save-every")},
+    example="uhl tune adapter.safetensors --target prajjwal1/bert-tiny --parameters lora --score-data sst2",
+    panels={
+        "Training": ("parameters", "rank", "top-k", "max-length", "optimise", "resume", "save-every"),
+        "Data": ("score-data",),
+    },
     metavars={"optimise": "N"},
     interrupted="Go on from the last checkpoint with --resume.",
 )
 def tune(options: TuneOptions, output: Output) -> None:
-    """Tune 512 bytes of an adapter on a target with labels, everything else frozen, and write a small task file."""
+    """Tune a target: without labels on the texts in the adapter file, or with the labels of --task or --data.
+
+    What is tuned is 512 bytes (delta-theta), or with --parameters lora a LoRA and a readout of the target's own;
+    everything else is frozen. Without labels the target learns what the file's teacher said of its texts, and no data
+    is read but what --score-data names, for scores alone. With labels:
+    uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2
+    """
     from uhl_cli.commands.tune import run_tune
 
     with output.progress() as reporter:
         report = run_tune(options, reporter)
     if is_main_process():
+        if report.unread:
+            output.note(
+                f"texts and spans of the transfer set left out, because the target's tokenizer knows no token of "
+                f"them: {report.unread:,}.",
+                "warning: ",
+            )
         output.warn_truncated(report.truncated)
-        output.result(report, quiet=[(report.output,)], table=_table)
+        output.result(report, quiet=[(report.output,)], table=partial(_table, target=options.target.name))
 
 
-def _table(output: Output, report: TuneReport) -> None:
-    """Print what `tune` did."""
-    target = report.target.fingerprint
-    shape = f"{target.model_type}, {target.num_hidden_layers} x {target.hidden_size}"
+def _table(output: Output, report: TuneReport, *, target: str) -> None:
+    """Print what `tune` did; `target` is named as the user named it."""
+    host = report.target.fingerprint
+    shape = f"{host.model_type}, {host.num_hidden_layers} x {host.hidden_size}"
+    what = "delta-theta" if report.parameters == "delta-theta" else "a LoRA"
+    by = "labels" if report.supervision == "labels" else "the transfer set, no labels"
     table = Table(
-        f"{report.output}: {report.task} on {report.target.name} ({shape})",
+        f"{report.output}: {report.task} on {report.target.name} ({shape}), {what} tuned by {by}",
         left=["what"],
         right=["value", "tuned minus this"],
     )
+    for name, score in report.agreement.items():
+        label = {"zero_shot": "before", "tuned": "tuned"}[name]
+        table.row(f"agreement with the teacher, {label}: {score.metric}, {score.examples} held-out", interval(score))
     rows = {"zero_shot": "before, zero-shot", "untouched": "untouched target (majority class)", "tuned": "tuned"}
     for name, label in rows.items():
         if name in report.scores:
             score = report.scores[name]
-            what = f"{label}: {score.metric}, {score.examples} examples"
-            table.row(what, interval(score), interval(report.gains.get(name)) if name != "tuned" else "")
-    table.row("bytes of delta-theta", f"{report.delta_bytes:,}")
-    if not report.own_task:
-        table.row("bytes of the new readout", f"{report.readout_bytes:,}")
-    table.row("bytes of the task file", f"{report.bytes:,}")
-    table.row("active atoms per token", "-" if report.atoms_per_token is None else f"{report.atoms_per_token:.2f}")
+            said = f"{label}: {score.metric}, {score.examples} examples"
+            table.row(said, interval(score), interval(report.gains.get(name)) if name != "tuned" else "")
+    if report.parameters == "lora":
+        table.row("bytes of the LoRA", f"{report.lora_bytes:,}")
+        table.row("bytes of the readout", f"{report.readout_bytes:,}")
+        table.row("bytes of the file in the folder", f"{report.bytes:,}")
+    else:
+        table.row("bytes of delta-theta", f"{report.delta_bytes:,}")
+        if not report.own_task:
+            table.row("bytes of the new readout", f"{report.readout_bytes:,}")
+        table.row("bytes of the task file", f"{report.bytes:,}")
+    if report.parameters == "delta-theta" and report.supervision == "labels":
+        atoms = report.atoms_per_token
+        table.row("active atoms per token", "-" if atoms is None else f"{atoms:.2f}")
     table.row(f"FLOP overhead at {report.flops.sequence_length} tokens", f"{report.flops.percent:.2f} %")
     table.row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
     table.row("seconds", f"{report.seconds:.0f}")
@@ -63,14 +92,20 @@ def _table(output: Output, report: TuneReport) -> None:
     if report.left_out:
         output.line(f"left out to hold the FLOP limit: {', '.join(report.left_out)}")
     if report.search is not None:
-        output.table(_trials(report.search))
+        output.table(_trials(report, report.search))
+    if not report.scores:
+        why = "the data has no evaluation examples" if report.supervision == "labels" else "--score-data names no data"
+        named = shlex.join([report.adapter, "--target", target, "--task-file", report.output])
+        output.line(f"not scored, as {why}; to score it: uhl port {named} --data FILE")
 
 
-def _trials(search: SearchReport) -> Table:
+def _trials(report: TuneReport, search: SearchReport) -> Table:
     """All trials of the search, the chosen one marked."""
     names = ["learning_rate", "readout_learning_rate", "active_weight", "delta_weight", "top_k", "score"]
     names = [name for name in names if getattr(search.trials[0], name) is not None]
     title = f"search: scores on {search.held_out:,} held-out training examples"
+    if report.supervision == "transfer set":
+        title = f"search: agreement with the teacher on {search.held_out:,} held-out texts and spans"
     table = Table(title, right=[name.replace("_", " ") for name in ["trial", *names]])
     for trial in search.trials:
         values = [f"{getattr(trial, name):.3g}" for name in names[:-1]]

@@ -109,6 +109,13 @@ class Options(Frozen):
             names = [flag.name for flag in flags for path in flag.paths if where[: len(path)] == path]
             raise UsageError(f"--{names[0] if names else where[-1]}: {first['msg']}.", "See --help.") from error
 
+    def value_of(self, flag: Flag) -> object:
+        """What one of the options is in this record."""
+        value: object = self
+        for name in flag.paths[0]:
+            value = getattr(value, name)
+        return value
+
     def said(self, command: str, *, always: frozenset[str], never: frozenset[str]) -> str:
         """The command line of this record: `always`, and every other option but `never` whose value is no default.
 
@@ -116,9 +123,7 @@ class Options(Frozen):
         """
         words = command.split()
         for flag in type(self).flags():
-            value: object = self
-            for name in flag.paths[0]:
-                value = getattr(value, name)
+            value = self.value_of(flag)
             if flag.name == self.argument:
                 words.append(_shown(str(value)))
             elif flag.name in never or value is None or (value == flag.default and flag.name not in always):

@@ -25,7 +25,8 @@ from uhl_cli.transfer.general import VERSION, transfer_texts
 def taught_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifier, TaskData]:
     """The classifier, with the data's names of its classes where it has none, and the task with its examples.
 
-    Training examples carry no classes yet (all are 0), see `lessons`; evaluation examples carry the data's.
+    Classes of the training examples mean nothing until `lessons` sets them; those of evaluation examples are the
+    data's, by the classifier's ids.
 
     :raises DataError: The data cannot be found or read, or holds no text.
     :raises LabelError: Its labels are not the classifier's.

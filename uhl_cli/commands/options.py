@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from uhl_cli.commands.flags import Options
+from uhl_cli.errors import UsageError
 from uhl_cli.schema import AdapterConfig, Strategy, TrainingConfig
 
 # What a command takes when nothing is named: both ship with the package.
@@ -249,6 +250,10 @@ _TUNING: dict[TuneMode, tuple[int, float, float]] = {
 }
 
 
+# Options that say something of atoms and their gains alone.
+_OF_ATOMS = ("top_k", "training.active_weight", "training.delta_weight")
+
+
 class TuneTraining(TrainingConfig):
     """How `uhl tune` trains.  What is None depends on what is tuned, see `settled`."""
 
@@ -320,8 +325,9 @@ class TuneOptions(Options):
         0,
         ge=0,
         le=10_000,
-        description="choose learning rate, lambda_F, lambda_Q and top-k by that many trials on a held-out part of the "
-        "training data first (needs optuna: pip install 'uhl[optimise]')",
+        description="choose the learning rates (of delta-theta with labels lambda_F, lambda_Q and top-k too) by that "
+        "many trials first, on a held-out part of the training data or of the transfer set (needs optuna: "
+        "pip install 'uhl[optimise]')",
     )
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     evaluation_batch_size: int = Field(64, ge=1)
@@ -350,6 +356,32 @@ class TuneOptions(Options):
         if self.parameters == "lora":
             return "lora"
         return "labels" if self.labelled else "transfer"
+
+    def refuse_idle(self) -> None:
+        """Refuse what was asked for and would have no effect.
+
+        :raises UsageError: When an option that says nothing of what is tuned is not at its default.
+        """
+        idle: dict[str, str] = {}
+        if self.parameters == "lora":
+            idle |= dict.fromkeys(_OF_ATOMS, "a LoRA has no active atoms, and no delta-theta")
+        else:
+            idle["rank"] = "it is the rank of a LoRA: add --parameters lora"
+        if self.mode == "transfer":
+            idle |= dict.fromkeys(_OF_ATOMS, "without labels there are no active atoms: name --task or --data")
+            idle["training.readout_learning_rate"] = "delta-theta without labels keeps the ported readout"
+        if self.labelled:
+            idle["score_data"] = "--task and --data name the evaluation data too"
+        else:
+            for name in DataOptions.model_fields:
+                if name in ("train_split", "limit_train"):
+                    idle[f"data.{name}"] = "there are no labels to train with: name --task or --data"
+                elif self.score_data is None:
+                    idle[f"data.{name}"] = "it is of data, and none is named: add --task, --data or --score-data"
+        for flag in type(self).flags():
+            why = idle.get(".".join(flag.paths[0]))
+            if why is not None and self.value_of(flag) != flag.default:
+                raise UsageError(f"--{flag.name} has no effect here; {why}.", f"Or leave --{flag.name} out.")
 
     def output_path(self, task: str) -> Path:
         """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) beside the adapter."""

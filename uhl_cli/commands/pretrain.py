@@ -29,7 +29,7 @@ from uhl_cli.commands.scoring import (
     refuse_overwriting,
     versions,
 )
-from uhl_cli.commands.texts import anchor_texts, more_texts
+from uhl_cli.commands.texts import anchor_texts, more_texts, ships_with_uhl
 from uhl_cli.commands.transfer_set import transfer_room, wanted_texts
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import plan_for
@@ -199,7 +199,7 @@ class Made:
         """The file's content."""
         return to_file(self.adapter, self.bank, manifest, self.features, self.transfer)
 
-    def user_texts(self, data: TaskData, options: PretrainOptions) -> int:
+    def user_texts(self, options: PretrainOptions) -> int:
         """How many different texts that are not this package's own lie in the file."""
         texts: set[str] = set()
         if options.anchors != "general":
@@ -207,7 +207,7 @@ class Made:
         if self.transfer is not None and self.transfer.record.general is None:
             held = self.transfer.whole().texts
             texts |= {*held.texts, *(held.pairs or ())}
-        return 0 if data.task.name == "reviews" else len(texts)
+        return 0 if ships_with_uhl(options) else len(texts)
 
 
 def _finish(
@@ -263,7 +263,7 @@ def _finish(
         feature_words=0 if made.features is None else made.features.anchors.num_words,
         transfer_texts=0 if record is None else record.texts,
         transfer_examples=0 if record is None else record.examples,
-        user_texts=made.user_texts(data, options),
+        user_texts=made.user_texts(options),
         flops=flop_report(ported, aligned.host_flops),
     )
 

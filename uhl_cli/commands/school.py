@@ -76,7 +76,9 @@ class School:
         length = None if model is self.own else self.options.training.max_length
         size = self.options.evaluation_batch_size
         progress = phase(self.reporter, "transfer set")
-        return taught(wanted, model, name, found, room=room, batch_size=size, max_length=length, progress=progress)
+        # The outputs are kept in whole steps, so that the precision of training is enough for them.
+        with self.accelerator.autocast():
+            return taught(wanted, model, name, found, room=room, batch_size=size, max_length=length, progress=progress)
 
     def _lora(self) -> PortedModel:
         def on_step(report: StepReport) -> None:
@@ -92,6 +94,7 @@ class School:
             files=self.files,
             digest=run_digest({"adapter": self.digest, "teacher": config.model_dump(mode="json")}),
             resume=self.options.resume,
+            save_every=self.options.save_every,
             on_step=on_step,
         )
 

@@ -1,20 +1,28 @@
-"""`uhl tune --optimise N`: hyper-parameters chosen by optuna on a held-out part of the training set."""
+"""`uhl tune --optimise N`: hyper-parameters chosen by optuna on a part of what is tuned by that is held out."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from accelerate import Accelerator
 from pydantic import ValidationError
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.commands.options import TuneOptions
+from uhl_cli.commands.options import TuneMode, TuneOptions
 from uhl_cli.commands.scoring import references_of
 from uhl_cli.commands.tune_setting import Setting, settle, train_task
+from uhl_cli.commands.tune_student import (
+    lesson_for,
+    student_identity,
+    student_record,
+    trained_student,
+    training_of,
+    tuned_model,
+)
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import DataError, TrainingError, UsageError
 from uhl_cli.files import write_bytes
@@ -23,7 +31,7 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import score
 from uhl_cli.reports import Reporter, SearchReport, Trial, silent
 from uhl_cli.schema import Frozen
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.loop import RunFiles, total_steps
 from uhl_cli.train.task_adapter import TaskAdapter
 
 Ranges = dict[str, tuple[float, float]]
@@ -32,17 +40,41 @@ Ranges = dict[str, tuple[float, float]]
 # next to nothing (tests/benchmarks/results/tuning_choices.json).
 RANGES: Ranges = {"learning_rate": (1e-3, 0.5), "active_weight": (0.01, 0.1), "delta_weight": (1e-6, 1e-4)}
 READOUT_RANGES: Ranges = {"readout_learning_rate": (3e-4, 3e-2)}
+# Of a student, about a decade around the defaults.
+STUDENT_RANGES: dict[TuneMode, Ranges] = {
+    "transfer": {"learning_rate": (3e-3, 0.2)},
+    "lora": {"learning_rate": (2e-4, 1e-2), "readout_learning_rate": (5e-5, 5e-3)},
+}
 # Values that no widening passes.
 LOWEST, HIGHEST = 1e-8, 1.0
 # A best value in this share of its range (on a log scale) lies on the edge; so few trials say nothing about it.
 EDGE, LEAST_TRIALS = 0.1, 4
-HELD_OUT, MOST_HELD_OUT = 0.2, 2000
+HELD_OUT, MOST_HELD_OUT, LEAST_EXAMPLES = 0.2, 2000, 10
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search tries, and how it tells which is better.
+
+    :param top_k: Numbers of active atoms to choose from; empty where there are no atoms.
+    :param steps: Of one trial.
+    :param held_out: Number of examples that trials are scored on.
+    :param identity: All that decides the course of the search.
+    :param score: Tunes with a trial's values and scores it on what is held out; takes a reporter of steps.
+    """
+
+    ranges: Ranges
+    top_k: Sequence[int]
+    steps: int
+    held_out: int
+    identity: dict[str, object]
+    score: Callable[[Trial, Reporter], float]
 
 
 def optimise(
     adapter: UniversalAdapter,
     host: Host,
-    data: TaskData,
+    data: TaskData | None,
     options: TuneOptions,
     *,
     accelerator: Accelerator,
@@ -51,58 +83,53 @@ def optimise(
 ) -> tuple[TuneOptions, SearchReport]:
     """The options with the best of `options.optimise` trials in place, and all trials.
 
-    Every trial tunes on four fifths of the training set and scores on the rest (at most 2,000 examples); the
-    evaluation data is not read.  The first trial is the options as they are.  With `files` a finished trial is kept,
-    and `options.resume` goes on behind the last one, with the same trials as an uninterrupted search.
+    Every trial tunes on four fifths of the training set, or of the transfer set's texts, and scores on the rest (at
+    most 2,000 examples; a text is held out with all its spans).  The evaluation data is not read, and without `data`
+    no label.  The first trial is the options as they are.  With `files` a finished trial is kept, and
+    `options.resume` goes on behind the last one, with the same trials as an uninterrupted search.
 
     :raises UsageError: When optuna is not installed, or there are several processes.
-    :raises DataError: When the training set is too small to hold a part of it out.
+    :raises DataError: When what is tuned by is too small to hold a part of it out.
     :raises TrainingError: When the kept trials belong to other settings.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UsageError("--optimise needs optuna.", "Run `pip install 'uhl[optimise]'`.")
     if accelerator.num_processes > 1:
         raise UsageError("--optimise runs in one process.", "Search first, then tune with the values that it prints.")
-    fit, held = _held_out(data.train, options.training.seed)
-    part = TaskData(data.task, fit, held, data.source)
-    settings: dict[int, Setting] = {}
-
-    def setting_for(top_k: int) -> Setting:
-        if top_k not in settings:
-            changed = options.model_copy(update={"top_k": top_k, "resume": False})
-            settings[top_k] = settle(adapter, host, part, changed, silent)
-        return settings[top_k]
-
-    most = options.top_k or adapter.manifest.config.top_k
-    first = setting_for(most)
-    ranges = RANGES | ({} if first.record.own_task else READOUT_RANGES)
-    settled = options.training.settled("labels")
-    start = {name: float(getattr(settled, name)) for name in ranges}
-    ranges = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in ranges.items()}
-    kept = _KeptTrials(files, _digest(first, ranges), resume=options.resume)
+    if data is None or options.parameters == "lora":
+        space = _students(adapter, host, data, options, accelerator)
+    else:
+        space = _task_adapters(adapter, host, data, options, accelerator)
+    settled = options.training.settled(options.mode)
+    start = {name: float(getattr(settled, name)) for name in space.ranges}
+    ranges = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in space.ranges.items()}
+    kept = _KeptTrials(files, run_digest(space.identity | {"ranges": ranges}), resume=options.resume)
     trials = kept.read()
     while len(trials) < options.optimise:
         number = len(trials)
-        asked = Trial(number=0, top_k=most, score=0.0, **start)
+        asked = Trial(number=0, top_k=max(space.top_k, default=None), score=0.0, **start)
         if number:
-            asked = _ask(trials, widened(ranges, trials), range(1, most + 1), seed=options.training.seed)
+            asked = _ask(trials, widened(ranges, trials), space.top_k, seed=options.training.seed)
         best = max((each.score for each in trials), default=None)
-        steps = first.record.training.steps
-        report = partial(_shown, reporter, number=number, steps=steps, trials=options.optimise, best=best)
-        found = _score(setting_for(asked.top_k), asked, accelerator, report)
+        shown = partial(_shown, reporter, number=number, steps=space.steps, trials=options.optimise, best=best)
+        try:
+            found = space.score(asked, shown)
+        except TrainingError:  # diverged: the worst there is
+            found = 0.0
         trials.append(asked.model_copy(update={"score": found}))
         kept.write(trials)
     best_trial = max(trials, key=lambda each: (each.score, -each.number))
-    report_of_search = SearchReport(
-        trials=tuple(trials), best=best_trial.number, held_out=len(held), ranges=widened(ranges, trials)
+    report = SearchReport(
+        trials=tuple(trials), best=best_trial.number, held_out=space.held_out, ranges=widened(ranges, trials)
     )
-    return with_trial(options, best_trial), report_of_search
+    return with_trial(options, best_trial), report
 
 
 def with_trial(options: TuneOptions, trial: Trial) -> TuneOptions:
     """The options with a trial's values in place."""
     training = options.training.model_copy(update=_values(trial))
-    return options.model_copy(update={"training": training, "top_k": trial.top_k, "optimise": 0})
+    top_k = options.top_k if trial.top_k is None else trial.top_k
+    return options.model_copy(update={"training": training, "top_k": top_k, "optimise": 0})
 
 
 def _values(trial: Trial) -> dict[str, float]:
@@ -125,44 +152,100 @@ def widened(ranges: Ranges, trials: Sequence[Trial]) -> Ranges:
     return found
 
 
-def _held_out(examples: Examples | None, seed: int) -> tuple[Examples, Examples]:
-    count = 0 if examples is None else len(examples)
-    if examples is None or count < 10:
-        raise DataError(f"{count} training examples are too few to hold some out.", "Tune without --optimise.")
-    return examples.split(min(HELD_OUT, MOST_HELD_OUT / count), seed=seed)
+def _task_adapters(
+    adapter: UniversalAdapter, host: Host, data: TaskData, options: TuneOptions, accelerator: Accelerator
+) -> Space:
+    """Delta-theta, and a new task's readout, with labels."""
+    fraction = _fraction(data.train)
+    assert data.train is not None  # or it were too few
+    fit, held = data.train.split(fraction, seed=options.training.seed)
+    part = TaskData(data.task, fit, held, data.source)
+    settings: dict[int, Setting] = {}
 
+    def setting_for(top_k: int) -> Setting:
+        if top_k not in settings:
+            changed = options.model_copy(update={"top_k": top_k, "resume": False})
+            settings[top_k] = settle(adapter, host, part, changed, silent)
+        return settings[top_k]
 
-def _score(setting: Setting, trial: Trial, accelerator: Accelerator, report: Callable[[int], None]) -> float:
-    """Metric of one trial on the held-out examples; NaN-free, or the worst there is for a run that diverged."""
-    options, data = with_trial(setting.options, trial), setting.data
-    training = setting.record.training.config.model_copy(update=_values(trial))
-    record = setting.record.model_copy(
-        update={"training": setting.record.training.model_copy(update={"config": training})}
-    )
-
-    def on_progress(label: str, done: int, total: int, note: str = "") -> None:
-        if label == "tuning":
-            report(done)
-
-    setting = replace(setting, options=options, record=record, reporter=on_progress)
-    trained = TaskAdapter(
-        setting.adapter.stored, record.config, new_readout=not record.own_task, seed=options.training.seed
-    )
-    trained.to(accelerator.device)
-    try:
+    def score_of(trial: Trial, reporter: Reporter) -> float:
+        assert trial.top_k is not None  # it is searched
+        setting = setting_for(trial.top_k)
+        training = setting.record.training.config.model_copy(update=_values(trial))
+        record = setting.record.model_copy(
+            update={"training": setting.record.training.model_copy(update={"config": training})}
+        )
+        setting = replace(setting, options=with_trial(setting.options, trial), record=record, reporter=reporter)
+        trained = TaskAdapter(
+            adapter.stored, record.config, new_readout=not record.own_task, seed=options.training.seed
+        ).to(accelerator.device)
         train_task(trained, setting, accelerator, None)
-    except TrainingError:
-        return 0.0
-    predictor = setting.predictor()
-    assert predictor is not None  # the held-out part is never empty
-    assert data.evaluation is not None
-    classes = predictor.carried(setting.ported(trained.trained_values()), "held out").classes
-    return score(data.task.metric, classes, references_of(data.evaluation), data.task.labels).value
+        predictor = setting.predictor()
+        assert predictor is not None  # the held-out part is never empty
+        classes = predictor.carried(setting.ported(trained.trained_values()), "held out").classes
+        return score(data.task.metric, classes, references_of(held), data.task.labels).value
+
+    most = options.top_k or adapter.manifest.config.top_k
+    first = setting_for(most)
+    ranges = RANGES | ({} if first.record.own_task else READOUT_RANGES)
+    steps = first.record.training.steps
+    return Space(ranges, range(1, most + 1), steps, len(held), first.identity(), score_of)
 
 
-def _shown(reporter: Reporter, done: int, *, number: int, steps: int, trials: int, best: float | None) -> None:
-    note = f"trial {number + 1} of {trials}" + ("" if best is None else f"  best {best:.3f}")
-    reporter("searching", number * steps + done, trials * steps, note)
+def _students(
+    adapter: UniversalAdapter, host: Host, data: TaskData | None, options: TuneOptions, accelerator: Accelerator
+) -> Space:
+    """A LoRA, or delta-theta without labels: trials are scored by agreement with the teacher on texts held out with
+    all their spans, or by labelled examples where there are any."""
+    whole = lesson_for(adapter, host, data)
+    lesson, held = whole.split(_fraction(whole.examples), options.training.seed)
+    aligned = adapter.align(host, strategy=options.strategy, max_flops=options.max_flops)
+    zero_shot, config = adapter.port(aligned), training_of(adapter, options)
+    task = adapter.manifest.task
+
+    def score_of(trial: Trial, reporter: Reporter) -> float:
+        changed = with_trial(options, trial)
+        training = training_of(adapter, changed)
+        student = trained_student(
+            adapter, aligned, lesson, training, changed, accelerator=accelerator, files=None, reporter=reporter
+        )
+        record = student_record(adapter, host, lesson, training, changed)
+        tuned, _ = tuned_model(adapter, aligned, zero_shot, student, record)
+        classes = tuned.classes_of(held, batch_size=options.evaluation_batch_size).for_metric(task.kind)
+        return score(task.metric, classes, references_of(held), task.labels).value
+
+    identity = student_identity(adapter, host, lesson, config, options)
+    steps = total_steps(len(lesson.examples), config)
+    return Space(STUDENT_RANGES[options.mode], (), steps, len(held), identity, score_of)
+
+
+def _fraction(examples: Examples | None) -> float:
+    """How much of the examples trials are scored on.
+
+    :raises DataError: When there are too few.
+    """
+    count = 0 if examples is None else len(examples)
+    if count < LEAST_EXAMPLES:
+        raise DataError(f"{count} training examples are too few to hold some out.", "Tune without --optimise.")
+    return min(HELD_OUT, MOST_HELD_OUT / count)
+
+
+def _shown(
+    reporter: Reporter,
+    label: str,
+    done: int,
+    total: int,
+    note: str = "",
+    *,
+    number: int,
+    steps: int,
+    trials: int,
+    best: float | None,
+) -> None:
+    """Report the steps of all trials together."""
+    if label == "tuning":
+        note = f"trial {number + 1} of {trials}" + ("" if best is None else f"  best {best:.3f}")
+        reporter("searching", number * steps + done, trials * steps, note)
 
 
 def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed: int) -> Trial:
@@ -171,11 +254,12 @@ def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed:
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = [*ranges, "top_k"]
+    names = [*ranges, *(["top_k"] if top_k else [])]
     space: dict[str, BaseDistribution] = {
         name: FloatDistribution(low, high, log=True) for name, (low, high) in ranges.items()
     }
-    space["top_k"] = CategoricalDistribution(list(top_k))
+    if top_k:
+        space["top_k"] = CategoricalDistribution(list(top_k))
     number = len(trials)
     # A seed a trial, so that a resumed search draws what an uninterrupted one draws.
     sampler = optuna.samplers.TPESampler(seed=1000 * seed + number, n_startup_trials=5)
@@ -184,10 +268,6 @@ def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed:
         values = {name: getattr(each, name) for name in names}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=space, value=each.score))
     return Trial(number=number, score=0.0, **study.ask(fixed_distributions=space).params)
-
-
-def _digest(setting: Setting, ranges: Ranges) -> str:
-    return run_digest(setting.identity() | {"ranges": ranges})
 
 
 class _KeptTrials:

@@ -16,6 +16,7 @@ from uhl_cli.align.texts import (
 from uhl_cli.codes.packing import compress_text
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.data import TaskData, load_task
+from uhl_cli.data.tasks import TASKS
 from uhl_cli.errors import BudgetError, DataError
 from uhl_cli.schema import AdapterConfig
 from uhl_cli.transfer.general import opinions
@@ -58,6 +59,12 @@ def anchor_texts(data: TaskData, options: PretrainOptions) -> AnchorTexts:
     return choose_anchors(
         texts, num_words=max(FRAME_WORDS, options.num_anchors), seed=options.training.seed, origin=origin
     )
+
+
+def ships_with_uhl(options: PretrainOptions) -> bool:
+    """Whether the training texts are this package's own, which are no secret of the user's."""
+    row = TASKS.get(options.data.task or "")
+    return row is not None and row.folder is not None and options.data.data is None
 
 
 def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from uhl_cli.align.texts import read_texts
 from uhl_cli.codes.packing import squeeze
 from uhl_cli.commands.options import PretrainOptions
+from uhl_cli.commands.texts import ships_with_uhl
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import BudgetError, DataError, UsageError
 from uhl_cli.formats.transfer import MAX_TEXT_BYTES, StoredTransfer, transfer_tensors
@@ -122,7 +123,8 @@ def wanted_texts(data: TaskData, options: PretrainOptions, config: AdapterConfig
                 "Raise --max-bytes, or use fewer --num-anchors.",
             )
         return None
-    return Wanted(fitting, general, general is None)
+    theirs = general is None and not (ships_with_uhl(options) and origin.startswith("training"))
+    return Wanted(fitting, general, theirs)
 
 
 def _chosen(texts: list[str], pairs: list[str] | None, *, words: bool, seed: int) -> tuple[list[str], list[str] | None]:

@@ -1,8 +1,9 @@
-"""`uhl tune`: an adapter file, a target and a labelled task in, one small task file out."""
+"""`uhl tune`: an adapter file and a target in, with a labelled task or without, a small task file or a LoRA out."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -17,8 +18,9 @@ from uhl_cli.commands.scoring import (
 )
 from uhl_cli.commands.search import optimise
 from uhl_cli.commands.tune_setting import settle, train_task
-from uhl_cli.commands.tune_student import compared, tune_student
+from uhl_cli.commands.tune_student import compared, score_data, tune_student
 from uhl_cli.data import TaskData, load_task, name_to_load
+from uhl_cli.formats.folder import FILE_NAME
 from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.ported.aligned import AlignedHost
@@ -32,19 +34,21 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
 
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
+    options.refuse_idle()
     adapter = UniversalAdapter.load(options.adapter)
     own = adapter.manifest.task
     name = name_to_load(own, options.data.model_dump()) if options.labelled else own.name
     output = options.output_path(name)
     files = RunFiles(output.with_name(output.name + ".uhl-run"))
-    refuse_overwriting(output, files, resume=options.resume, overwrite=options.overwrite)
+    written = output / FILE_NAME if options.parameters == "lora" else output
+    refuse_overwriting(written, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
-    search = None
+    search = data = evaluation = None
     if not options.labelled:
         adapter.transfer_set()  # an error before the host is loaded
+        evaluation = score_data(adapter, options)
     host = load(options.target.model_copy(update={"device": chosen}))
-    data = None
     if options.labelled:
         data = load_task(
             name,
@@ -54,13 +58,13 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
             **options.data.model_dump(exclude={"task"}),
         )
     try:
-        if data is None or options.parameters == "lora":
-            return tune_student(adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+        run: dict[str, Any] = {"accelerator": accelerator, "files": files, "reporter": reporter}
         if options.optimise:
-            options, search = optimise(
-                adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter
-            )
-        report = tune(adapter, host, data, options, accelerator=accelerator, files=files, reporter=reporter)
+            options, search = optimise(adapter, host, data, options, **run)
+        if data is None or options.parameters == "lora":
+            report = tune_student(adapter, host, data, options, evaluation=evaluation, **run)
+        else:
+            report = tune(adapter, host, data, options, **run)
         return report.model_copy(update={"search": search})
     finally:
         accelerator.end_training()  # leaves the process group, where there are several processes
@@ -95,7 +99,8 @@ def tune(
     predictor = setting.predictor()
     predictions: dict[str, Classes] = {}
     if predictor and record.own_task:
-        predictions["zero_shot"] = predictor.carried(setting.ported({}), "zero-shot").classes
+        # As `port` gives it: set by the transfer set, of which delta-theta with labels makes no use.
+        predictions["zero_shot"] = predictor.carried(adapter.port(setting.aligned), "zero-shot").classes
     train_task(trained, setting, accelerator, files)
     ported = setting.ported(trained.trained_values())
     atoms, truncated = None, 0

@@ -23,6 +23,7 @@ from uhl_cli.commands.scoring import (
     versions,
 )
 from uhl_cli.data import Examples, TaskData, evaluation_data
+from uhl_cli.data.examples import split_indices
 from uhl_cli.data.tasks import TASKS
 from uhl_cli.errors import DataError
 from uhl_cli.formats.adapter import Quantised
@@ -31,6 +32,7 @@ from uhl_cli.formats.folder import FILE_NAME, TunedRecord
 from uhl_cli.formats.ported import save_ported
 from uhl_cli.formats.task import TaskFile, TaskRecord, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import takes_in
 from uhl_cli.metrics import Difference, Score, paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
@@ -49,6 +51,8 @@ class Lesson:
     """What a student learns from: examples with targets, and others that it is judged by.
 
     :param held: Examples whose classes are the teacher's; None with labels.
+    :param unread: How many examples were left out, see `lesson_of`.
+    :param owners: The text that each example is of, by its number.
     """
 
     examples: Examples
@@ -56,21 +60,47 @@ class Lesson:
     held: Examples | None
     digest: str
     source: str
+    unread: int = 0
+    owners: tuple[int, ...] = ()
+
+    def part(self, rows: list[int]) -> Lesson:
+        """The lesson of some of its examples."""
+        targets, owners = self.targets, tuple(self.owners[row] for row in rows)
+        chosen = None if targets is None else lambda some: targets([rows[row] for row in some])
+        return replace(self, examples=self.examples.select(rows), targets=chosen, owners=owners)
+
+    def split(self, fraction: float, seed: int) -> tuple[Lesson, Examples]:
+        """The lesson without a seeded random part of its texts, and that part's examples.
+
+        :raises DataError: When there are fewer than two texts.
+        """
+        texts = sorted(set(self.owners))
+        held = {texts[place] for place in split_indices(len(texts), fraction, seed)[1]}
+        rows = range(len(self.owners))
+        rest = self.part([row for row in rows if self.owners[row] not in held])
+        return rest, self.examples.select(row for row in rows if self.owners[row] in held)
 
 
-def lesson_of(transfer: TransferSet) -> Lesson:
+def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
     """The transfer set as a lesson; a text is held out with all its spans.
 
-    :raises DataError: When it holds too few texts.
+    :param host: Examples of which its tokenizer knows no token are left out: there is nothing to learn from them.
+    :raises DataError: When too few texts are left.
     """
     examples, odds = transfer.examples(), torch.from_numpy(transfer.log_odds())
-    owners = transfer.texts.owners()
-    count = len(transfer.texts)
-    if count < 2:
-        raise DataError("the transfer set holds a single text.", "Tune with --task or --data.")
-    number = min(MOST_HELD_OUT, max(1, int(HELD_OUT * count)))
-    held_texts = set(np.random.default_rng(0).permutation(count)[:number].tolist())
-    fitted = [row for row, owner in enumerate(owners) if owner not in held_texts]
+    known = [True] * len(examples) if host is None else takes_in(host, examples.texts, examples.pairs)
+    owners = [owner if taken else -1 for owner, taken in zip(transfer.texts.owners(), known, strict=True)]
+    texts = sorted({*owners} - {-1})
+    if host is not None and not texts:
+        raise DataError(
+            f"the tokenizer of {host.name} knows no token of the transfer set's texts.",
+            "Tune with --task or --data, or choose a target that was trained on texts of this language.",
+        )
+    if len(texts) < 2:
+        raise DataError("there is a single text in the transfer set.", "Tune with --task or --data.")
+    number = min(MOST_HELD_OUT, max(1, int(HELD_OUT * len(texts))))
+    held_texts = {texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:number]}
+    fitted = [row for row, owner in enumerate(owners) if owner >= 0 and owner not in held_texts]
     held = [row for row, owner in enumerate(owners) if owner in held_texts]
     counts = [1] * len(examples) if examples.words is None else [len(row) for row in examples.words]
     parts = torch.split(odds.softmax(-1), counts)
@@ -85,6 +115,8 @@ def lesson_of(transfer: TransferSet) -> Lesson:
         examples.select(held),
         transfer.texts.digest,
         f"transfer set: {transfer.teacher}",
+        unread=known.count(False),
+        owners=tuple(owners[row] for row in fitted),
     )
 
 
@@ -108,6 +140,7 @@ def tune_student(
     data: TaskData | None,
     options: TuneOptions,
     *,
+    evaluation: TaskData | None = None,
     accelerator: Accelerator,
     files: RunFiles | None = None,
     reporter: Reporter = silent,
@@ -116,13 +149,14 @@ def tune_student(
     """Tune on the transfer set, or with the labels of `data`, and write the task file or the LoRA's folder.
 
     :param data: Labelled examples of the adapter's own task; None for the transfer set.
+    :param evaluation: Data to score on where there are no labels, see `score_data`.
     :param aligned: The adapter's alignment to this host, where it is known already.
     :raises DataError: When there is nothing to learn from.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     started = time.monotonic()
-    evaluation = score_data(adapter, options) if data is None else data
-    lesson = lesson_of(adapter.transfer_set()) if data is None else _labelled(adapter, data)
+    evaluation = evaluation if data is None else data
+    lesson = lesson_for(adapter, host, data)
     if aligned is None:
         aligned = adapter.align(
             host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
@@ -132,8 +166,8 @@ def tune_student(
     student = trained_student(
         adapter, aligned, lesson, config, options, accelerator=accelerator, files=files, reporter=reporter
     )
-    record = _record(adapter, host, lesson, config, options)
-    tuned, content = _result(adapter, aligned, zero_shot, student, record, options)
+    record = student_record(adapter, host, lesson, config, options)
+    tuned, content = tuned_model(adapter, aligned, zero_shot, student, record)
     judged = {"zero_shot": zero_shot, "tuned": tuned}
     agreement = {} if lesson.held is None else _agreement(adapter, judged, lesson.held, options, reporter)
     predictions, atoms, truncated = _predictions(adapter, judged, evaluation, options, reporter)
@@ -162,6 +196,7 @@ def tune_student(
         readout_bytes=0 if content is not None else sum(value.nbytes for value in tuned.adapter.readout.buffers()),
         bytes=(output / FILE_NAME).stat().st_size if content is None else len(task_to_bytes(content)),
         train_examples=len(lesson.examples),
+        unread=lesson.unread,
         steps=record.training.steps,
         seconds=time.monotonic() - started,
         agreement=agreement,
@@ -172,6 +207,14 @@ def tune_student(
         flops=flop_report(tuned, aligned.host_flops),
         left_out=aligned.plan.without_updates().left_out,
     )
+
+
+def lesson_for(adapter: UniversalAdapter, host: Host, data: TaskData | None) -> Lesson:
+    """What a student on this host learns from: labelled examples, or without them the adapter's transfer set.
+
+    :raises DataError: When there is nothing to learn from, or the labels are not the adapter's own.
+    """
+    return lesson_of(adapter.transfer_set(), host) if data is None else _labelled(adapter, data)
 
 
 def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConfig:
@@ -215,13 +258,7 @@ def trained_student(
     def on_step(report: StepReport) -> None:
         reporter("tuning", report.step, report.steps, f"loss {report.loss:.3f}  agreement {report.accuracy:.3f}")
 
-    identity = options.deciding() | {
-        "training": config.model_dump(mode="json"),
-        "adapter": adapter.digest,
-        "host": host.fingerprint.model_dump(mode="json"),
-        "lesson": lesson.digest,
-        "processes": accelerator.num_processes,
-    }
+    identity = student_identity(adapter, host, lesson, config, options) | {"processes": accelerator.num_processes}
     reporter("tuning", 0, total_steps(len(lesson.examples), config))
     run_steps(
         StudentModel(student, host),
@@ -239,6 +276,18 @@ def trained_student(
         on_step=on_step,
     )
     return student
+
+
+def student_identity(
+    adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
+) -> dict[str, object]:
+    """All that decides the course of a run: every option but those that do not, and digests of what they name."""
+    return options.deciding() | {
+        "training": config.model_dump(mode="json"),
+        "adapter": adapter.digest,
+        "host": host.fingerprint.model_dump(mode="json"),
+        "lesson": lesson.digest,
+    }
 
 
 def compared(predictions: dict[str, Classes], data: TaskData | None) -> tuple[dict[str, Score], dict[str, Difference]]:
@@ -264,12 +313,13 @@ def _labelled(adapter: UniversalAdapter, data: TaskData) -> Lesson:
             f"a LoRA starts from the adapter's readout of {own.name}, whose labels are {', '.join(own.labels[:8])}.",
             "Give data with these labels, or tune with --parameters delta-theta.",
         )
-    return Lesson(data.train, None, None, data.train.digest(), data.source)
+    return Lesson(data.train, None, None, data.train.digest(), data.source, owners=tuple(range(len(data.train))))
 
 
-def _record(
+def student_record(
     adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
 ) -> TaskRecord:
+    """What a task file of the student says of it; the scores come last."""
     manifest = adapter.manifest
     return TaskRecord(
         adapter=adapter.digest,
@@ -292,13 +342,12 @@ def _record(
     )
 
 
-def _result(
+def tuned_model(
     adapter: UniversalAdapter,
     aligned: AlignedHost,
     zero_shot: PortedModel,
     student: Student,
     record: TaskRecord,
-    options: TuneOptions,
 ) -> tuple[PortedModel, TaskFile | None]:
     """The tuned model as its file gives it back, and the task file, if it is one."""
     if student.delta_theta is None:

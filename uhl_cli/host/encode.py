@@ -126,6 +126,15 @@ def encode(
     )
 
 
+def takes_in(host: Host, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[bool]:
+    """Whether the host's tokenizer knows any token of each text, or of its pair."""
+    tokenizer: Any = host.tokenizer
+    batch = tokenizer(
+        list(texts), None if pairs is None else list(pairs), add_special_tokens=False, truncation=False, verbose=False
+    )
+    return [any(token != tokenizer.unk_token_id for token in row) for row in batch["input_ids"]]
+
+
 def tokens_of_spans(encoded: Encoded, row: int, spans: Sequence[tuple[int, int]], sequence: int = 0) -> Tensor:
     """Which tokens overlap each character span (start, end) of a text: bool [spans, tokens].
 

@@ -78,15 +78,7 @@ class Student(nn.Module):
             lora = self._expansion.factors_of(fake_quantise(self.delta_theta, bits_of("delta_theta")))
         else:
             names = [name.removeprefix("down:") for name in self.factors if name.startswith("down:")]
-            lora = LoraFactors(
-                {
-                    name.replace("/", "."): (
-                        self.factors[f"down:{name}"],
-                        _ALPHA_OVER_RANK * self.factors[f"up:{name}"],
-                    )
-                    for name in names
-                }
-            )
+            lora = LoraFactors({name.replace("/", "."): self._factors_of(name) for name in names})
         return PortedAdapter(self._threshold, {}, _readout(dict(self.readout.items())), lora=lora)
 
     def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:

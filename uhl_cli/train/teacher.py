@@ -41,6 +41,7 @@ def lora_teacher(
     files: RunFiles | None = None,
     digest: str = "",
     resume: bool = False,
+    save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> PortedModel:
     """The source with a LoRA on all linear modules and a readout of its own, trained from the ported adapter's readout.
@@ -66,6 +67,7 @@ def lora_teacher(
         files=None if files is None else replace(files, folder=files.folder / "teacher"),
         digest=digest,
         resume=resume,
+        save_every=save_every,
         on_step=on_step,
     )
     return ported.with_adapter(student.finished(host))
