@@ -85,7 +85,7 @@ class FeatureRecord(Frozen):
 
 
 class GeneralRecord(Frozen):
-    """Which of the package's own texts a transfer set is of, and how they are written, see `data.general`."""
+    """Which of the package's own texts a transfer set is of, and how they are written, see `transfer.general`."""
 
     version: int = Field(ge=1, le=9999)
     lower: bool
@@ -93,7 +93,7 @@ class GeneralRecord(Frozen):
 
 
 class TransferRecord(Frozen):
-    """What a manifest says of its transfer set, see `data.transfer`.
+    """What a manifest says of its transfer set, see `transfer.texts`.
 
     :param general: Set where the texts are the package's own, so that the file holds none.
     :param examples: Texts and their spans; `predictions`: teacher's outputs, which are one a word of a token task.

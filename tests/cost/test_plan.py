@@ -120,3 +120,18 @@ def test_limit_that_nothing_holds_is_an_error():
         make_plan(host.map, CONFIG, host_flops_per_token=10_000.0, max_flops_percent=0.1)
     assert "--max-flops" in caught.value.hint
     assert caught.value.exit_code == 3
+
+
+def test_without_updates_the_depths_of_the_readout_alone_are_missing():
+    host = tiny_host("llama", num_hidden_layers=4)
+    per_token = count_flops(host, None) / min(128, host.max_length)
+    plans = [
+        make_plan(host.map, CONFIG, host_flops_per_token=per_token, max_flops_percent=percent)
+        for percent in (6.0, 1000.0, 3.0)
+    ]
+    assert any(any("layer" in part for part in plan.left_out) for plan in plans)
+    for plan in plans:
+        bare = plan.without_updates()
+        assert (bare.types, bare.layers, bare.tap_depths) == ((), (), plan.tap_depths)
+        assert len(bare.left_out) == 5 - len(plan.tap_depths)
+        assert set(bare.left_out) <= set(plan.left_out)
