@@ -1,4 +1,4 @@
-"""A LoRA's folder and a low-rank task file, as `uhl tune` makes them: `port`, `inspect` and `budget` of either."""
+"""What `uhl tune` makes inside a target, a LoRA folder or a low-rank task file: `port`, `inspect` and `budget` of it."""
 
 from __future__ import annotations
 
