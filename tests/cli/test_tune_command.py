@@ -12,6 +12,8 @@ from command_runs import Called, call, port_arguments, pretrain_arguments
 
 from uhl_cli.formats.task import read_task
 
+WIDE = {"COLUMNS": "200"}
+
 
 def tune_arguments(adapter: Path, target: Path, data: Path | str) -> list[str]:
     """A run of three steps."""
@@ -89,7 +91,7 @@ def label_free(adapter: Path, target: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("parameters", ["delta-theta", "lora"])
 def test_without_labels_no_data_is_read_and_port_takes_the_result(place, here, parameters):
     arguments = label_free(place.adapter, place.target, "--parameters", parameters, "--output", "out")
-    shown = call(*arguments)
+    shown = call(*arguments, env=WIDE)
     assert shown.code == 0, shown.err
     sizes = {
         "delta-theta": ("bytes of delta-theta", "bytes of the task file"),
@@ -108,7 +110,7 @@ def test_without_labels_no_data_is_read_and_port_takes_the_result(place, here, p
     report = json.loads(scored.out)
     assert report["scores"]["tuned"] == scores["ported"]
     assert set(report["scores"]) == {"zero_shot", "tuned", "untouched"}
-    again = call(*arguments, "--overwrite", "--score-data", str(place.data))
+    again = call(*arguments, "--overwrite", "--score-data", str(place.data), env=WIDE)
     assert "before, zero-shot" in again.out
     assert "not scored" not in again.out
     assert call(*arguments, "--overwrite", "--quiet") == Called(0, "out\n", "")
@@ -116,7 +118,7 @@ def test_without_labels_no_data_is_read_and_port_takes_the_result(place, here, p
 
 def test_a_lora_with_labels(place, here):
     arguments = [*tune_arguments(place.adapter, place.target, place.data), "--parameters", "lora", "--rank", "2"]
-    shown = call(*arguments, "--output", "out")
+    shown = call(*arguments, "--output", "out", env=WIDE)
     assert shown.code == 0, shown.err
     for words in ("a LoRA tuned by labels", "before, zero-shot", "bytes of the LoRA"):
         assert words in shown.out

@@ -227,7 +227,7 @@ def test_tune_of_a_strangers_file(name, here, target, asked_of_hub, files_opened
         )
         return Path(run_tune(options).output)
 
-    with pytest.raises(UsageError, match=r"--data.*--task"):
+    with pytest.raises(UsageError, match=r"--task, --data"):
         tune()
     assert (asked_of_hub, touched(files_opened)) == ([], [])
     with pytest.raises(UhlError, match="some-org/some-data is not there"):
