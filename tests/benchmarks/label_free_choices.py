@@ -28,7 +28,8 @@ from uhl_cli.codes.packing import squeeze
 from uhl_cli.commands.options import HostOptions, TuneOptions
 from uhl_cli.commands.scoring import references_of
 from uhl_cli.commands.tune_student import Lesson, trained_student, training_of
-from uhl_cli.data import Examples, TaskData, token_examples
+from uhl_cli.data import Examples, TaskData
+from uhl_cli.data.examples import token_examples
 from uhl_cli.files import write_text
 from uhl_cli.metrics import score
 from uhl_cli.reports import silent

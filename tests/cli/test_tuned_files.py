@@ -1,4 +1,4 @@
-"""What `uhl tune` makes inside a target, a LoRA folder or a low-rank task file: `port`, `inspect` and `budget` of it."""
+"""What `uhl tune` makes in a target, a LoRA folder or a low-rank task file: `port`, `inspect` and `budget` of it."""
 
 from __future__ import annotations
 
