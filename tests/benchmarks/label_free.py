@@ -193,7 +193,7 @@ class Bench:
         assert lora is not None  # a student has one
         row = {
             "train_examples": len(lesson.examples),
-            "steps": config.max_steps,
+            "taken_steps": config.max_steps,
             "learning_rate": config.learning_rate,
             "readout_learning_rate": config.readout_learning_rate,
             "seconds": round(time.monotonic() - started, 1),
