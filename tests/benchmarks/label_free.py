@@ -36,7 +36,6 @@ from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import silent
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import accelerator_for
-from uhl_cli.train.student import Student
 
 SOURCE = "minilm-l6"
 TARGETS = ("minilm-l3", "wiki-256x4", "builtin:decoder", "builtin:base")
@@ -188,7 +187,7 @@ class Bench:
             start=_fresh(adapter.start(aligned), aligned, run.seed) if run.start == "fresh" else None,
             inner=run.kind != "readout",
         )
-        tuned = zero_shot.with_adapter(_stored(student, aligned))
+        tuned = zero_shot.with_adapter(student.finished(aligned.host))
         lora = tuned.adapter.lora
         assert lora is not None  # a student has one
         row = {
@@ -241,10 +240,6 @@ def _fresh(start: PortedAdapter, aligned: AlignedHost, seed: int) -> PortedAdapt
     pool = None if own.pool is None else torch.zeros(size)
     readout = PortedReadout(taps, torch.zeros(size), None, pool, out, torch.zeros(len(own.out_bias)))
     return PortedAdapter(start.threshold, {}, readout)
-
-
-def _stored(student: Student, aligned: AlignedHost) -> PortedAdapter:
-    return student.finished(aligned.host)
 
 
 def _scores(adapter: UniversalAdapter, models: dict[str, PortedModel], data: TaskData) -> dict[str, Any]:

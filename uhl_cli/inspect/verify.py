@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from uhl_cli.errors import DataError, FormatError
@@ -47,12 +48,8 @@ def verify_file(path: Path) -> InspectReport:
         kind, version, size = KINDS[contents.kind.key], contents.version, contents.size
         content = parse_any(contents, problems)
         if isinstance(content, AdapterFile) and content.transfer is not None:
-            try:
-                content.transfer.whole()
-            except FormatError as error:
-                problems.add(error)
-            except DataError:  # texts of another version cannot be compared here
-                pass
+            with suppress(DataError):  # texts of another version cannot be compared here
+                problems.attempt(content.transfer.whole)
         record = parse_record(contents, Problems(path, collect=True))
         for line in () if record is None else _disagreements(record):
             problems.add(FormatError(line))

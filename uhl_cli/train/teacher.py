@@ -11,7 +11,7 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import steps_per_epoch
-from uhl_cli.train.loop import RunFiles, StepReport, Targets, run_steps
+from uhl_cli.train.loop import RunFiles, StepReport, run_steps
 from uhl_cli.train.student import Student, StudentModel
 
 EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 500, 3000
@@ -37,7 +37,6 @@ def lora_teacher(
     config: TrainingConfig,
     *,
     accelerator: Accelerator,
-    targets: Targets | None = None,
     files: RunFiles | None = None,
     digest: str = "",
     resume: bool = False,
@@ -48,7 +47,6 @@ def lora_teacher(
 
     :param ported: The finished adapter on its source.
     :param config: See `teacher_config`.
-    :param targets: See `run_steps`.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     host = ported.host
@@ -63,7 +61,6 @@ def lora_teacher(
         examples,
         config,
         accelerator=accelerator,
-        targets=targets,
         files=None if files is None else replace(files, folder=files.folder / "teacher"),
         digest=digest,
         resume=resume,
