@@ -40,7 +40,7 @@ from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
-from uhl_cli.ported.calibrate import TEXTS, Calibration, Judge
+from uhl_cli.ported.calibrate import STRENGTHS, TEXTS, Calibration, Judge
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
 from uhl_cli.schema import Manifest, Strategy, TrainingConfig
@@ -244,6 +244,7 @@ class UniversalAdapter:
         task: str | Path | None = None,
         strategy: Strategy | None = None,
         max_flops: float = 10.0,
+        strength: float | None = None,
         progress: Progress | None = None,
     ) -> PortedModel:
         """Carry the adapter to a model: no label, no gradient, one pass over the anchor texts.
@@ -251,19 +252,25 @@ class UniversalAdapter:
         :param model: A model, or what `align` made of it; `strategy` and `max_flops` are for `align` (see there).
         :param task: Task file of `uhl tune`, whose task is carried in place of the adapter's own; or the folder that
             `uhl tune --parameters lora` made for this model, which needs no alignment and knows no limit of FLOPs.
-        :raises UsageError: When the aligned host does not serve the task, or carries other parts for it.
+        :param strength: How strongly the updates act: 0, 0.5 or 1; by default what the transfer set says (see
+            `ported.calibrate`), and 1 without one.  What has no updates, or tuned ones, knows no strength.
+        :raises UsageError: When the aligned host does not serve the task, or carries other parts for it, or at another
+            strength.
         :raises FormatError: When the task file is damaged or was tuned on another adapter.
         :raises FingerprintError: When the folder was made for another model.
         :raises AlignmentError: When the adapter's maps on the host are not finite.
         :raises UhlError: As `align` does.
         """
+        if strength is not None and strength not in STRENGTHS:
+            known = ", ".join(f"{value:g}" for value in STRENGTHS)
+            raise UsageError(f"{strength:g} is not a strength of updates.", f"Choose one of {known}.")
         if task is not None and is_ported(Path(task)):
             host = model.host if isinstance(model, AlignedHost) else _host_of(model, tokenizer)
             return tuned_on(ported_path(Path(task)), host, self.digest)
         chosen = self if task is None else self.with_task(task)
         if not isinstance(model, AlignedHost):
             aligned = chosen.align(model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress)
-            return chosen._ported(aligned)
+            return chosen._ported(aligned, strength)
         if task is not None:
             plan = plan_for(model.host, chosen.manifest.config, model.host_flops, model.plan.max_flops)
             if plan != model.plan:
@@ -272,10 +279,10 @@ class UniversalAdapter:
                     f"for {task}.",
                     "Port it apart: adapter.port(model, tokenizer, task=file).",
                 )
-        return chosen._ported(model)
+        return chosen._ported(model, strength)
 
     @torch.no_grad()
-    def _ported(self, aligned: AlignedHost) -> PortedModel:
+    def _ported(self, aligned: AlignedHost, strength: float | None) -> PortedModel:
         own = self.own
         aligned.refuse_other(self.bank, own_task=self.own_task)
         host, alignment = aligned.host, aligned.alignment
@@ -286,7 +293,9 @@ class UniversalAdapter:
         if self is own or self.low_rank:
             calibration = own.calibration(aligned)
             if calibration is not None:
-                adapter = calibration.applied(adapter, updates=not self.low_rank)
+                adapter = calibration.applied(adapter, 0.0 if self.low_rank else strength)
+            elif strength is not None:
+                adapter = adapter.with_strength(strength)
         if self.low_rank:
             expansion = Expansion.of(host.map, self.stored["delta_theta"].numel())
             lora = expansion.factors_of(_on(self.stored, host)["delta_theta"].to(host.device))
@@ -363,7 +372,7 @@ class UniversalAdapter:
         """What a student starts from (see `train.student`): the ported readout without updates, calibrated for that."""
         own = self.own
         adapter, calibration = own._carried(aligned).adapter, own.calibration(aligned)
-        return adapter.without_updates() if calibration is None else calibration.applied(adapter, updates=False)
+        return adapter.without_updates() if calibration is None else calibration.applied(adapter, 0.0)
 
     def _placed_shift(self, aligned: AlignedHost) -> Tensor | None:
         shift, weight = self.shift(aligned), aligned.host.map.embeddings.weight

@@ -25,6 +25,23 @@ def on(place: Workplace, *more: str, target: Path | None = None) -> Called:
     return call("budget", str(place.adapter), *given, *more)
 
 
+def untaught(path: Path, folder: Path) -> Path:
+    """The file without its transfer set, which may leave the updates out on a target."""
+    content = read_adapter(path)
+    assert content.transfer is not None
+    parts = Parts(features=content.manifest.parts.features)
+    file = folder / f"untaught-{path.name}"
+    write_adapter(file, replace(content, transfer=None, manifest=content.manifest.model_copy(update={"parts": parts})))
+    return file
+
+
+@pytest.fixture(scope="module")
+def acting(place, tmp_path_factory) -> Workplace:
+    """Files whose updates act everywhere."""
+    folder = tmp_path_factory.mktemp("acting")
+    return replace(place, adapter=untaught(place.adapter, folder), tagger=untaught(place.tagger, folder))
+
+
 def last_error(called: Called) -> str:
     """The one error line, behind the report on stdout."""
     assert called.out
@@ -94,30 +111,32 @@ def test_on_a_target(place):
 
 
 @pytest.mark.integration
-def test_exit_codes_by_flops_and_atoms(place):
-    report = json.loads(on(place, "--json").out)
+def test_exit_codes_by_flops_and_atoms(acting):
+    report = json.loads(on(acting, "--json").out)
     atoms = report["target"]["atoms"]["per_token"]
     assert 0 < atoms <= 2
-    assert on(place, "--quiet", "--max-atoms", str(atoms + 0.01)).code == 0
-    over = on(place, "--quiet", "--max-atoms", str(atoms - 0.01))
+    assert on(acting, "--quiet", "--max-atoms", str(atoms + 0.01)).code == 0
+    over = on(acting, "--quiet", "--max-atoms", str(atoms - 0.01))
     assert over.code == 3
     assert "active atoms per token, the limit is" in last_error(over)
     # Even the readout alone is over a thousandth of this host.
-    refused = on(place, "--quiet", "--max-flops", "0.1")
+    refused = on(acting, "--quiet", "--max-flops", "0.1")
     assert refused.code == 3
     assert "the readout alone" in last_error(refused)
     assert refused.out.count("\t") == 2
 
 
 @pytest.mark.integration
-def test_data_of_the_task(place):
-    anchors = json.loads(on(place, "--json").out)["target"]["atoms"]
-    data = json.loads(on(place, "--json", "--data", str(place.data), "--limit-evaluation", "5").out)["target"]["atoms"]
+def test_data_of_the_task(acting):
+    anchors = json.loads(on(acting, "--json").out)["target"]["atoms"]
+    data = json.loads(on(acting, "--json", "--data", str(acting.data), "--limit-evaluation", "5").out)["target"][
+        "atoms"
+    ]
     assert (data["texts"], "anchor" in anchors["data"]) == (5, True)
-    assert str(place.data.name) in data["data"]
+    assert str(acting.data.name) in data["data"]
     assert 0 < data["per_token"] <= 2
     assert anchors["texts"] > 5
-    wrong = on(place, "--data", str(place.conll))
+    wrong = on(acting, "--data", str(acting.conll))
     assert wrong.code == 1
 
 
@@ -135,19 +154,16 @@ def test_the_transfer_set_is_named_and_its_bytes_are_a_part(place):
         assert words in table, words
 
 
-def test_token_task(place):
-    given = ["--target", str(place.host), "--device", "cpu", "--offline", "--max-flops", "1000", "--quiet"]
-    called = call("budget", place.tagger, *given)
+def test_token_task(acting):
+    given = ["--target", str(acting.host), "--device", "cpu", "--offline", "--max-flops", "1000", "--quiet"]
+    called = call("budget", acting.tagger, *given)
     assert called.code == 0
     assert 0 < float(called.out.split("\t")[2]) <= 2
 
 
 @pytest.mark.integration
 def test_configuration_alone(place, here):
-    content, file = read_adapter(place.adapter), here / "untaught.safetensors"
-    assert content.transfer is not None
-    parts = Parts(features=content.manifest.parts.features)
-    write_adapter(file, replace(content, transfer=None, manifest=content.manifest.model_copy(update={"parts": parts})))
+    file = untaught(place.adapter, here)
     given = ["--max-flops", "1000", "--json", "--align", "size"]
 
     def measured(adapter: Path, *target: str | Path) -> TargetBudget:
@@ -204,16 +220,16 @@ def test_without_a_target_nothing_heavy_is_imported(place, here):
 
 
 @pytest.mark.integration
-def test_what_is_left_out_is_what_port_leaves_out(place):
+def test_what_is_left_out_is_what_port_leaves_out(acting):
     """A limit between the least and the whole adapter."""
-    given = ["budget", place.adapter, "--target", place.target, "--device", "cpu", "--offline"]
+    given = ["budget", acting.adapter, "--target", acting.target, "--device", "cpu", "--offline"]
     whole = json.loads(call(*given, "--max-flops", "1000", "--json").out)["target"]
     assert whole["left_out"] == []
     limit = str(round(0.8 * whole["whole_percent"]))
     target = json.loads(call(*given, "--max-flops", limit, "--json").out)["target"]
     assert target["left_out"]
     assert target["memory"]["adapter_weights"] < whole["memory"]["adapter_weights"]
-    arguments = ["port", place.adapter, "--target", place.target, "--no-score", "--max-flops", limit, "--json"]
+    arguments = ["port", acting.adapter, "--target", acting.target, "--no-score", "--max-flops", limit, "--json"]
     ported = json.loads(call(*arguments, "--device", "cpu", "--offline").out)
     assert ported["left_out"] == target["left_out"]
     words = " ".join(call(*given, "--max-flops", limit).out.split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_hosts import SENTENCES, tiny_host
@@ -9,7 +11,9 @@ from torch.nn import functional
 from toy_runs import make_adapter, sequence_data
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.ported.calibrate import STRENGTHS, Judge, class_offsets
+from uhl_cli.data.examples import Examples
+from uhl_cli.errors import UsageError
+from uhl_cli.ported.calibrate import STRENGTHS, Calibration, Judge, class_offsets
 
 
 def test_offsets_undo_what_pushes_all_texts_towards_one_class():
@@ -53,6 +57,33 @@ def test_the_strength_is_that_of_whatever_spoke(adapter, strength):
     assert found.strength == strength
     assert found.offsets[strength].abs().max() < 1e-4
     assert found.cross_entropy[strength] < min(loss for other, loss in found.cross_entropy.items() if other != strength)
+
+
+def test_updates_that_come_nearer_by_chance_are_left_out():
+    # Half of the texts come nearer by as much as the others go away, but for one: more than none on average, not clearly.
+    logits = torch.tensor([[0.0, 0.0]] * 40)
+    pushed = torch.tensor([[1.0, -1.0], [-1.0, 1.0]] * 20)
+
+    def calibration(good: int) -> Calibration:
+        wanted = torch.cat([4 * pushed[:good], -4 * pushed[good:]])
+        by_strength = {0.0: logits, 0.5: 0.5 * pushed, 1.0: pushed}
+        adapter = SimpleNamespace(updates=True, with_strength=lambda strength: strength)
+        return Judge(by_strength.__getitem__, Examples(("a",) * 40, labels=(0,) * 40), wanted).calibration(adapter)
+
+    chance, clear = calibration(28), calibration(38)
+    for found in (chance, clear):
+        assert min(found.cross_entropy.values()) < found.cross_entropy[0.0]
+    assert (chance.strength, clear.strength) == (0.0, 1.0)
+
+
+def test_a_strength_can_be_asked_for(adapter):
+    aligned = adapter.align(tiny_host("gpt2", hidden_size=40, seed=4), max_flops=1000.0)
+    calibration, texts = adapter.calibration(aligned), list(SENTENCES)
+    found = [adapter.port(aligned, strength=strength)(texts) for strength in STRENGTHS]
+    assert torch.equal(adapter.port(aligned)(texts), found[STRENGTHS.index(calibration.strength)])
+    assert not torch.equal(found[0], found[2])
+    with pytest.raises(UsageError, match=r"0\.7 is not a strength"):
+        adapter.port(aligned, strength=0.7)
 
 
 def test_a_port_is_the_folded_adapter_with_strength_and_offsets(adapter):

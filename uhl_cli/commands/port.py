@@ -104,11 +104,15 @@ def port(
         predictions["ported"], atoms, truncated = predictor.carried(ported, "ported")
         predictions["untouched"] = predictor.untouched()
         if aligned is not None:
-            predictions["readout_only"] = predictor.readout_only(ported)
+            off = not ported.adapter.updates and ported.adapter.lora is None
+            predictions["readout_only"] = predictions["ported"] if off else predictor.readout_only(ported)
             if adapter.own_task:
                 predictions["head_only"] = predictor.head_only(host, aligned.alignment)
         if aligned is not None and not adapter.low_rank:
-            predictions["random_update"] = predictor.random_update(ported, options.seed)
+            full = adapter.port(aligned, strength=1.0)
+            if off and full.adapter.updates:
+                predictions["full_updates"] = predictor.carried(full, "updates").classes
+            predictions["random_update"] = predictor.random_update(full, options.seed)
             predictions["size"] = predictor.carried(adapter.port(by_size(aligned, adapter.bank)), "size").classes
         times["score"] = time.monotonic() - started
     manifest = adapter.manifest

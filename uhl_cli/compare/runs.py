@@ -137,8 +137,10 @@ def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
 
 
 def carried(run: RunConfig, carrying: Carrying) -> PortedModel:
-    """The adapter on its host; of `size-only` by the control's alignment."""
+    """The adapter on its host; of `size-only` by the control's alignment, of random updates with updates to turn."""
     adapter, aligned = carrying.adapter, carrying.aligned
+    if run.method == "random-update":
+        return adapter.port(aligned, strength=1.0)
     return adapter.port(by_size(aligned, adapter.bank) if run.method == "size-only" else aligned)
 
 

@@ -2,8 +2,8 @@
 
 On another host the updates arrive in part, and what arrives pushes all texts towards one class.  The teacher's outputs
 say how far: for each strength the class offsets are fitted that bring the ported model's probabilities nearest to the
-teacher's, and the strength whose probabilities are then nearest is kept.  No label and no gradient of the host is used.
-The fit is that of bias-corrected temperature scaling (Guo et al., 2017, section 4.2) with the temperature left at one.
+teacher's.  The updates are left out unless, at the strength that is nearest, they come nearer than without them by more
+than chance would have it (`CLEARLY`).  No label and no gradient of the host is used.  The fit is that of bias-corrected temperature scaling (Guo et al., 2017, section 4.2) with the temperature left at one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from uhl_cli.data.examples import Examples
 
 # The adapter's own strength is one.
 STRENGTHS = (0.0, 0.5, 1.0)
+# Standard errors of its paired gain over no updates that a strength must have.  Texts are few and differ, and updates
+# that bring nothing cost time.
+CLEARLY = 2.0
 # Whole texts that are read, from the transfer set's first on.
 TEXTS = 384
 _STEPS = 30
@@ -31,7 +34,7 @@ _RIDGE = 1e-3
 class Calibration:
     """What the transfer set says of a ported adapter.
 
-    :param strength: The strength of the updates that is nearest to the teacher.
+    :param strength: The strength of the updates that is nearest to the teacher; zero unless it is so clearly.
     :param offsets: float32 [labels], what is added to the logits, at every strength that was tried.
     :param cross_entropy: Of the teacher's probabilities and the ported model's, with these offsets, in nats.
     """
@@ -41,9 +44,9 @@ class Calibration:
     cross_entropy: dict[float, float]
     texts: int
 
-    def applied(self, adapter: PortedAdapter, *, updates: bool = True) -> PortedAdapter:
-        """The adapter with the strength and its offsets, or without updates and with the offsets for that."""
-        strength = self.strength if updates else 0.0
+    def applied(self, adapter: PortedAdapter, strength: float | None = None) -> PortedAdapter:
+        """The adapter with a strength that was tried, by default the chosen one, and the offsets for that."""
+        strength = self.strength if strength is None else strength
         return adapter.with_strength(strength).with_offsets(self.offsets[strength])
 
 
@@ -63,10 +66,12 @@ class Judge:
     def calibration(self, adapter: PortedAdapter) -> Calibration:
         """The calibration of an adapter as folded."""
         strengths = STRENGTHS if adapter.updates else STRENGTHS[:1]
-        offsets, losses = {}, {}
-        for strength in strengths:
-            offsets[strength], losses[strength] = self._fit(adapter.with_strength(strength))
+        fits = {strength: self._fit(adapter.with_strength(strength)) for strength in strengths}
+        offsets = {strength: found for strength, (found, _) in fits.items()}
+        losses = {strength: float(rows.mean()) for strength, (_, rows) in fits.items()}
         best = min(strengths, key=lambda strength: losses[strength])
+        if not self._clear(fits[0.0][1] - fits[best][1]):
+            best = 0.0
         return Calibration(best, offsets, losses, len(self.examples))
 
     def with_offsets(self, adapter: PortedAdapter) -> PortedAdapter:
@@ -77,10 +82,19 @@ class Judge:
         """The class offsets, float32 [labels], that fit these logits [predictions, labels] of the texts."""
         return class_offsets(logits.double(), self.odds.double().softmax(-1)).float()
 
-    def _fit(self, adapter: PortedAdapter) -> tuple[Tensor, float]:
+    def _fit(self, adapter: PortedAdapter) -> tuple[Tensor, Tensor]:
+        """Class offsets, and the cross entropy [predictions] with them."""
         logits = self.logits_of(adapter)
         offsets = self.offsets(logits)
-        return offsets, float(functional.cross_entropy(logits + offsets, self.odds.softmax(-1)))
+        return offsets, functional.cross_entropy(logits + offsets, self.odds.softmax(-1), reduction="none")
+
+    def _clear(self, gains: Tensor) -> bool:
+        """Whether the mean of the gains [predictions] is above zero by `CLEARLY` standard errors, drawn by texts."""
+        words = self.examples.words
+        counts = [1] * len(self.examples) if words is None else [len(row) for row in words]
+        mean = gains.mean()
+        sums = torch.stack([part.sum() for part in torch.split(gains - mean, counts)])
+        return float(mean) > CLEARLY * float(sums.square().sum().sqrt()) / len(gains)
 
 
 def class_offsets(logits: Tensor, wanted: Tensor) -> Tensor:

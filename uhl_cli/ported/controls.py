@@ -3,9 +3,10 @@
 | control | what it is |
 |---|---|
 | untouched | the target without any adapter: the class that the training labels hold most of |
-| random_update | the readout as ported, and updates of the same size per token in random directions |
+| random_update | the readout as ported, and updates as large per token as at full strength in random directions |
 | head_only | a linear head on the mean final state, trained on the frozen source, through a map of the last depth |
 | size | the same adapter aligned by `size`, which knows nothing of the target's basis |
+| full_updates | the updates at full strength, where the transfer set has left them out |
 | readout_only | the canonical readout as ported, updates off (not in DESIGN's four; it splits the gain in two) |
 """
 
