@@ -3,7 +3,8 @@
 On another host the updates arrive in part, and what arrives pushes all texts towards one class.  The teacher's outputs
 say how far: for each strength the class offsets are fitted that bring the ported model's probabilities nearest to the
 teacher's.  The updates are left out unless, at the strength that is nearest, they come nearer than without them by more
-than chance would have it (`CLEARLY`).  No label and no gradient of the host is used.  The fit is that of bias-corrected temperature scaling (Guo et al., 2017, section 4.2) with the temperature left at one.
+than chance would have it (`CLEARLY`).  No label and no gradient of the host is used.  The fit is that of bias-corrected
+temperature scaling (Guo et al., 2017, section 4.2) with the temperature left at one.
 """
 
 from __future__ import annotations
