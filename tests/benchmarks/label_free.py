@@ -80,7 +80,7 @@ def grid(targets: tuple[str, ...]) -> Iterator[Run]:
                 yield Run("sst2", target, kind, seed)
         for file in ("sst2-general", "amazon", "conll2003"):
             yield Run(file, target, "lora")
-    for target in targets[:2]:
+    for target in (name for name in TARGETS[:2] if name in targets):
         yield Run("sst2", target, "readout")
         for lesson in ("shuffled", "labels"):
             yield Run("sst2", target, "lora", lesson=lesson)
