@@ -72,6 +72,7 @@ def choices(targets: tuple[str, ...]) -> Iterator[Choice]:
     for target in targets:
         for spans in (0, 2):
             yield Choice(target, spans=spans)
+    for target in targets[:1]:
         for texts in (1500, 3000):
             for order in ("random", "longest", "uncertain", "diverse"):
                 yield Choice(target, texts=texts, order=order)
