@@ -62,13 +62,15 @@ class Choice:
 def choices(targets: tuple[str, ...]) -> Iterator[Choice]:
     """All runs, those that decide the most first."""
     for target in targets:
+        for rate in (0.005, 0.02, 0.06, 0.2):
+            yield Choice(target, parameters="delta-theta", steps=500, learning_rate=rate)
+        for rate in (0.02, 0.06):
+            yield Choice(target, parameters="delta-theta", steps=1500, learning_rate=rate)
+    for target in targets:
         for rate in (5e-4, 1.5e-3, 3e-3):
             yield Choice(target, learning_rate=rate)
         for readout_rate in (2e-3, 4e-3):
             yield Choice(target, readout_learning_rate=readout_rate)
-        for rate in (0.005, 0.02, 0.06):
-            yield Choice(target, parameters="delta-theta", steps=500, learning_rate=rate)
-        yield Choice(target, parameters="delta-theta", steps=1500, learning_rate=0.02)
     for target in targets:
         for spans in (0, 2):
             yield Choice(target, spans=spans)
