@@ -350,7 +350,8 @@ class UniversalAdapter:
                 start = carried.adapter
                 if aligned.alignment.features is not None:
                     start = start.with_shift(own._placed_shift(aligned))
-                carried.calibration = judge.calibration(start)
+                at_home = aligned.host.fingerprint == self.manifest.source.fingerprint
+                carried.calibration = judge.calibration(start, at_home=at_home)
         return carried.calibration
 
     def judge(self, host: Host) -> Judge | None:

@@ -64,16 +64,26 @@ def test_updates_that_come_nearer_by_chance_are_left_out():
     logits = torch.tensor([[0.0, 0.0]] * 40)
     pushed = torch.tensor([[1.0, -1.0], [-1.0, 1.0]] * 20)
 
-    def calibration(good: int) -> Calibration:
+    def calibration(good: int, *, at_home: bool = False) -> Calibration:
         wanted = torch.cat([4 * pushed[:good], -4 * pushed[good:]])
         by_strength = {0.0: logits, 0.5: 0.5 * pushed, 1.0: pushed}
         adapter = SimpleNamespace(updates=True, with_strength=lambda strength: strength)
-        return Judge(by_strength.__getitem__, Examples(("a",) * 40, labels=(0,) * 40), wanted).calibration(adapter)
+        return Judge(by_strength.__getitem__, Examples(("a",) * 40, labels=(0,) * 40), wanted).calibration(
+            adapter, at_home=at_home
+        )
 
     chance, clear = calibration(28), calibration(38)
+    assert calibration(28, at_home=True).strength == 1.0
     for found in (chance, clear):
         assert min(found.cross_entropy.values()) < found.cross_entropy[0.0]
     assert (chance.strength, clear.strength) == (0.0, 1.0)
+
+
+def test_updates_act_on_the_host_that_they_were_trained_on(adapter):
+    aligned = adapter.align(tiny_host("bert"), max_flops=1000.0)
+    assert aligned.host.fingerprint == adapter.manifest.source.fingerprint
+    assert adapter.calibration(aligned).strength == 1.0
+    assert adapter.port(aligned).adapter.updates
 
 
 def test_a_strength_can_be_asked_for(adapter):

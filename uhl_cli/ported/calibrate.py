@@ -3,8 +3,9 @@
 On another host the updates arrive in part, and what arrives pushes all texts towards one class.  The teacher's outputs
 say how far: for each strength the class offsets are fitted that bring the ported model's probabilities nearest to the
 teacher's.  The updates are left out unless, at the strength that is nearest, they come nearer than without them by more
-than chance would have it (`CLEARLY`).  No label and no gradient of the host is used.  The fit is that of bias-corrected
-temperature scaling (Guo et al., 2017, section 4.2) with the temperature left at one.
+than chance would have it (`CLEARLY`); on the source itself they always act.  No label and no gradient of the host is
+used.  The fit is that of bias-corrected temperature scaling (Guo et al., 2017, section 4.2) with the temperature left
+at one.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Judge:
     examples: Examples
     odds: Tensor
 
-    def calibration(self, adapter: PortedAdapter) -> Calibration:
-        """The calibration of an adapter as folded."""
+    def calibration(self, adapter: PortedAdapter, *, at_home: bool = False) -> Calibration:
+        """The calibration of an adapter as folded; on the host that it was trained on the updates act in full."""
         strengths = STRENGTHS if adapter.updates else STRENGTHS[:1]
         fits = {strength: self._fit(adapter.with_strength(strength)) for strength in strengths}
         offsets = {strength: found for strength, (found, _) in fits.items()}
@@ -73,6 +74,8 @@ class Judge:
         best = min(strengths, key=lambda strength: losses[strength])
         if not self._clear(fits[0.0][1] - fits[best][1]):
             best = 0.0
+        if at_home:
+            best = strengths[-1]
         return Calibration(best, offsets, losses, len(self.examples))
 
     def with_offsets(self, adapter: PortedAdapter) -> PortedAdapter:
