@@ -12,6 +12,7 @@ from pathlib import Path
 ROWS = (
     ("ported", "**ported, zero-shot**"),
     ("readout_only", "readout only, updates off"),
+    ("full_updates", "updates at full strength, where they are left out"),
     ("untouched", "control: untouched (majority class)"),
     ("random_update", "control: random updates, same norm"),
     ("head_only", "control: head only"),
@@ -41,17 +42,22 @@ def table(results: list[dict]) -> list[str]:
         scores = {row["target"]["name"]: row["scores"]["ported"] for row in results if row["strategy"] == strategy}
         line(f"ported with `--align {strategy}`", [interval(scores[row["target"]["name"]]) for row in columns])
     for name, label in ROWS[1:]:
-        line(label, [interval(row["scores"][name]) for row in columns])
+        found = [row["scores"].get(name) for row in columns]
+        if any(found):
+            line(label, ["as ported" if score is None else interval(score) for score in found])
     for name, label in (
         ("head_only", "head only"),
         ("readout_only", "readout only"),
         ("random_update", "random updates"),
     ):
         line(f"ported minus {label}, paired", [interval(row["gains"][name]) for row in columns])
+    if any(row.get("calibration") for row in columns):
+        line("strength of the updates", [f"{row['calibration']['strength']:g}" for row in columns])
     line("FLOP overhead at 128 tokens", [f"{row['flops']['percent']:.2f} %" for row in columns])
     line("active atoms per token", [f"{row['atoms_per_token']:.2f}" for row in columns])
     qualities = [", ".join(f"{value:.2f}" for value in row["readout_quality"]) for row in columns]
-    line("R² of the canonical coordinates at the three knots", qualities)
+    if any(qualities):
+        line("R² of the canonical coordinates at the three knots", qualities)
     features = [row.get("feature_quality") for row in columns]
     if any(value is not None for value in features):
         line(
