@@ -29,8 +29,18 @@ def test_is_whole_small_and_has_a_card(path: Path):
 
 
 def test_ships_no_text_of_a_data_set():
-    manifest = read_adapter(SST2).manifest
-    assert manifest.anchors.origin == "general"
+    content = read_adapter(SST2)
+    assert content.manifest.anchors.origin == "general"
+    assert content.transfer is not None
+    assert content.transfer.record.user_texts == 0
+    assert content.transfer.record.general is not None
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_can_be_tuned_without_labels(path: Path):
+    transfer = UniversalAdapter.load(path).transfer_set()
+    assert len(transfer.texts) > 2000
+    assert transfer.log_odds().shape == (len(transfer.examples()), 2)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ def test_ports_to_hosts_of_other_shape_and_restores_them(family: str):
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "least"), [("minilm-l6", 0.86), ("minilm-l3", 0.79), ("wiki-256x4", 0.76)])
+@pytest.mark.parametrize(("target", "least"), [("minilm-l6", 0.86), ("minilm-l3", 0.78), ("wiki-256x4", 0.77)])
 def test_scores_on_real_hosts(shared: Path, target: str, least: float):
     _, report = run_port(
         PortOptions(

@@ -67,17 +67,17 @@ def choices(targets: tuple[str, ...]) -> Iterator[Choice]:
         for rate in (0.02, 0.06):
             yield Choice(target, parameters="delta-theta", steps=1500, learning_rate=rate)
     for target in targets:
-        for rate in (5e-4, 1.5e-3, 3e-3):
-            yield Choice(target, learning_rate=rate)
-        for readout_rate in (2e-3, 4e-3):
-            yield Choice(target, readout_learning_rate=readout_rate)
-    for target in targets:
         for spans in (0, 2):
             yield Choice(target, spans=spans)
     for target in targets[:1]:
         for texts in (1500, 3000):
             for order in ("random", "longest", "uncertain", "diverse"):
                 yield Choice(target, texts=texts, order=order)
+    for target in targets:
+        for rate in (5e-4, 1.5e-3, 3e-3):
+            yield Choice(target, learning_rate=rate)
+        for readout_rate in (2e-3, 4e-3):
+            yield Choice(target, readout_learning_rate=readout_rate)
 
 
 def ordered(transfer: TransferSet, rows: NDArray[np.int64], order: str, count: int | None) -> NDArray[np.int64]:
