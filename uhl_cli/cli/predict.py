@@ -44,10 +44,11 @@ def predict(options: PredictOptions, output: Output) -> None:
     result goes to that file, and --json is a report. Like other tools it ends with exit code 141 when nobody reads the
     rest (| head -1).
     """
+    bar = output.progress() if options.output is not None else output.progress_beside_parts()
     from uhl_cli.commands.predict import run_predict
 
     if options.output is not None:
-        with output.progress() as reporter:
+        with bar as reporter:
             report = run_predict(options, reporter)
         _warn(output, report)
         output.result(report, quiet=[(report.output,)], table=_table)
@@ -59,7 +60,7 @@ def predict(options: PredictOptions, output: Output) -> None:
         read_on = output.part(labelled.json(), quiet=lambda: _quiet(labelled), table=lambda: _rows(labelled))
         return read_on
 
-    with output.progress_beside_parts() as reporter:
+    with bar as reporter:
         report = run_predict(options, reporter, show)
     if not read_on:
         raise typer.Exit(NOBODY_READS)
