@@ -121,13 +121,14 @@ class Options(Frozen):
     def refuse_given(self, idle: Mapping[str, str]) -> None:
         """Refuse options that were given and would have no effect.
 
-        :param idle: Why an option has none, by its field's dotted path.
+        :param idle: Why an option has none, by its field's dotted path; after a colon, what would change that.
         :raises UsageError: When one of them is not at its default.
         """
         for flag in type(self).flags():
             why = idle.get(".".join(flag.paths[0]))
             if why is not None and self.value_of(flag) != flag.default:
-                raise UsageError(f"--{flag.name} has no effect here; {why}.", f"Or leave --{flag.name} out.")
+                hint = f"{'Or leave' if ': ' in why else 'Leave'} --{flag.name} out."
+                raise UsageError(f"--{flag.name} has no effect here; {why}.", hint)
 
     def said(self, command: str, *, always: frozenset[str], never: frozenset[str]) -> str:
         """The command line of this record: `always`, and every other option but `never` whose value is no default.
