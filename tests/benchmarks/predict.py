@@ -139,8 +139,13 @@ def main() -> None:
         }
         row = results[name]
         print(f"{name}: {row['lines_per_second']:.0f} lines a second, {row['ratio']:.2f} of the pipeline's")
-    content = {name: getattr(arguments, name) for name in ("lines", "turns", "batch_size", "device", "target")}
-    content |= {"torch": torch.__version__, "transformers": transformers.__version__, "results": results}
+    content = {name: getattr(arguments, name) for name in ("lines", "turns", "batch_size", "device")}
+    content |= {
+        "target": arguments.target.rstrip("/").split("/")[-1],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "results": results,
+    }
     content |= {"threads": torch.get_num_threads()}
     write_text(arguments.output, json.dumps(content, indent=1) + "\n")
 
