@@ -180,13 +180,19 @@ def entity_counts(predictions: Sequence[Sequence[str]], references: Sequence[Seq
 
     Entities are those of seqeval's default mode; their sums give its micro average.
     """
-    from seqeval.metrics.sequence_labeling import get_entities
-
     rows = []
     for predicted, true in zip(predictions, references, strict=True):
-        found_entities, true_entities = set(get_entities(list(predicted))), set(get_entities(list(true)))
+        found_entities, true_entities = set(entities_of(predicted)), set(entities_of(true))
         rows.append((len(found_entities & true_entities), len(found_entities), len(true_entities)))
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
+
+
+def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(label, first word, last word) of each entity in the tags of a sentence, by seqeval's default mode."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    found: list[tuple[str, int, int]] = get_entities(list(tags))
+    return found
 
 
 def count(metric: str, predictions: Predictions, references: Predictions, label_names: Sequence[str]) -> Counted:

@@ -56,7 +56,7 @@ class Stderr(Console):
 class ProgressBar:
     """A `reports.Reporter` that draws one bar a phase on a terminal, and sparse lines elsewhere."""
 
-    def __init__(self, console: Stderr, enabled: bool) -> None:
+    def __init__(self, console: Stderr, enabled: bool, redirect: bool = True) -> None:
         self._enabled = enabled
         self._console = console
         self._live = console.is_terminal
@@ -72,6 +72,7 @@ class ProgressBar:
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
+            redirect_stdout=redirect,
         )
 
     def __enter__(self) -> ProgressBar:
@@ -83,8 +84,8 @@ class ProgressBar:
         if self._enabled and self._live:
             self._progress.stop()
 
-    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` parts of the phase are finished."""
+    def __call__(self, label: str, done: int, total: int | None, note: str = "") -> None:
+        """Show that `done` of `total` parts (None: not known) of the phase are finished."""
         if not self._enabled:
             return
         if not self._live:
@@ -95,14 +96,20 @@ class ProgressBar:
             self._tasks[label] = self._progress.add_task(label, total=total, note=note)
         self._progress.update(self._tasks[label], completed=done, total=total, note=note)
 
-    def _line(self, label: str, done: int, total: int, note: str) -> None:
+    def _line(self, label: str, done: int, total: int | None, note: str) -> None:
         now = time.monotonic()
-        if label not in self._tasks or done >= total or now - self._last_line > SECONDS_BETWEEN_LINES:
+        ended = total is not None and done >= total
+        if label not in self._tasks or ended or now - self._last_line > SECONDS_BETWEEN_LINES:
             self._tasks.setdefault(label, TaskID(0))
             self._last_line = now
-            self._console.say(f"{label}: {done}/{total} {note}".rstrip())
+            parts = f"{done}" if total is None else f"{done}/{total}"
+            self._console.say(f"{label}: {parts} {note}".rstrip())
 
 
-def progress_bar(*, quiet: bool) -> ProgressBar:
-    """A progress bar on stderr, or none when quiet or when this is not the first of several processes."""
-    return ProgressBar(Stderr(), enabled=not quiet and os.environ.get("LOCAL_RANK", "0") == "0")
+def progress_bar(*, quiet: bool, printing: bool = False) -> ProgressBar:
+    """A progress bar on stderr, or none when quiet or when this is not the first of several processes.
+
+    :param printing: Results go to stdout meanwhile.  Otherwise what a library prints there is shown above the bar.
+    """
+    enabled = not quiet and os.environ.get("LOCAL_RANK", "0") == "0"
+    return ProgressBar(Stderr(), enabled=enabled, redirect=not printing)

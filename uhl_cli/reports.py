@@ -14,11 +14,11 @@ from uhl_cli.schema import Frozen, HostRecord
 class Reporter(Protocol):
     """Takes progress; the command line draws a bar from it, a library user may ignore it."""
 
-    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` parts of the phase `label`; `note` is shown beside the bar."""
+    def __call__(self, label: str, done: int, total: int | None, note: str = "") -> None:
+        """`done` of `total` parts (None: not known) of the phase `label`; `note` is shown beside the bar."""
 
 
-def silent(label: str, done: int, total: int, note: str = "") -> None:
+def silent(label: str, done: int, total: int | None, note: str = "") -> None:
     """A reporter that says nothing."""
 
 
@@ -174,3 +174,15 @@ class DemoReport(Frozen):
     max_flops: float = Field(description="limit that source and target hold, in percent of the host's own FLOPs")
     output: str | None = Field(description="folder that keeps the files; None when they were thrown away")
     seconds: float
+
+
+class PredictReport(Frozen):
+    """What `predict` did."""
+
+    model: str = Field(description="name of the host, or of the classifier, that ran")
+    texts: int
+    labels: dict[str, int] = Field(description="texts by label, or entities, or words where tags are of no entities")
+    unsure: int = Field(description="texts, or words, whose label is empty for --threshold")
+    truncated: int = Field(description="texts that were cut at the longest input")
+    seconds: float = Field(description="of labelling, without loading and aligning")
+    output: str | None = None

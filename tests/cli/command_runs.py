@@ -18,7 +18,7 @@ from tiny_hosts import SENTENCES
 from uhl_cli.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PROGRESS = re.compile(r"[a-z][a-z :\-]*: \d+/\d+.*")
+PROGRESS = re.compile(r"[a-z][a-z :\-]*: \d+(/\d+.*)?")
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Called:
         return lines[-1]
 
 
-def call(*arguments: str | Path, env: dict[str, str | None] | None = None) -> Called:
+def call(*arguments: str | Path, env: dict[str, str | None] | None = None, stdin: str | bytes | None = None) -> Called:
     """Run `uhl` in this process."""
     # Older releases of click mix the two streams unless asked not to.
     apart = "mix_stderr" in inspect.signature(typer.testing.CliRunner.__init__).parameters
     runner = typer.testing.CliRunner(mix_stderr=False) if apart else typer.testing.CliRunner()
-    result = runner.invoke(app, [str(argument) for argument in arguments], env=env)
+    result = runner.invoke(app, [str(argument) for argument in arguments], env=env, input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Called(result.exit_code, result.stdout, result.stderr)

@@ -22,6 +22,7 @@ from uhl_cli.errors import UhlError
 # What a call needs.
 NEEDED = {"port": ["--target", "x"], "tune": ["--target", "x"], "compare": ["--config", "c"]}
 PLACES = {"demo": "commands.demo", "pretrain": "commands.pretrain", "port": "commands.port", "tune": "commands.tune"}
+PLACES |= {"predict": "commands.predict"}
 PLACES |= {"inspect": "inspect.run", "budget": "budget.run", "compare": "compare.experiment"}
 COLOURLESS = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
@@ -88,7 +89,7 @@ def test_every_option_has_the_default_of_its_field(command):
             continue
         argument = parameter.param_type_name == "argument"
         flag = by_option[f"--{parameter.name}" if argument else parameter.opts[0]]
-        assert argument == (flag.name == kind.argument)
+        assert argument == (flag.name in (kind.argument, kind.rest))
         seen |= set(flag.paths)
         default = parameter.default.value if isinstance(parameter.default, Enum) else parameter.default
         for path in flag.paths:
@@ -144,6 +145,8 @@ def test_every_option_reaches_its_field_and_no_other(command, taken):
         if flag.name == kind.argument:
             Path("other").touch()
             arguments = arguments[1:]
+        elif flag.name == kind.rest:
+            arguments = ["adapter.safetensors", *value]
         elif arguments[0] in needed:
             continue
         shared = both if len(flag.paths) > 1 else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -125,6 +126,24 @@ def test_tune(hostile, labelled, target):
     called = call("inspect", "t.safetensors")
     assert called.code == 0
     assert harmless(called)
+
+
+def test_predict(hostile, target, here, monkeypatch):
+    (here / "in.jsonl").write_text(json.dumps({"text": HOSTILE, HOSTILE: HOSTILE}) + "\n")
+    given = ["predict", hostile, "--target", target, "--input", "in.jsonl", *ON_HOST]
+    called = call(*given)
+    assert called.code == 0, called.err
+    assert harmless(called)
+    (row,) = [json.loads(line) for line in called.out.splitlines()]
+    assert row["text"] == row[HOSTILE] == HOSTILE
+    assert set(row) == {"text", HOSTILE, "label", f"probability_{HOSTILE}", "probability_positive"}
+    for more in (["--quiet"], ["--output", "out.csv"]):
+        assert harmless(call(*given, *more))
+    monkeypatch.setattr("uhl_cli.cli.output._Stdout.isatty", lambda _: True)
+    table = re.sub(r"\x1b\[[\d;]*m", "", call(*given, env={"COLUMNS": "300", "TERM": "xterm"}).out)  # bold and not
+    assert harmless(Called(0, table, ""))
+    assert table.count(SEEN) >= 2
+    assert harmless(call("predict", hostile, "--target", target, "--input", HOSTILE))
 
 
 def test_errors(place, here, hostile):

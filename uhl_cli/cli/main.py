@@ -15,10 +15,12 @@ from uhl_cli.cli.inspect import inspect
 from uhl_cli.cli.options import Command
 from uhl_cli.cli.output import finished
 from uhl_cli.cli.port import port
+from uhl_cli.cli.predict import predict
 from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.tune import tune
 
-COMMANDS: dict[str, Command[Any]] = {each.name: each for each in (demo, pretrain, port, tune, inspect, budget, compare)}
+_ALL: tuple[Command[Any], ...] = (demo, pretrain, port, tune, predict, inspect, budget, compare)
+COMMANDS: dict[str, Command[Any]] = {each.name: each for each in _ALL}
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 

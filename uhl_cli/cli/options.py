@@ -104,6 +104,8 @@ class Command(Generic[Record]):
         shown: dict[str, Any] = {"help": escape(flag.help), "metavar": self.metavars.get(flag.name)}
         if flag.name == self.record().argument:
             info = typer.Argument(**shown | {"metavar": "ADAPTER"})
+        elif flag.name == self.record().rest:
+            info = typer.Argument(**shown)
         else:
             declared = f"--{flag.name}"
             if annotation is bool:

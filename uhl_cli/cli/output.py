@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # both bring numpy, which `--help` does without
     from uhl_cli.metrics import Difference, Score
 
 INTERRUPTED = 130
+# As of a process that the signal of a broken pipe ends.
+NOBODY_READS = 141
 # Rows are never folded for a file or a pipe.
 _NO_TERMINAL = 100_000
 
@@ -108,7 +110,8 @@ class Output:
         self._quiet = quiet
         self._debug = debug
         self._stderr = Stderr()
-        self._stdout = Console(file=cast(IO[str], _Stdout()), highlight=False)
+        self._sink = _Stdout()
+        self._stdout = Console(file=cast(IO[str], self._sink), highlight=False)
         if not self._stdout.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
             self._stdout.width = _NO_TERMINAL
 
@@ -125,15 +128,32 @@ class Output:
         :param table: Prints the report for people, by `line` and `table`.
         """
         if self._json:
-            _Stdout().write(_harmless(report.model_dump_json(indent=2)) + "\n")
+            self._sink.write(_harmless(report.model_dump_json(indent=2)) + "\n")
         elif self._quiet:
             self.lines(quiet)
         else:
             table(self, report)
 
+    def part(
+        self, records: Sequence[str], *, quiet: Callable[[], Sequence[Sequence[object]]], table: Callable[[], Table]
+    ) -> bool:
+        """Print a part of a result that comes bit by bit: a table for people, else JSON lines.
+
+        :param records: JSON, one line each.
+        :param quiet: Lines for scripts, as in `result`.
+        :returns: Whether anybody still reads.
+        """
+        if self._json or not (self._quiet or self._sink.isatty()):
+            self._sink.write("".join(_harmless(record) + "\n" for record in records))
+        elif self._quiet:
+            self.lines(quiet())
+        else:
+            self.table(table())
+        return not self._sink.left
+
     def lines(self, rows: Sequence[Sequence[object]]) -> None:
         """Print lines of fields that tabs separate, whatever form was asked for."""
-        _Stdout().write("".join("\t".join(one_line(field) for field in row) + "\n" for row in rows))
+        self._sink.write("".join("\t".join(one_line(field) for field in row) + "\n" for row in rows))
 
     def line(self, words: Words) -> None:
         """Print one line for people, never wrapped."""
@@ -164,11 +184,20 @@ class Output:
         """The reporter that commands hand on, as a context."""
         return progress_bar(quiet=self._quiet)
 
+    def progress_beside_parts(self) -> ProgressBar:
+        """The same of a command that prints with `part` as it goes on; none where its tables show how far it is.
+
+        :raises OutputError: Stdout was closed before the start.
+        """
+        if sys.stdout is None:
+            raise OutputError("stdout is closed, so that the result has nowhere to go.", "Name a file with --output.")
+        return progress_bar(quiet=self._quiet or (self._sink.isatty() and not self._json), printing=True)
+
     @contextmanager
     def errors(self, *, interrupted_hint: str = "") -> Iterator[None]:
         """Turn errors into one line on stderr and an exit code.
 
-        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted.
+        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 nobody read the rest of a result.
         """
         try:
             yield
@@ -236,6 +265,8 @@ def _harmless(text: str) -> str:
         known = True
     except UnicodeEncodeError:
         known = False
+    if known and text.isprintable():
+        return text
     return "".join(
         letter if letter == "\n" or (letter.isprintable() and (known or letter.isascii())) else json.dumps(letter)[1:-1]
         for letter in text
@@ -243,7 +274,9 @@ def _harmless(text: str) -> str:
 
 
 class _Stdout(TextIOBase):
-    """The standard output of the moment, closed or not."""
+    """The standard output of the moment, closed or not; `left` says that its reader has gone."""
+
+    left = False
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -266,6 +299,7 @@ class _Stdout(TextIOBase):
             sys.stdout.flush()
         except OSError as error:
             abandon(sys.stdout)
+            self.left = True
             if error.errno != errno.EPIPE:
                 hint = "Free some space, or send the result elsewhere."
                 raise OutputError(f"cannot write to stdout: {error.strerror or error}.", hint) from error

@@ -52,12 +52,14 @@ class Options(Frozen):
     The fields of a nested record are options too; what is said of the nested record is the help of its first field.
 
     :cvar argument: The field that is given without a name before it, if there is one.
+    :cvar rest: The field that takes all words after it, if there is one.
     :cvar option_names: Options that are not called like their field, by the field's dotted path.
     :cvar option_help: Help that differs from the field's description, by the same path.
     :cvar not_options: Dotted paths of fields that the command line does not offer.
     """
 
     argument: ClassVar[str | None] = None
+    rest: ClassVar[str | None] = None
     option_names: ClassVar[Mapping[str, str]] = {}
     option_help: ClassVar[Mapping[str, str]] = {}
     not_options: ClassVar[frozenset[str]] = frozenset()
@@ -115,6 +117,18 @@ class Options(Frozen):
         for name in flag.paths[0]:
             value = getattr(value, name)
         return value
+
+    def refuse_given(self, idle: Mapping[str, str]) -> None:
+        """Refuse options that were given and would have no effect.
+
+        :param idle: Why an option has none, by its field's dotted path; after a colon, what would change that.
+        :raises UsageError: When one of them is not at its default.
+        """
+        for flag in type(self).flags():
+            why = idle.get(".".join(flag.paths[0]))
+            if why is not None and self.value_of(flag) != flag.default:
+                hint = f"{'Or leave' if ': ' in why else 'Leave'} --{flag.name} out."
+                raise UsageError(f"--{flag.name} has no effect here; {why}.", hint)
 
     def said(self, command: str, *, always: frozenset[str], never: frozenset[str]) -> str:
         """The command line of this record: `always`, and every other option but `never` whose value is no default.

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from uhl_cli.commands.flags import Options
-from uhl_cli.errors import UsageError
 from uhl_cli.schema import AdapterConfig, Strategy, TrainingConfig
 
 # What a command takes when nothing is named: both ship with the package.
@@ -378,10 +377,7 @@ class TuneOptions(Options):
                     idle[f"data.{name}"] = "there are no labels to train with: name --task or --data"
                 elif self.score_data is None:
                     idle[f"data.{name}"] = "it is of data, and none is named: add --task, --data or --score-data"
-        for flag in type(self).flags():
-            why = idle.get(".".join(flag.paths[0]))
-            if why is not None and self.value_of(flag) != flag.default:
-                raise UsageError(f"--{flag.name} has no effect here; {why}.", f"Or leave --{flag.name} out.")
+        self.refuse_given(idle)
 
     def output_path(self, task: str) -> Path:
         """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) beside the adapter."""
@@ -416,3 +412,55 @@ class DemoOptions(Options):
     output: Path | None = Field(
         None, description="folder to keep the adapter and the tuned LoRA in; without it they are thrown away"
     )
+
+
+class PredictOptions(Options):
+    """All of `uhl predict`."""
+
+    argument = "adapter"
+    rest = "texts"
+    option_names: ClassVar = {"target.name": "target", "strategy": "align"}
+
+    adapter: Path = Field(
+        DEFAULT_ADAPTER,
+        description="adapter file, folder of `uhl port --output` or of `uhl tune --parameters lora`, or folder with a "
+        "classifier of transformers or peft, such as `uhl export` makes",
+    )
+    texts: tuple[str, ...] = Field((), description="texts to label; of a task on two texts, two by two")
+    target: SourceOptions = Field(
+        SourceOptions(),
+        description="hub id, local folder or builtin:NAME of the model to run on: needed with an adapter file; a "
+        "ported folder names its own, and this says where that lies",
+    )
+    task_file: Path | None = Field(
+        None, description="task file, or folder of a LoRA, of `uhl tune` to use with the adapter file"
+    )
+    input: str | None = Field(
+        None,
+        description="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .parquet or .conll, or - for stdin, which "
+        "is also read when nothing is named",
+    )
+    format: Literal["txt", "csv", "tsv", "jsonl", "parquet", "conll"] | None = Field(
+        None, description="format of the input; by default what its ending says, and txt for stdin"
+    )
+    text_column: str | None = Field(None, description="column of the text; a model of words splits it at blanks")
+    pair_column: str | None = Field(None, description="column of the second text")
+    tokens_column: str | None = Field(None, description="column of the words, a list")
+    batch_size: int = Field(64, ge=1, description="texts per batch")
+    max_length: int | None = Field(
+        None,
+        ge=4,
+        le=100_000,
+        description="longest input in tokens; by default what the model was trained with. Longer texts are cut",
+    )
+    strategy: Strategy | None = Field(None, description=_ALIGN)
+    max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
+    top_k: int | None = Field(None, ge=1, description="keep the probabilities of that many classes alone, of each text")
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="leave the label empty where the largest probability is less"
+    )
+    prefix: str = Field("", description="what the names of the added columns begin with")
+    output: Path | None = Field(
+        None, description="file for the result, .csv, .tsv, .jsonl or .parquet; by default stdout takes it"
+    )
+    overwrite: bool = Field(False, description=_OVERWRITE)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
-from uhl_cli.data.table import Table
-from uhl_cli.data.tasks import Kind, TaskRow
+from uhl_cli.data.tasks import TASKS, Kind, Task, TaskRow
 from uhl_cli.errors import DataError, UsageError
 
 PAIR_NAMES = (
@@ -37,6 +37,16 @@ TEXT_NAMES = (
 LABEL_NAMES = ("label", "labels", "answer", "target", "class", "category", "sentiment")
 TOKENS_NAMES = ("tokens", "words")
 TAGS_NAMES = ("ner_tags", "tags", "labels")
+
+
+class Named(Protocol):
+    """What of a table is looked at to choose columns: `table.Table` and `stream.Rows` have it."""
+
+    @property
+    def origin(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    def is_list(self, name: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Columns:
         return tuple(name for name in (self.tokens, self.text, self.pair, self.label) if name is not None)
 
 
-def resolve_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Columns:
+def resolve_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Columns:
     """The columns of `table`: flags first, then the row with its aliases, then inference.
 
     :raises DataError: If a column is absent, or two fit and no flag decides.
@@ -95,7 +105,7 @@ def resolve_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Co
     return Columns(text=text, pair=pair, label=label)
 
 
-def unlabelled_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) -> Columns | None:
+def unlabelled_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Columns | None:
     """The columns of texts or words that have no labels (`label` is empty); None where there is a column for labels.
 
     :raises DataError: If a column is absent, or two fit and no flag decides.
@@ -107,6 +117,37 @@ def unlabelled_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) ->
         labels = (row.label_column, *row.aliases.get(row.label_column, ()))
     if flags.label is not None or any(name in table.names for name in labels):
         return None
+    return _texts_or_words(table, row, flags)
+
+
+def columns_to_label(table: Named, kind: Kind, task: Task | None, flags: ColumnFlags) -> Columns:
+    """The columns of the texts, or words, that a model is to label (`label` is empty).
+
+    Flags go first, then the columns of a task of this package, or those that a task of the user's own was trained on,
+    as far as they are there, then inference.
+
+    :param kind: What the model labels: texts or words.
+    :param task: Its task, where that is known.
+    :raises DataError: If a column is absent, two fit and no flag decides, or a task on two texts finds one alone.
+    :raises UsageError: If the flags contradict each other or the model.
+    """
+    _check(table, flags)
+    if kind == "tokens" and flags.pair:
+        raise UsageError("The model tags words; it takes no second text.", "Leave out --pair-column.")
+    row = None if task is None else TASKS.get(task.name)
+    if row is not None and row.kind != kind:  # a stranger's task of the same name
+        row = None
+    if task is not None and row is None and flags == ColumnFlags():
+        own = {name: getattr(task, f"{name}_column") for name in ("text", "pair", "tokens")}
+        fits = {name: each in table.names and table.is_list(each) == (name == "tokens") for name, each in own.items()}
+        flags = ColumnFlags(**{name: column for name, column in own.items() if fits[name]})
+    found = _texts_or_words(table, row, flags)
+    if task is not None and task.pair_column is not None and found.pair is None:
+        raise _problem(table, f"one text a row, and {task.name} takes two", "--pair-column")
+    return found
+
+
+def _texts_or_words(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Columns:
     words = _present(table, TOKENS_NAMES, lists=True)
     if flags.tokens is not None or (words and flags.text is None):
         return Columns(label="", tokens=flags.tokens or _only(table, TOKENS_NAMES, True, "tokens"))
@@ -120,7 +161,7 @@ def unlabelled_columns(table: Table, row: TaskRow | None, flags: ColumnFlags) ->
     return Columns(label="", text=text, pair=pair)
 
 
-def _check(table: Table, flags: ColumnFlags) -> None:
+def _check(table: Named, flags: ColumnFlags) -> None:
     if flags.tokens and (flags.text or flags.pair):
         raise UsageError(
             "A tokens column and a text column exclude each other.",
@@ -132,7 +173,7 @@ def _check(table: Table, flags: ColumnFlags) -> None:
             raise _problem(table, f"no column {name!r}", f"--{flag.name}-column")
 
 
-def _row_columns(table: Table, row: TaskRow, flags: ColumnFlags) -> Columns:
+def _row_columns(table: Named, row: TaskRow, flags: ColumnFlags) -> Columns:
     if row.kind == "tokens":
         if flags.text or flags.pair:
             raise UsageError(f"{row.name} tags words; it has no text column.", "Give --tokens-column instead.")
@@ -151,7 +192,7 @@ def _row_columns(table: Table, row: TaskRow, flags: ColumnFlags) -> Columns:
     return Columns(text=text, pair=pair, label=label)
 
 
-def _row_column(table: Table, row: TaskRow, column: str | None, flag: str) -> str:
+def _row_column(table: Named, row: TaskRow, column: str | None, flag: str) -> str:
     assert column is not None  # the table of tasks is checked by a test
     names = (column, *row.aliases.get(column, ()))
     for name in names:
@@ -160,7 +201,7 @@ def _row_column(table: Table, row: TaskRow, column: str | None, flag: str) -> st
     raise _problem(table, f"no column {' or '.join(repr(name) for name in names)} for {row.name}", flag)
 
 
-def _text_columns(table: Table, flags: ColumnFlags) -> tuple[str, str | None]:
+def _text_columns(table: Named, flags: ColumnFlags) -> tuple[str, str | None]:
     if flags.text is not None:
         return flags.text, flags.pair
     found = [name for name in _present(table, TEXT_NAMES) if name not in (flags.pair, flags.label)]
@@ -174,11 +215,11 @@ def _text_columns(table: Table, flags: ColumnFlags) -> tuple[str, str | None]:
     raise _problem(table, what, "--text-column (and --pair-column)")
 
 
-def _present(table: Table, names: Sequence[str], lists: bool = False) -> list[str]:
+def _present(table: Named, names: Sequence[str], lists: bool = False) -> list[str]:
     return [name for name in names if name in table.names and table.is_list(name) == lists]
 
 
-def _only(table: Table, names: Sequence[str], lists: bool, what: str) -> str:
+def _only(table: Named, names: Sequence[str], lists: bool, what: str) -> str:
     found = _present(table, names, lists)
     if len(found) == 1:
         return found[0]
@@ -186,7 +227,7 @@ def _only(table: Table, names: Sequence[str], lists: bool, what: str) -> str:
     raise _problem(table, problem, "--tokens-column" if what == "tokens" else "--label-column")
 
 
-def _problem(table: Table, problem: str, flag: str) -> DataError:
+def _problem(table: Named, problem: str, flag: str) -> DataError:
     hint = f"Name the column with {flag}."
     if table.origin.endswith((".csv", ".tsv")):
         hint += " The first line of the file must hold the column names."

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,7 @@ EVALUATION_STEMS = ("dev", "valid", "eval", "test")  # "valid" finds "validation
 # The tags of CoNLL files.
 _TAG = re.compile(r"O|[BIES]-\S+")
 _BLANKS = re.compile(r"[ \t]+")  # str.split() would also cut words at no-break spaces
+_CONLL_HINT = "Write a word a line as `word tag`, with an empty line between sentences."
 # Finds every list with null in JSON and now and then a text that looks like one, which parsing then tells apart.
 _NULL_IN_LIST = re.compile(rb"[\[,]\s*null\s*[,\]]")
 _SHARD = re.compile(r"(.*)-\d+-of-\d+$")
@@ -132,80 +133,105 @@ def _header(path: Path, tabs: bool) -> list[str]:
     pandas would fill a short line up with empty fields, and take the first column for an index if all lines are one
     field longer than the header.
     """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = delimited_rows(file, path.name, tabs=tabs)
+        header = next(rows)
+        if not sum(1 for _ in rows):
+            raise DataError(f"{path.name} has no rows under its column names.", "Give a file with data.")
+    return header
+
+
+def delimited_rows(lines: Iterable[str], name: str, *, tabs: bool) -> Iterator[list[str]]:
+    """The column names, and then the fields of one row after the other, each as many as there are names.
+
+    Empty lines are left out.
+
+    :param lines: With their line ends, as a file opened with `newline=""` gives them.
+    :raises DataError: If a row is wider or narrower, quotes do not close, or a name is missing or there twice.
+    """
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, csv.excel_tab if tabs else csv.excel, quoting=_quoting(tabs), strict=True)
-            header = next((row for row in rows if row), [])
-            empty = True
-            for row in rows:
-                empty = empty and not row
-                if len(row) != len(header) and any(field.strip() for field in row):
-                    raise DataError(
-                        f"{path.name}: line {rows.line_num} has {len(row)} fields, the header {len(header)}.",
-                        "Repair the line; fields of .tsv are not quoted, fields of .csv may be.",
-                    )
+        rows = csv.reader(lines, csv.excel_tab if tabs else csv.excel, quoting=_quoting(tabs), strict=True)
+        header = next((row for row in rows if row), [])
+        if len(set(header)) != len(header) or any(not name.strip() for name in header[1:]):
+            raise DataError(
+                f"{name}: column names are empty or there twice.", "Give each column its own name on line 1."
+            )
+        # A table that pandas wrote with its index has no name over the first column.
+        yield [column if column else f"Unnamed: {index}" for index, column in enumerate(header)]
+        for row in rows:
+            if len(row) == len(header):
+                yield row
+            elif any(field.strip() for field in row):
+                raise DataError(
+                    f"{name}: line {rows.line_num} has {len(row)} fields, the header {len(header)}.",
+                    "Repair the line; fields of .tsv are not quoted, fields of .csv may be.",
+                )
     except csv.Error as error:
-        raise data_error(f"Cannot read {path.name}", error, "Check its quotes and delimiters.") from error
+        raise data_error(f"Cannot read {name}", error, "Check its quotes and delimiters.") from error
     finally:
         csv.field_size_limit(limit)
-    if empty:
-        raise DataError(f"{path.name} has no rows under its column names.", "Give a file with data.")
-    if len(set(header)) != len(header) or any(not name.strip() for name in header[1:]):
-        raise DataError(
-            f"{path.name}: column names are empty or there twice.", "Give each column its own name on line 1."
-        )
-    # A table that pandas wrote with its index has no name over the first column.
-    return [name if name else f"Unnamed: {index}" for index, name in enumerate(header)]
 
 
 def _read_conll(path: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """(words, tags) of every sentence of a file with a word a line and an empty line between sentences.
+    """(words, tags) of every sentence of a file in CoNLL's columns, see `conll_sentences`.
 
-    Document starts are left out.  The tags are the last column in which every value is `O` or begins with a one-letter
-    chunk prefix such as `B-`: so the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and `word entity
-    0` are read alike.
+    The tags are the last column in which every value is `O` or begins with a one-letter chunk prefix such as `B-`: so
+    the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and `word entity 0` are read alike.
 
     :raises DataError: If the file is not UTF-8, holds no words, has lines of unequal width, or no column looks like
         tags.
     """
-    hint = "Write a word a line as `word tag`, with an empty line between sentences."
-    sentences: list[list[list[str]]] = [[]]
-    width = 0
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                fields = _BLANKS.split(line.strip(" \t\r\n"))
-                if fields == [""]:
-                    sentences.append([])
-                    continue
-                if fields[0] == "-DOCSTART-":
-                    continue
-                width = width or len(fields)
-                if len(fields) != width or width < 2:
-                    columns = f"{len(fields)} column(s)" + (f", not {width}" if width > 1 else "")
-                    raise DataError(f"{path.name}: line {number} has {columns}.", hint)
-                sentences[-1].append(fields)
+            sentences = list(conll_sentences(lines, path.name))
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
-    sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
-        raise DataError(f"{path.name} has no words.", hint)
-    column = _tag_column(path, sentences, width)
+        raise DataError(f"{path.name} has no words.", _CONLL_HINT)
+    column, width = tag_column(sentences), len(sentences[0][0])
+    if column is None and width > 2:
+        raise DataError(
+            f"{path.name}: none of columns 2 to {width} holds only tags such as O, B-PER, I-PER.",
+            "Keep two columns, `word tag`, or mark entities as B-NAME and I-NAME.",
+        )
+    column = column or 1  # of two columns there is no choice: tags of another kind, such as parts of speech
     words = [[fields[0] for fields in sentence] for sentence in sentences]
     return words, [[fields[column] for fields in sentence] for sentence in sentences]
 
 
-def _tag_column(path: Path, sentences: list[list[list[str]]], width: int) -> int:
-    for column in range(width - 1, 0, -1):
+def conll_sentences(lines: Iterable[str], name: str, *, least: int = 2) -> Iterator[list[list[str]]]:
+    """The columns of every word of one sentence after the other: a word a line, an empty line between sentences.
+
+    Document starts are left out.
+
+    :param least: Columns that a line must have, at least.
+    :raises DataError: If a line has fewer, or another number than the first.
+    """
+    sentence: list[list[str]] = []
+    width = 0
+    for number, line in enumerate(lines, 1):
+        fields = _BLANKS.split(line.strip(" \t\r\n"))
+        if fields == [""]:
+            if sentence:
+                yield sentence
+            sentence = []
+        elif fields[0] != "-DOCSTART-":
+            width = width or len(fields)
+            if len(fields) != width or width < least:
+                columns = f"{len(fields)} column(s)" + (f", not {width}" if width >= least else "")
+                raise DataError(f"{name}: line {number} has {columns}.", _CONLL_HINT)
+            sentence.append(fields)
+    if sentence:
+        yield sentence
+
+
+def tag_column(sentences: Sequence[list[list[str]]]) -> int | None:
+    """The last column but the words' that holds nothing but tags of entities; None where there is none."""
+    for column in range(len(sentences[0][0]) - 1, 0, -1):
         if all(_TAG.fullmatch(fields[column]) for sentence in sentences for fields in sentence):
             return column
-    if width == 2:
-        return 1  # no choice: tags of another kind, such as parts of speech
-    raise DataError(
-        f"{path.name}: none of columns 2 to {width} holds only tags such as O, B-PER, I-PER.",
-        "Keep two columns, `word tag`, or mark entities as B-NAME and I-NAME.",
-    )
+    return None
 
 
 def _refuse_null_words(path: Path) -> None:

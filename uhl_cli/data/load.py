@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -306,7 +306,7 @@ def _labelled_rows(table: Table, columns: Columns, label_map: LabelMap) -> list[
         if value is None:
             continue
         if not isinstance(value, list):
-            raise _bad(table, index, columns.label, "a list of tags", value)
+            raise _bad(table.origin, index, columns.label, "a list of tags", value)
         tagged = [label_map.ids[tag] is not None for tag in value]
         if any(tagged) and not all(tagged):
             raise DataError(
@@ -352,21 +352,37 @@ def _read_rows(table: Table, columns: Columns, label_map: LabelMap, indices: Seq
 
 
 def _sentences(table: Table, column: str, indices: Sequence[int]) -> list[list[str]]:
+    return sentences_of(zip(indices, table.column(column, indices), strict=True), column, table.origin)
+
+
+def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]:
+    return tuple(texts_of(zip(indices, table.column(column, indices), strict=True), column, table.origin))
+
+
+def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[list[str]]:
+    """The values of a column of words, each with its index, once they are known to be lists of words.
+
+    :raises DataError: If one is not; names its row.
+    """
     sentences: list[list[str]] = []
-    for index, sentence in zip(indices, table.column(column, indices), strict=True):
+    for index, sentence in values:
         if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
-            raise _bad(table, index, column, "a list of words", sentence)
+            raise _bad(origin, index, column, "a list of words", sentence)
         sentences.append(sentence)
     return sentences
 
 
-def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]:
-    texts = []
-    for index, value in zip(indices, table.column(column, indices), strict=True):
+def texts_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[str]:
+    """The values of a column of texts, each with its index, once they are known to be texts.
+
+    :raises DataError: If one is not; names its row.
+    """
+    texts: list[str] = []
+    for index, value in values:
         if not isinstance(value, str):
-            raise _bad(table, index, column, "text", value)
+            raise _bad(origin, index, column, "text", value)
         texts.append(value)
-    return tuple(texts)
+    return texts
 
 
 def _class_id(label_map: LabelMap, value: object) -> int:
@@ -375,9 +391,9 @@ def _class_id(label_map: LabelMap, value: object) -> int:
     return label
 
 
-def _bad(table: Table, index: int, column: str, wanted: str, value: object) -> DataError:
+def _bad(origin: str, index: int, column: str, wanted: str, value: object) -> DataError:
     found = "null" if value is None else f"of type {type(value).__name__}"
     return DataError(
-        f"Column {column!r} is {found} in row {index + 1} of {table.origin}, not {wanted}.",
+        f"Column {column!r} is {found} in row {index + 1} of {origin}, not {wanted}.",
         "Repair or remove the row, or choose another column.",
     )

@@ -46,15 +46,15 @@ def save_ported(folder: Path, ported: PortedModel, target: HostRecord, tuned: Tu
 
 def load_ported(
     folder: str | Path,
-    model: nn.Module | None = None,
+    model: nn.Module | Host | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     offline: bool = True,
 ) -> PortedModel:
     """The ported model in a folder.
 
-    :param model: The host, with its tokenizer.  Without it the host is looked up by the name in the folder's record,
-        among local folders, builtin hosts and the hub's cache.
+    :param model: The host, with its tokenizer unless it is a `Host`.  Without it the host is looked up by the name in
+        the folder's record, among local folders, builtin hosts and the hub's cache.
     :param offline: False lets that name be fetched from the hub, too.
     :raises FormatError: When the folder holds no whole ported adapter.
     :raises FingerprintError: When the host is not the one that it was made for.
@@ -111,8 +111,10 @@ def _halved(value: Tensor) -> Tensor:
 
 
 def _host_for(
-    record: PortedRecord, model: nn.Module | None, tokenizer: PreTrainedTokenizerBase | None, *, offline: bool
+    record: PortedRecord, model: nn.Module | Host | None, tokenizer: PreTrainedTokenizerBase | None, *, offline: bool
 ) -> Host:
+    if isinstance(model, Host):
+        return model
     if model is None:
         name = record.target.name
         try:

@@ -61,6 +61,17 @@ class ExampleClasses:
         return [row[0] for row in self.classes] if kind == "sequence" else self.classes
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Logits [predictions, labels] of every example, in order: one prediction, or one a word.
+
+    `truncated` counts the texts that were cut, as in `ExampleClasses`.
+    """
+
+    logits: list[Tensor]
+    truncated: int
+
+
 class PortedModel(nn.Module):
     """A host that carries an adapter; make one with `UniversalAdapter.port`.
 
@@ -211,6 +222,18 @@ class PortedModel(nn.Module):
         return ExampleClasses(classes, found.atoms_per_token, found.truncated)
 
     @torch.inference_mode()
+    def outputs_of(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Outputs:
+        """Logits float32 on the CPU of every example, and how many texts were cut."""
+        found = self._run(examples, batch_size=batch_size, max_length=max_length, progress=progress)
+        return Outputs([part.float().cpu() for part in found.logits], found.truncated)
+
     def logits_of(
         self,
         examples: Examples,
@@ -220,8 +243,7 @@ class PortedModel(nn.Module):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """Logits float32 [predictions, labels] of every example, in order: one prediction, or one a word."""
-        found = self._run(examples, batch_size=batch_size, max_length=max_length, progress=progress)
-        return [part.float().cpu() for part in found.logits]
+        return self.outputs_of(examples, batch_size=batch_size, max_length=max_length, progress=progress).logits
 
     def _run(
         self, examples: Examples, *, batch_size: int, max_length: int | None, progress: Progress | None = None

@@ -29,6 +29,7 @@ from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.loading import from_pretrained, load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE, PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, TOKENIZER_FILES, locate, locate_peft
 from uhl_cli.host.tokenizer import load_tokenizer
+from uhl_cli.ported.model import Outputs
 
 Progress = Callable[[int, int], None]
 
@@ -70,7 +71,6 @@ class Classifier:
         """The same classifier with other names of its classes."""
         return replace(self, labels=tuple(labels), named=True)
 
-    @torch.inference_mode()
     def logits_of(
         self,
         examples: Examples,
@@ -79,7 +79,19 @@ class Classifier:
         max_length: int | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """Logits float32 [predictions, labels] on the CPU of every example, in order.
+        """Logits float32 [predictions, labels] on the CPU of every example, in order; see `outputs_of`."""
+        return self.outputs_of(examples, batch_size=batch_size, max_length=max_length, progress=progress).logits
+
+    @torch.inference_mode()
+    def outputs_of(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Outputs:
+        """Logits float32 on the CPU of every example, and how many texts were cut.
 
         A word of a token task has the logits of its first sub-token, which is what such models are trained on.  A word
         without a sub-token, because the text was cut before it, has zeros, which favour no class.
@@ -90,14 +102,17 @@ class Classifier:
         length = self.max_length if max_length is None else min(max_length, self.max_length)
         order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
         found: dict[int, Tensor] = {}
+        truncated = 0
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            found.update(zip(rows, self._of_batch(examples, rows, length), strict=True))
+            batch = self._of_batch(examples, rows, length)
+            found.update(zip(rows, batch.logits, strict=True))
+            truncated += batch.truncated
             if progress:
                 progress(min(start + batch_size, len(order)), len(order))
-        return [found[row] for row in range(len(examples))]
+        return Outputs([found[row] for row in range(len(examples))], truncated)
 
-    def _of_batch(self, examples: Examples, rows: Sequence[int], length: int) -> list[Tensor]:
+    def _of_batch(self, examples: Examples, rows: Sequence[int], length: int) -> Outputs:
         texts: list[Any] = [examples.texts[row] for row in rows]
         pairs = None if examples.pairs is None else [examples.pairs[row] for row in rows]
         words = examples.words
@@ -126,7 +141,7 @@ class Classifier:
                         parts[place][ids[token]] = logits[place, token]
         if not all(bool(part.isfinite().all()) for part in parts):
             raise HostError(f"the outputs of '{self.name}' are not finite numbers.", "Use --dtype float32.")
-        return parts
+        return Outputs(parts, sum(bool(encoding.overflowing) for encoding in batch.encodings))
 
 
 def load_classifier(

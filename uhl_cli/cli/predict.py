@@ -1,0 +1,101 @@
+"""`uhl predict`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from uhl_cli.cli.options import command
+from uhl_cli.cli.output import NOBODY_READS, Output, Table
+
+if TYPE_CHECKING:
+    from uhl_cli.commands.labelled import Labelled
+    from uhl_cli.commands.options import PredictOptions
+    from uhl_cli.reports import PredictReport
+
+# Characters of a text in the table for people.
+_LONGEST = 200
+
+
+def _record() -> type[PredictOptions]:
+    from uhl_cli.commands.options import PredictOptions
+
+    return PredictOptions
+
+
+@command(
+    _record,
+    example="uhl predict adapter.safetensors --target prajjwal1/bert-tiny 'a fine film' 'a waste of time'",
+    panels={
+        "Data": ("input", "format", "text-column", "pair-column", "tokens-column", "max-length"),
+        "Output": ("top-k", "threshold", "prefix"),
+    },
+    metavars={"texts": "TEXT", "input": "FILE"},
+    interrupted="Nothing was written to --output.",
+)
+def predict(options: PredictOptions, output: Output) -> None:
+    """Label texts with an adapter on a target, with a ported folder, or with an exported one.
+
+    Texts stand after ADAPTER, or in a file (--input), which is read and labelled bit by bit, however long it is. The
+    input's columns are kept; what is added is the label and the probability of every class, or for a model of words
+    their tags and the entities, with the characters where they stand. On a terminal a table is shown; else JSON lines
+    are written (as --json does everywhere), and with --quiet the labels alone, one line a text. With --output the
+    result goes to that file, and --json is a report. Like other tools it ends with exit code 141 when nobody reads the
+    rest (| head -1).
+    """
+    bar = output.progress() if options.output is not None else output.progress_beside_parts()
+    from uhl_cli.commands.predict import run_predict
+
+    if options.output is not None:
+        with bar as reporter:
+            report = run_predict(options, reporter)
+        _warn(output, report)
+        output.result(report, quiet=[(report.output,)], table=_table)
+        return
+    read_on = True
+
+    def show(labelled: Labelled) -> bool:
+        nonlocal read_on
+        read_on = output.part(labelled.json(), quiet=lambda: _quiet(labelled), table=lambda: _rows(labelled))
+        return read_on
+
+    with bar as reporter:
+        report = run_predict(options, reporter, show)
+    if not read_on:
+        raise typer.Exit(NOBODY_READS)
+    _warn(output, report)
+
+
+def _warn(output: Output, report: PredictReport) -> None:
+    if report.truncated:
+        said = (
+            f"texts cut at the longest input: {report.truncated:,}; a larger --max-length helps if the model takes it."
+        )
+        output.note(said, "warning: ")
+
+
+def _quiet(labelled: Labelled) -> list[tuple[str]]:
+    """The label of each text, or the tags of its words with blanks between; a dash stands for an empty one."""
+    labels = (labelled.added.labels(row) for row in labelled.rows)
+    return [(" ".join("-" if label is None else label for label in row),) for row in labels]
+
+
+def _rows(labelled: Labelled) -> Table:
+    table = Table(left=["text", *labelled.added.heading])
+    for text, row in zip(labelled.texts, labelled.rows, strict=True):
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        table.row(shown, *labelled.added.cells(row))
+    return table
+
+
+def _table(output: Output, report: PredictReport) -> None:
+    """Print what went into a file."""
+    output.line(f"{report.texts:,} texts labelled by {report.model} in {report.seconds:.1f} seconds")
+    table = Table(left=["label"], right=["number"])
+    for label, number in report.labels.items():
+        table.row(label, f"{number:,}")
+    if report.unsure:
+        table.row("empty: below the threshold", f"{report.unsure:,}")
+    output.table(table)
+    output.line(f"kept in {report.output}")

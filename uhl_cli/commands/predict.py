@@ -1,0 +1,310 @@
+"""`uhl predict`: texts in, labels and probabilities out, a chunk at a time.
+
+However many texts there are, one chunk of them is in memory.  Within it they go through the model in batches of like
+length.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.labelled import Added, Labelled, OfTexts, OfWords
+from uhl_cli.commands.options import HostOptions, PredictOptions
+from uhl_cli.commands.scoring import load, refuse_unwritable
+from uhl_cli.data import Examples, Task
+from uhl_cli.data.columns import ColumnFlags, Columns, columns_to_label
+from uhl_cli.data.load import sentences_of, texts_of, unlabelled_examples
+from uhl_cli.data.stream import STDIN, Row, Rows, find_source, open_rows
+from uhl_cli.data.tasks import Kind
+from uhl_cli.data.writer import open_writer, written_form
+from uhl_cli.errors import DataError, HostNotFoundError, OutputError, UsageError
+from uhl_cli.formats.folder import is_ported, ported_path, read_ported, read_tuned
+from uhl_cli.formats.ported import load_ported
+from uhl_cli.ported.model import Outputs, Progress
+from uhl_cli.reports import PredictReport, Reporter, phase, silent
+from uhl_cli.train.classifier import load_classifier
+
+CHUNK_ROWS = 1024
+_PAIRS = Columns(label="", text="text", pair="pair")
+
+
+class Model(Protocol):
+    """A model that labels: `ported.model.PortedModel` and `train.classifier.Classifier` are."""
+
+    def outputs_of(
+        self, examples: Examples, *, batch_size: int, max_length: int | None, progress: Progress | None
+    ) -> Outputs:
+        """Logits of every example."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What ADAPTER names, before its host is loaded.
+
+    :param task: Its task, unless it is a checkpoint of transformers or peft, which says labels alone.
+    :param load: Gives the model, and what it is called.
+    """
+
+    kind: Kind
+    labels: tuple[str, ...]
+    task: Task | None
+    load: Callable[[Reporter], tuple[str, Model]]
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it is known to take two texts each time."""
+        return self.task is not None and self.task.pair_column is not None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of the input as they were read, their texts (words joined by blanks), and both as examples."""
+
+    rows: list[Row]
+    texts: list[str]
+    examples: Examples
+
+
+def run_predict(
+    options: PredictOptions, reporter: Reporter = silent, show: Callable[[Labelled], bool] = lambda _: True
+) -> PredictReport:
+    """Label the texts that the options name, into a file or by `show`.
+
+    The file is there when all is labelled, and not before.
+
+    :param show: Takes one chunk after the other where there is no output; when it returns False, nothing more is read.
+    :raises UhlError: Any of its kinds; nothing half-written is left.
+    """
+    if options.output is not None:
+        written_form(options.output)
+        refuse_unwritable(options.output)
+        if options.output.exists() and not options.overwrite:
+            raise OutputError(f"{options.output} is there already.", "Choose another --output, or add --overwrite.")
+    _refuse_idle(options)
+    source = None if options.texts else find_source(_named(options), options.format)
+    opened = _open(options)
+    size = max(CHUNK_ROWS, options.batch_size)
+    with ExitStack() as files:
+        if source is None:
+            rows = _arguments(options.texts, opened, size)
+        else:
+            rows = files.enter_context(open_rows(source, size=size, words=opened.kind == "tokens"))
+        columns = _columns(rows, opened, options)
+        added = _added(opened, columns, options)
+        chunks = _chunks(rows, columns, opened.kind, added)
+        first = next(chunks)  # what is wrong with it is said before the host is loaded
+        if not any(text.strip() for text in first.texts):
+            raise DataError(f"{rows.origin} holds no text.", "Give one with at least one text.")
+        name, model = opened.load(reporter)
+        started = time.monotonic()
+        write = None
+        if options.output is not None:
+            write = files.enter_context(open_writer(options.output, rows.names, added.held, schema=rows.schema))
+        texts, unsure, truncated, counts = 0, 0, 0, Counter[str]()
+        chunk: Chunk | None = first
+        while chunk is not None:
+            outputs = model.outputs_of(
+                chunk.examples,
+                batch_size=options.batch_size,
+                max_length=options.max_length,
+                progress=_part(reporter, texts, rows.total),
+            )
+            predicted = added.rows(chunk.texts, chunk.examples, outputs.logits)
+            texts, truncated = texts + len(predicted), truncated + outputs.truncated
+            for row in predicted:
+                unsure += added.labels(row).count(None)
+                counts.update(added.counted(row))
+            whole = [row | more for row, more in zip(chunk.rows, predicted, strict=True)]
+            if write is not None:
+                write(whole)
+            elif not show(Labelled(chunk.texts, whole, added)):
+                break
+            chunk = next(chunks, None)
+    return PredictReport(
+        model=name,
+        texts=texts,
+        labels=dict(counts.most_common()),
+        unsure=unsure,
+        truncated=truncated,
+        seconds=time.monotonic() - started,
+        output=None if options.output is None else str(options.output),
+    )
+
+
+def _part(reporter: Reporter, before: int, total: int | None) -> Progress:
+    """A reporter of a chunk that comes after `before` texts."""
+    return lambda done, _: reporter("labelling", before + done, total)
+
+
+def _chunks(rows: Rows, columns: Columns, kind: Kind, added: Added) -> Iterator[Chunk]:
+    """One chunk after the other.
+
+    :raises DataError: A row holds no text, or no list of words, where it should; or what is added has a column that is
+        there already.
+    """
+    start = 0
+    _refuse_taken(rows.names, added, rows.origin)
+    for chunk in rows.chunks():
+        if columns.tokens is not None:
+            words = sentences_of(_values(chunk, columns.tokens, start), columns.tokens, rows.origin)
+            texts = [" ".join(sentence) for sentence in words]
+            examples = unlabelled_examples(words, kind=kind)
+        else:
+            assert columns.text is not None  # there are texts where there are no words
+            texts = texts_of(_values(chunk, columns.text, start), columns.text, rows.origin)
+            pairs = None
+            if columns.pair is not None:
+                pairs = texts_of(_values(chunk, columns.pair, start), columns.pair, rows.origin)
+            examples = unlabelled_examples(texts, pairs, kind=kind)
+        for place, row in enumerate(chunk):
+            where = f"row {start + place + 1} of {rows.origin}"
+            _refuse_taken(row, added, where)
+            _refuse_broken(texts[place] + (examples.pairs[place] if examples.pairs is not None else ""), where)
+        yield Chunk(chunk, texts, examples)
+        start += len(chunk)
+
+
+def _values(chunk: Sequence[Row], column: str, start: int) -> Iterator[tuple[int, object]]:
+    return ((start + place, row.get(column)) for place, row in enumerate(chunk))
+
+
+def _refuse_taken(names: Collection[str], added: Added, where: str) -> None:
+    for name in added.held:
+        if name in names:
+            raise DataError(
+                f"{where} has a column {name!r} already.",
+                "Rename what is added with --prefix, such as --prefix predicted_.",
+            )
+
+
+def _refuse_broken(text: str, where: str) -> None:
+    """No tokenizer takes half of a surrogate pair, which JSON and the bytes of an argument may bring."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} is no valid Unicode: {error.reason}.", "Write it in UTF-8.") from error
+
+
+def _refuse_idle(options: PredictOptions) -> None:
+    """:raises UsageError: Something that was asked for has no effect, or there are two inputs."""
+    if options.texts and options.input is not None:
+        raise UsageError("there are texts and an --input, and one alone is read.", "Leave out --input, or the texts.")
+    idle: dict[str, str] = {}
+    if options.texts:
+        said = "the texts stand on the command line"
+        idle |= dict.fromkeys(("format", "text_column", "pair_column", "tokens_column"), said)
+    path = options.adapter
+    if is_ported(path):
+        idle |= dict.fromkeys(("strategy", "max_flops"), f"{path} is aligned already")
+        idle["task_file"] = f"{path} holds what was tuned"
+    elif path.is_dir():
+        names = ("target.name", "target.revision", "task_file", "strategy", "max_flops")
+        idle |= dict.fromkeys(names, f"{path} is a classifier of its own")
+    if options.output is None:
+        idle["overwrite"] = "there is no --output"
+    options.refuse_given(idle)
+
+
+def _named(options: PredictOptions) -> str:
+    """The input that is meant: what was named, or stdin where something is sent there.
+
+    :raises UsageError: Nothing was named, and stdin is a terminal.
+    """
+    if options.input is not None:
+        return options.input
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("there is no text to label.", "Give texts after the adapter, or a file with --input.")
+    return STDIN
+
+
+def _arguments(texts: Sequence[str], opened: Opened, size: int) -> Rows:
+    """The texts of the command line as rows."""
+    given: list[Row] = [{"text": text} for text in texts]
+    if opened.pairs:
+        if len(texts) % 2:
+            raise UsageError(
+                f"the adapter takes two texts each time, and there are {len(texts)}.",
+                "Give them two by two, or a table of them with --input.",
+            )
+        given = [{"text": text, "pair": pair} for text, pair in zip(texts[::2], texts[1::2], strict=True)]
+    columns = _PAIRS if opened.pairs else Columns(label="", text="text")
+    return Rows("the command line", iter(given), size=size, total=len(given), columns=columns)
+
+
+def _columns(rows: Rows, opened: Opened, options: PredictOptions) -> Columns:
+    flags = ColumnFlags(options.text_column, options.pair_column, None, options.tokens_column)
+    if rows.columns is None or flags != ColumnFlags():
+        return columns_to_label(rows, opened.kind, opened.task, flags)
+    if opened.pairs and rows.columns.pair is None:
+        raise DataError(
+            f"{rows.origin} has one text a row, and the adapter takes two.",
+            "Give a .tsv, .csv, .jsonl or .parquet file with a column for each.",
+        )
+    return rows.columns
+
+
+def _added(opened: Opened, columns: Columns, options: PredictOptions) -> Added:
+    prefix, threshold = options.prefix, options.threshold
+    if opened.kind == "sequence":
+        return OfTexts(opened.labels, prefix=prefix, top_k=options.top_k, threshold=threshold)
+    options.refuse_given({"top_k": "a word has the probability of its tag alone"})
+    return OfWords(opened.labels, prefix=prefix, threshold=threshold, whole=columns.tokens is None)
+
+
+def _open(options: PredictOptions) -> Opened:
+    """What ADAPTER names: an adapter file, a ported folder, or a folder with a classifier.
+
+    :raises UhlError: It cannot be read, or an adapter file comes without a target.
+    """
+    path = options.adapter
+    if is_ported(path):
+        return _open_ported(options)
+    if path.is_dir():
+        how = options.target.model_dump(include={"device", "dtype", "offline", "trust_remote_code"})
+        classifier = load_classifier(str(path), **how)
+        return Opened(classifier.kind, classifier.labels, None, lambda _: (classifier.name, classifier))
+    adapter = UniversalAdapter.load(path)
+    if options.target.name is None:
+        raise UsageError(f"{path} is an adapter file, which needs a model to run on.", "Name one with --target.")
+    target, task, folder = HostOptions(**options.target.model_dump()), adapter.manifest.task, None
+    if options.task_file is not None and is_ported(options.task_file):
+        folder = options.task_file
+        task = read_tuned(ported_path(folder), adapter.digest)[0].record.task
+    elif options.task_file is not None:
+        adapter = adapter.with_task(options.task_file)
+        task = adapter.manifest.task
+
+    def model(reporter: Reporter) -> tuple[str, Model]:
+        host, how, limit = load(target), options.strategy, options.max_flops
+        return host.name, adapter.port(
+            host, task=folder, strategy=how, max_flops=limit, progress=phase(reporter, "aligning")
+        )
+
+    return Opened(task.kind, task.labels, task, model)
+
+
+def _open_ported(options: PredictOptions) -> Opened:
+    path = ported_path(options.adapter)
+    record = read_ported(path).record
+    how = options.target.model_dump()
+    if options.target.name is None:  # a name in a file opens no connection
+        how |= {"name": record.target.name, "revision": record.target.revision, "offline": True}
+
+    def model(_: Reporter) -> tuple[str, Model]:
+        try:
+            host = load(HostOptions(**how))
+        except HostNotFoundError as error:
+            if options.target.name is not None:
+                raise
+            problem = f"the host '{record.target.name}' of {options.adapter} is not here."
+            raise HostNotFoundError(problem, "Say with --target where it lies.") from error
+        return host.name, load_ported(path.parent, host)
+
+    return Opened(record.task.kind, record.task.labels, record.task, model)

@@ -1,0 +1,156 @@
+"""Rows written to a file as they come, csv, tsv, jsonl or parquet by its ending; the file is there when it is whole.
+
+This module imports neither torch nor datasets.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from uhl_cli.data.stream import Row
+from uhl_cli.data.table import data_error
+from uhl_cli.errors import DataError, UsageError
+from uhl_cli.files import atomic_path
+
+WrittenForm = Literal["csv", "tsv", "jsonl", "parquet"]
+Kind = Literal["text", "texts", "number", "numbers", "entities"]
+Write = Callable[[Sequence[Row]], None]
+
+
+def written_form(path: Path) -> WrittenForm:
+    """The form that a file's ending asks for.
+
+    :raises UsageError: It is no form that can be written.
+    """
+    for form in get_args(WrittenForm):
+        if path.suffix.casefold() == f".{form}":
+            found: WrittenForm = form
+            return found
+    endings = ", ".join(f".{form}" for form in get_args(WrittenForm))
+    raise UsageError(f"the ending of {path.name} is none of {endings}.", "Choose another --output, such as out.jsonl.")
+
+
+@contextmanager
+def open_writer(
+    path: Path,
+    first: Sequence[str],
+    added: Mapping[str, Kind],
+    *,
+    schema: Any = None,  # noqa: ANN401
+) -> Iterator[Write]:
+    """What writes rows to a temporary file beside `path`, which takes its place when the block ends without an error.
+
+    In csv and tsv, null is an empty field, and lists and records are JSON.  Fields of tsv are not quoted.
+
+    :param first: Columns that the rows bring; jsonl takes others, too.
+    :param added: Columns that stand after them, with what they hold.
+    :param schema: Arrow's types of the columns in `first`; by default those that its first rows have.
+    :raises OutputError: It cannot be written.
+    :raises DataError: From the writer, when a row does not go into the file's form.
+    """
+    form = written_form(path)
+    with atomic_path(path) as temporary:
+        if form == "parquet":
+            with _parquet(temporary, first, added, schema) as write:
+                yield write
+            return
+        # What is no character, such as half of one from JSON, is written as its escape.
+        newline = "" if form == "csv" else "\n"
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=newline) as file:
+            yield _lines(file) if form == "jsonl" else _fields(file, form, [*first, *added])
+
+
+def json_line(row: Row) -> str:
+    """A row as JSON on one line; what JSON has no form for, such as a date, is text."""
+    return json.dumps(row, ensure_ascii=False, default=str)
+
+
+def _lines(file: IO[str]) -> Write:
+    return lambda rows: file.writelines(f"{json_line(row)}\n" for row in rows)
+
+
+def _fields(file: IO[str], form: WrittenForm, names: Sequence[str]) -> Write:
+    number = 0
+
+    def tabbed(row: Sequence[str]) -> None:
+        if any(letter in field for field in row for letter in "\t\r\n"):
+            raise DataError(
+                f"row {number} holds a tab or a line break, which .tsv has no place for.",
+                "Name an --output that ends in .csv or .jsonl.",
+            )
+        file.write("\t".join(row) + "\n")
+
+    put: Callable[[Sequence[str]], object] = csv.writer(file).writerow if form == "csv" else tabbed
+
+    def write(rows: Sequence[Row]) -> None:
+        nonlocal number
+        for row in rows:
+            number += 1
+            _refuse_others(row, names, number)
+            put([_field(row.get(name)) for name in names])
+
+    put(names)
+    return write
+
+
+def _field(value: object) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict, bool)) else str(value)
+
+
+def _refuse_others(row: Row, names: Sequence[str], number: int) -> None:
+    for name in row:
+        if name not in names:
+            raise DataError(
+                f"row {number} has a column {name!r} that the first rows lack, and a table's columns are fixed.",
+                "Name an --output that ends in .jsonl.",
+            )
+
+
+@contextmanager
+def _parquet(
+    path: Path,
+    first: Sequence[str],
+    added: Mapping[str, Kind],
+    schema: Any,  # noqa: ANN401
+) -> Iterator[Write]:
+    import pyarrow
+    import pyarrow.parquet
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    entity = {"start": pyarrow.int64(), "end": pyarrow.int64(), "label": text, "text": text}
+    types = {"text": text, "texts": pyarrow.list_(text), "number": number, "numbers": pyarrow.list_(number)}
+    types["entities"] = pyarrow.list_(pyarrow.struct(list(entity.items())))
+    file: Any = None
+    count = 0
+
+    def write(rows: Sequence[Row]) -> None:
+        nonlocal file, schema, count
+        try:
+            if file is None:
+                if schema is None:
+                    given = [{name: row.get(name) for name in first} for row in rows]
+                    schema = pyarrow.Table.from_pylist(given).schema
+                schema = schema.remove_metadata()  # what other libraries said of the columns holds no longer
+                for name, kind in added.items():
+                    schema = schema.append(pyarrow.field(name, types[kind]))
+                file = pyarrow.parquet.ParquetWriter(path, schema)
+            for row in rows:
+                count += 1
+                _refuse_others(row, schema.names, count)
+            file.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
+        except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            where = f"rows up to {count} do not fit the types of the first"
+            raise data_error(where, error, "Name an --output that ends in .jsonl.") from error
+
+    try:
+        yield write
+    finally:
+        if file is not None:
+            file.close()
