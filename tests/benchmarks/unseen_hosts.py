@@ -1,6 +1,6 @@
 """Two hosts that no choice of this project has seen, by the builtin hosts' recipe: other shapes, another vocabulary.
 
-    python tests/benchmarks/unseen_hosts.py --text SHARED/data/text/text.gz --teacher SHARED/hosts/minilm-l3 \
+    python tests/benchmarks/unseen_hosts.py --text SHARED/data/text/wiki.txt.gz --teacher SHARED/hosts/minilm-l3 \
         --output FOLDER --work FOLDER
 
 `label_free.py --at unseen-encoder=FOLDER/unseen-encoder` measures on them.
