@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+KINDS = ("zero-shot", "delta-theta", "readout", "lora")
 KEYS = ("file", "kind", "lesson", "start", "steps")
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     targets = list(dict.fromkeys(row["target"] for row in rows))
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["file"]):
+    for row in sorted(rows, key=lambda row: (row["file"], KINDS.index(row["kind"]), row["lesson"] != "transfer")):
         kinds.setdefault(tuple(row[key] for key in KEYS), []).append(row)
     for which, title in enumerate(("score", "minus zero-shot, paired (zero-shot: minus updates off)")):
         print(f"\n| {title} | " + " | ".join(targets) + " |\n|---|" + "---|" * len(targets))

@@ -9,10 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
+
+from safetensors.torch import save_file
 
 from uhl_cli.builtin.make import make_hosts
 from uhl_cli.builtin.recipes import Recipe
+from uhl_cli.host.packed import unpack
 from uhl_cli.progress import progress_bar
 
 VOCAB_SIZE = 9000
@@ -23,7 +27,7 @@ RECIPES = (
 
 
 def main() -> None:
-    """Train what is missing."""
+    """Train what is missing; write plain checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--teacher", required=True)
@@ -36,13 +40,17 @@ def main() -> None:
             RECIPES,
             arguments.text,
             arguments.teacher,
-            arguments.output,
+            arguments.work / "packed",
             arguments.work,
             limit_texts=arguments.limit_texts,
             vocab_size=VOCAB_SIZE,
             command="python tests/benchmarks/unseen_hosts.py --text TEXT --teacher HOST --output FOLDER --work FOLDER",
             reporter=reporter,
         )
+    for recipe in RECIPES:
+        packed, plain = arguments.work / "packed" / recipe.name, arguments.output / recipe.name
+        shutil.copytree(packed, plain, dirs_exist_ok=True)
+        save_file(unpack(packed / "model.safetensors"), plain / "model.safetensors", metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
