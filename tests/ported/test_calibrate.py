@@ -96,6 +96,13 @@ def test_a_strength_can_be_asked_for(adapter):
         adapter.port(aligned, strength=0.7)
 
 
+def test_a_port_without_updates_takes_any_strength(adapter):
+    aligned = adapter.align(tiny_host("gpt2", hidden_size=40, seed=4), max_flops=19.0)
+    ported = adapter.port(aligned, strength=1.0)
+    assert not ported.adapter.updates
+    assert torch.equal(ported(list(SENTENCES)), adapter.port(aligned)(list(SENTENCES)))
+
+
 def test_a_port_is_the_folded_adapter_with_strength_and_offsets(adapter):
     target = tiny_host("gpt2", hidden_size=40, seed=4)
     aligned = adapter.align(target, max_flops=1000.0)

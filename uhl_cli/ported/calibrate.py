@@ -47,8 +47,9 @@ class Calibration:
     texts: int
 
     def applied(self, adapter: PortedAdapter, strength: float | None = None) -> PortedAdapter:
-        """The adapter with a strength that was tried, by default the chosen one, and the offsets for that."""
+        """The adapter with a strength (0 where it has no updates), by default the chosen one, and its offsets."""
         strength = self.strength if strength is None else strength
+        strength = strength if strength in self.offsets else 0.0
         return adapter.with_strength(strength).with_offsets(self.offsets[strength])
 
 
