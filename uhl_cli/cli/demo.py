@@ -34,7 +34,7 @@ def _record() -> type[DemoOptions]:
     interrupted="Run it again; nothing was kept.",
 )
 def demo(options: DemoOptions, output: Output) -> None:
-    """See the whole way in about four minutes, with nothing to download: train, port, tune without labels, compare."""
+    """See the whole way in about three minutes, with nothing to download: train, port, tune without labels, compare."""
     from uhl_cli.commands.demo import run_demo
 
     with output.progress() as reporter:

@@ -405,7 +405,7 @@ class DemoOptions(Options):
     source: str = Field(DEFAULT_HOST, description="model to train the adapter on")
     target: str = Field("builtin:small", description="model of another shape to carry it to")
     task: str = Field(DEFAULT_TASK, description="task to train on")
-    epochs: float = Field(6.0, gt=0, le=1000, description="passes over the training data")
+    epochs: float = Field(4.0, gt=0, le=1000, description="passes over the training data")
     tune_steps: int = Field(500, ge=1, description="steps of tuning on the target, without labels")
     device: str = Field("auto", description=_DEVICE)
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
