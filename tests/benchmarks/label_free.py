@@ -13,7 +13,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from uhl_cli.commands.tune_student import Lesson, lesson_of, trained_student, tr
 from uhl_cli.data import Examples, TaskData, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
-from uhl_cli.metrics import Classes, paired_difference, score
+from uhl_cli.metrics import paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import silent
@@ -276,7 +276,7 @@ def _scores(adapter: UniversalAdapter, models: dict[str, PortedModel], data: Tas
     return row
 
 
-def _digits(found: Classes, references: Classes) -> str:
+def _digits(found: Sequence[object], references: Sequence[object]) -> str:
     """1 for an example whose class is right, else 0."""
     return "".join("1" if one == other else "0" for one, other in zip(found, references, strict=True))
 
