@@ -11,6 +11,7 @@ from uhl_cli import __version__
 from uhl_cli.cli.budget import budget
 from uhl_cli.cli.compare import compare
 from uhl_cli.cli.demo import demo
+from uhl_cli.cli.export import export
 from uhl_cli.cli.inspect import inspect
 from uhl_cli.cli.options import Command
 from uhl_cli.cli.output import finished
@@ -18,7 +19,9 @@ from uhl_cli.cli.port import port
 from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.tune import tune
 
-COMMANDS: dict[str, Command[Any]] = {each.name: each for each in (demo, pretrain, port, tune, inspect, budget, compare)}
+COMMANDS: dict[str, Command[Any]] = {
+    each.name: each for each in (demo, pretrain, port, tune, export, inspect, budget, compare)
+}
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
