@@ -32,6 +32,7 @@ from uhl_cli.formats.export import BASE_FOLDER, CARD_FILE, RECORD_FILE, ExportRe
 from uhl_cli.formats.folder import is_ported, ported_path, read_tuned
 from uhl_cli.host.builtin import PREFIX
 from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.loading import quiet
 from uhl_cli.host.plain import plain_tokenizer, refuse_other_ids, save_plain
 from uhl_cli.metrics import score
 from uhl_cli.ported.model import PortedModel, encode_examples
@@ -488,7 +489,7 @@ def _write(output: Path, record: ExportRecord, classifier: StandardClassifier, h
     :raises OutputError: When it cannot be written.
     """
     try:
-        with atomic_folder(output) as folder:
+        with quiet(), atomic_folder(output) as folder:
             base = record.base
             if record.format == "peft" and base is None:
                 save_base(host, record.task, folder / BASE_FOLDER, getattr(torch, record.dtype))

@@ -27,7 +27,7 @@ def model_card(record: ExportRecord) -> str:
         header["base_model"] = record.target.name
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
     lines += [f"# {_plain(task.name)} on {_plain(record.target.name)}", ""]
-    what = {"merged": "a checkpoint", "peft": f"a LoRA of rank {record.rank} with its head"}[record.format]
+    what = {"merged": "a checkpoint", "peft": f"a LoRA of rank {record.rank}"}[record.format]
     lines += [f"This is {what} with the standard head of its family, made by `uhl export`. It needs transformers"]
     lines[-1] += ("" if record.format == "merged" else " and peft") + ", not uhl."
     lines += ["", "```python", *_loading(record), "```", ""]

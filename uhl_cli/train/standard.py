@@ -130,7 +130,7 @@ class StandardClassifier(nn.Module):
             torch.manual_seed(seed)
             warnings.simplefilter("ignore")  # peft has warnings for those who choose modules by hand
             self.model: Any = get_peft_model(model, config)
-        config.modules_to_save = whole  # peft adds names of other families' heads
+        self._whole = whole
         self.model.eval()
         if start is not None:
             self._set_factors(start, prefix)
@@ -242,6 +242,7 @@ class StandardClassifier(nn.Module):
         if isinstance(self.model, PeftModel):
             config = self.model.peft_config["default"]
             config.base_model_name_or_path, config.revision = base, revision
+            config.modules_to_save = self._whole  # peft has added names of other families' heads
             # Embeddings are not trained, and peft would ask the hub whether they are.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
