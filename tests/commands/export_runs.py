@@ -128,7 +128,8 @@ for each in wanted:
         said = [found["label"] for found in said]
     else:
         said = [(found["entity_group"], found["start"], found["end"]) for found in said]
-    answers.append({"logits": logits.tolist(), "alone": alone, "problems": {key: value for key, value in problems.items() if value}, "said": said,
+    problems = {key: value for key, value in problems.items() if value}
+    answers.append({"logits": logits.tolist(), "alone": alone, "problems": problems, "said": said,
                     "ids": batch["input_ids"].tolist(), "inputs": sorted(batch),
                     "labels": [model.config.id2label[index] for index in range(model.config.num_labels)],
                     "pad": model.config.pad_token_id, "problem_type": model.config.problem_type})

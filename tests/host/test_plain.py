@@ -48,12 +48,12 @@ def test_called_plainly_it_gives_what_uhl_reads(family, pairs, tmp_path):
     host = tiny_host(family)
     before = host.tokenizer.backend_tokenizer.to_str(), dict(host.tokenizer.init_kwargs)
     saved(host, tmp_path)
+    assert (host.tokenizer.backend_tokenizer.to_str(), dict(host.tokenizer.init_kwargs)) == before, "the host's changed"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert dict(tokenizer(TEXTS, pairs, truncation=True)) == rows(host, pairs)
     refuse_other_ids(tmp_path, host, TEXTS, pairs, max_length=LENGTH)
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (LENGTH, "right")
     assert tokenizer.pad_token_id == host.tokenizer.pad_token_id
-    assert (host.tokenizer.backend_tokenizer.to_str(), dict(host.tokenizer.init_kwargs)) == before, "the host's changed"
 
 
 @pytest.mark.parametrize("family", WITHOUT_FIRST)

@@ -72,9 +72,9 @@ def test_an_untrained_classifier_has_the_hosts_states(family, task):
     assert sum(".lora_A." in name for name in names) == sum(".lora_B." in name for name in names) == sites
     whole = {name.split(".modules_to_save.")[0].split(".")[-1] for name in names if ".lora_" not in name}
     heads = {"bert": {"classifier", "pooler"}, "distilbert": {"classifier", "pre_classifier"}}
-    heads |= dict.fromkeys(("llama", "mistral", "qwen2", "gpt2"), {"score"})
+    heads |= {name: {"score"} for name in ("llama", "mistral", "qwen2", "gpt2")}
     if task.kind == "tokens":
-        heads = {"gpt2": {"classifier"}} | dict.fromkeys(("llama", "mistral", "qwen2"), {"score"})
+        heads = {"gpt2": {"classifier"}} | {name: {"score"} for name in ("llama", "mistral", "qwen2")}
     assert whole == heads.get(family, {"classifier"})
 
 

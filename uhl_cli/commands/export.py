@@ -380,14 +380,15 @@ def _train(
     files: RunFiles | None,
     reporter: Reporter,
 ) -> None:
-    """Fit the head on what the host gives already, then train it and the LoRA."""
-    assert lesson.targets is not None
+    """Train the LoRA and the head.
+
+    A head that is fitted on what the host gives before training ends no better than a random one (SST-2, 300 steps).
+    """
 
     def on_step(report: StepReport) -> None:
         reporter("exporting", report.step, report.steps, f"loss {report.loss:.3f}  agreement {report.accuracy:.3f}")
 
     reporter("exporting", 0, total_steps(len(lesson.examples), config))
-    classifier.fit_head(lesson.examples, lesson.targets, config)
     run_steps(
         classifier,
         classifier.trained,

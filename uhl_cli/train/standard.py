@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
 from uhl_cli.adapter.module import LoraFactors
@@ -27,7 +26,6 @@ from uhl_cli.host.encode import Encoded
 from uhl_cli.host.hostmap import dense
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
-from uhl_cli.train.loop import Targets
 from uhl_cli.train.model import Losses, task_loss
 from uhl_cli.train.student import ALPHA_OVER_RANK, BETAS
 
@@ -37,8 +35,6 @@ _AUTO: dict[str, Any] = {
 }
 _HEAD_NAMES = {"sequence": "sequence classification", "tokens": "token classification"}
 _TASK_TYPES = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"}
-# The head's start: predictions that it is fitted on, and the weight of its squared norm beside the mean loss.
-_FITTED, _PENALTY, _ITERATIONS = 4096, 1e-2, 100
 
 
 def refuse_headless(host: Host, task: Task) -> None:
@@ -75,9 +71,8 @@ def standard_model(host: Host, task: Task, *, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         model: PreTrainedModel = _AUTO[task.kind].from_config(config).float()
     base: nn.Module = model.base_model
-    outcome = base.load_state_dict(
-        {name: dense(value) for name, value in host.model.state_dict().items()}, strict=False
-    )
+    weights = {name: dense(value) for name, value in host.model.state_dict().items()}
+    outcome = base.load_state_dict(weights, strict=False)
     pooler = host.map.family.pooler
     odd = [*outcome.missing_keys, *outcome.unexpected_keys]
     odd = [name for name in odd if pooler is None or not name.startswith(f"{pooler}.")]
@@ -109,11 +104,9 @@ class StandardClassifier(nn.Module):
         self.rank = rank if start is None else start.rank
         model = standard_model(host, task, seed=seed)
         base: nn.Module = model.base_model
-        prefix = model.base_model_prefix
         family = host.map.family
-        whole = [
-            name for name, part in model.named_children() if part is not base and any(True for _ in part.parameters())
-        ]
+        heads = [name for name, part in model.named_children() if part is not base]
+        whole = [name for name in heads if any(True for _ in getattr(model, name).parameters())]
         if family.pooler is not None and getattr(base, family.pooler, None) is not None:
             whole.append(family.pooler)
         rules = family.sites.values()
@@ -123,7 +116,7 @@ class StandardClassifier(nn.Module):
             lora_alpha=int(ALPHA_OVER_RANK * self.rank),
             lora_dropout=0.0,
             target_modules=sorted({rule.path for rule in rules}),
-            modules_to_save=whole,
+            modules_to_save=list(whole),
             fan_in_fan_out=any(rule.transposed for rule in rules),
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -132,13 +125,9 @@ class StandardClassifier(nn.Module):
             self.model: Any = get_peft_model(model, config)
         self._whole = whole
         self.model.eval()
-        if start is not None:
-            self._set_factors(start, prefix)
-
-    def _set_factors(self, start: LoraFactors, prefix: str) -> None:
         with torch.no_grad():
-            for name, (down, up) in start.by_module.items():
-                layer: Any = self.model.base_model.model.get_submodule(f"{prefix}.{name}")
+            for name, (down, up) in ({} if start is None else start.by_module).items():
+                layer: Any = base.get_submodule(name)
                 layer.lora_A["default"].weight.copy_(down)
                 layer.lora_B["default"].weight.copy_(up.float() / layer.scaling["default"])
 
@@ -154,21 +143,20 @@ class StandardClassifier(nn.Module):
         return nn.ParameterDict(found)
 
     def optimizer(self, config: TrainingConfig) -> torch.optim.AdamW:
-        """AdamW over what is trained; of the head and the pooler matrices decay."""
-        groups = []
-        rates = {"factor": config.learning_rate, "matrix": config.readout_learning_rate}
-        for kind, rate in (rates | {"vector": config.readout_learning_rate}).items():
-            some = [value for name, value in self.trained.items() if _kind(name, value) == kind]
-            decay = config.weight_decay if kind == "matrix" else 0.0
-            groups.append({"params": some, "lr": rate, "base_lr": rate, "weight_decay": decay})
-        return torch.optim.AdamW([group for group in groups if group["params"]], betas=BETAS)
+        """AdamW over what is trained, without decay; the LoRA has a rate of its own."""
+        factors = [value for name, value in self.trained.items() if "lora_" in name]
+        others = [value for name, value in self.trained.items() if "lora_" not in name]
+        rates = ((factors, config.learning_rate), (others, config.readout_learning_rate))
+        groups = [{"params": some, "lr": rate, "base_lr": rate, "weight_decay": 0.0} for some, rate in rates]
+        return torch.optim.AdamW(groups, betas=BETAS)
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, _seed: int) -> Losses:
         """Losses of one batch; see `TrainedModel.forward`.  Words that were cut off teach nothing."""
         logits, present = self.predictions(encoded, words)
-        task, correct = (
-            task_loss(logits[present], targets[present]) if present.any() else (0 * logits.sum(), present.sum())
-        )
+        if present.any():
+            task, correct = task_loss(logits[present], targets[present])
+        else:
+            task, correct = 0 * logits.sum(), present.sum()
         return Losses(task, task.detach(), correct, logits.new_zeros(()), False)
 
     def predictions(self, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -179,8 +167,9 @@ class StandardClassifier(nn.Module):
         logits: Tensor = self.model(**encoded.model_inputs()).logits
         if words is None:
             return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        first, present = _first_tokens(words)
-        return logits.flatten(0, 1)[first] * present.unsqueeze(-1), present
+        used = words > 0
+        present = used.any(1)
+        return logits.flatten(0, 1)[used.float().argmax(1)] * present.unsqueeze(-1), present
 
     @torch.inference_mode()
     def logits_of(
@@ -203,33 +192,6 @@ class StandardClassifier(nn.Module):
                 progress(min(start + batch_size, len(order)), len(order))
         return [found[row] for row in range(len(examples))]
 
-    @torch.no_grad()
-    def fit_head(self, examples: Examples, targets: Targets, config: TrainingConfig) -> None:
-        """Set the head's last layer to the best for what the layers before it give, before anything is trained.
-
-        Logistic regression on distributions, over at most `_FITTED` predictions of examples drawn by the seed.
-        """
-        last = self._last_layer()
-        seen: list[Tensor] = []
-        handle = last.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-        inputs, wanted = [], []
-        generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(examples), generator=generator).tolist()
-        try:
-            while order and sum(len(part) for part in inputs) < _FITTED:
-                rows, order = order[: config.batch_size], order[config.batch_size :]
-                encoded, words, _ = encode_examples(self._host, examples, rows, max_length=config.max_length)
-                encoded = encoded.to(self._host.device)
-                _, present = self.predictions(encoded, words)
-                inputs.append(_read(seen.pop(), encoded, words)[present].float())
-                wanted.append(targets(rows).to(present.device)[present])
-        finally:
-            handle.remove()
-        weight, bias = _fitted(torch.cat(inputs), torch.cat(wanted), biased=last.bias is not None)
-        last.weight.copy_(weight)
-        if last.bias is not None:
-            last.bias.copy_(bias)
-
     def merge(self) -> None:
         """Make it the standard model itself: the LoRA goes into the weights."""
         self.model = self.model.merge_and_unload().eval()
@@ -242,62 +204,8 @@ class StandardClassifier(nn.Module):
         if isinstance(self.model, PeftModel):
             config = self.model.peft_config["default"]
             config.base_model_name_or_path, config.revision = base, revision
-            config.modules_to_save = self._whole  # peft has added names of other families' heads
+            config.modules_to_save = list(self._whole)  # peft has added names of other families' heads
             # Embeddings are not trained, and peft would ask the hub whether they are.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))
-
-    def _last_layer(self) -> nn.Linear:
-        """The linear layer that gives the logits."""
-        labels = len(self.task.labels)
-        some = [
-            part
-            for name, part in self.model.named_modules()
-            if "modules_to_save.default" in name and isinstance(part, nn.Linear) and part.out_features == labels
-        ]
-        return some[-1]
-
-
-def _kind(name: str, value: Tensor) -> str:
-    if "lora_" in name:
-        return "factor"
-    return "matrix" if value.dim() > 1 else "vector"
-
-
-def _first_tokens(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Of averaging weights [words, tokens], each word's first token, and whether it has any."""
-    used = words > 0
-    return used.float().argmax(1), used.any(1)
-
-
-def _read(inputs: Tensor, encoded: Encoded, words: Tensor | None) -> Tensor:
-    """What the last layer reads for each prediction, from its input [batch, width] or [batch, tokens, width]."""
-    if words is not None:
-        return inputs.flatten(0, 1)[_first_tokens(words)[0]]
-    if inputs.dim() == 2:
-        return inputs
-    return inputs[torch.arange(len(inputs), device=inputs.device), encoded.attention_mask.sum(1) - 1]
-
-
-@torch.enable_grad()
-def _fitted(inputs: Tensor, targets: Tensor, *, biased: bool) -> tuple[Tensor, Tensor]:
-    """Weight [labels, width] and bias [labels] of the best classifier of inputs [N, width]."""
-    mean = inputs.mean(0) if biased else torch.zeros_like(inputs[0])
-    scale = (inputs - mean).square().mean(0).sqrt().clamp_min(1e-6)
-    scaled = (inputs - mean) / scale
-    weight = torch.zeros(targets.shape[1], inputs.shape[1], device=inputs.device, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], device=inputs.device, requires_grad=biased)
-    variables = [weight, bias] if biased else [weight]
-    optimizer = torch.optim.LBFGS(variables, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        found = functional.cross_entropy(functional.linear(scaled, weight, bias), targets)
-        found = found + _PENALTY / 2 * weight.square().sum()
-        found.backward()
-        return found
-
-    optimizer.step(loss)
-    weight = (weight / scale).detach()
-    return weight, bias.detach() - weight @ mean
