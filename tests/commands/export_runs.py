@@ -24,7 +24,7 @@ from uhl_cli.reports import ExportReport
 from uhl_cli.train.standard import StandardClassifier
 
 TEXTS = ("The film is warm", "", "Anna didn't cross the bridge, naïve 😀!", "a dull one " * 30, "It was raining.")
-PAIRS = ("Two dogs ran.", "x", "", "The soup was cold.", "I loved every minute " * 20)
+PAIRS = ("Two dogs ran.", "x", "y", "The soup was cold.", "I loved every minute " * 20)
 
 
 def options_for(adapter: Path, output: Path, **changes: Any) -> ExportOptions:

@@ -7,7 +7,7 @@ from tiny_hosts import FAMILIES, tiny_host, tiny_model, tiny_tokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from uhl_cli.errors import TokenizerError
+from uhl_cli.errors import OutputError, TokenizerError
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.host.encode import encode, first_token
 from uhl_cli.host.plain import plain_tokenizer, refuse_other_ids, save_plain
@@ -51,25 +51,34 @@ def test_called_plainly_it_gives_what_uhl_reads(family, pairs, tmp_path):
     assert (host.tokenizer.backend_tokenizer.to_str(), dict(host.tokenizer.init_kwargs)) == before, "the host's changed"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert dict(tokenizer(TEXTS, pairs, truncation=True)) == rows(host, pairs)
-    refuse_other_ids(tmp_path, host, TEXTS, pairs, max_length=LENGTH)
+    refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, pairs, max_length=LENGTH)
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (LENGTH, "right")
     assert tokenizer.pad_token_id == host.tokenizer.pad_token_id
 
 
 @pytest.mark.parametrize("family", WITHOUT_FIRST)
-def test_a_decoders_own_tokenizer_saved_as_it_is_is_refused(family, tmp_path):
+def test_a_decoders_own_tokenizer_as_it_is_is_refused(family):
     host = tiny_host(family)
     assert first_token(host.tokenizer) is not None
-    save_plain(host.tokenizer, tmp_path)
     with pytest.raises(TokenizerError, match="is not the same when it is saved"):
-        refuse_other_ids(tmp_path, host, TEXTS, max_length=LENGTH)
+        refuse_other_ids(host.tokenizer, host, TEXTS, max_length=LENGTH)
 
 
-def test_another_longest_input_is_refused(tmp_path):
+def test_another_longest_input_is_refused():
     host = tiny_host("bert")
-    saved(host, tmp_path)
     with pytest.raises(TokenizerError):
-        refuse_other_ids(tmp_path, host, TEXTS, max_length=LENGTH - 1)
+        refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, max_length=LENGTH - 1)
+
+
+def test_a_full_disk_is_an_error_of_ours(monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    host = tiny_host("bert")
+    with monkeypatch.context() as patch:
+        patch.setattr("uhl_cli.host.plain.save_plain", full)
+        with pytest.raises(OutputError, match="No space left"):
+            refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, max_length=LENGTH)
 
 
 @pytest.mark.parametrize("pairs", [None, PAIRS], ids=["texts", "pairs"])
@@ -94,7 +103,7 @@ def test_what_a_post_processor_adds_at_the_end_stays(nested, pairs, tmp_path):
 def test_builtin_hosts(name, pairs, tmp_path):
     host = load_host(name, device="cpu")
     saved(host, tmp_path)
-    refuse_other_ids(tmp_path, host, TEXTS, pairs, max_length=LENGTH)
+    refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, pairs, max_length=LENGTH)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == host.model.config.pad_token_id
 
 

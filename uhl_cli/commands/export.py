@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -110,10 +109,8 @@ def export(
     lesson, teachers = _lesson(carried, host, judged, data, options, length, reporter)
     config = options.training.settled("lora").model_copy(update={"max_length": length, "noise": 0.0})
     reading = replace(host, tokenizer=tokenizer, max_length=length)
-    with tempfile.TemporaryDirectory() as folder:
-        some = lesson.examples.select(range(min(_COMPARED, len(lesson.examples))))
-        save_plain(tokenizer, Path(folder))
-        refuse_other_ids(Path(folder), host, some.texts, some.pairs, max_length=length)
+    some = lesson.examples.select(range(min(_COMPARED, len(lesson.examples))))
+    refuse_other_ids(tokenizer, host, some.texts, some.pairs, max_length=length)
     start = judged["tuned"].adapter.lora if _is_lora(options) else None
     classifier = StandardClassifier(reading, task, rank=options.rank, seed=config.seed, start=start)
     identity = options.deciding() | {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from uhl_cli.errors import TokenizerError
+from uhl_cli.errors import OutputError, TokenizerError, first_line
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import encode, first_token, takes_types
 
@@ -58,20 +59,28 @@ def save_plain(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def refuse_other_ids(
-    folder: Path, host: Host, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    host: Host,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    max_length: int,
 ) -> None:
-    """Return only if the tokenizer saved in a folder gives these texts the ids, and the segments, that uhl reads.
+    """Return only if the tokenizer, saved and loaded, gives these texts the ids, and the segments, that uhl reads.
 
     :raises TokenizerError: It does not.
+    :raises OutputError: It cannot be saved in the temporary folder of this machine.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    plain = tokenizer(
-        list(texts),
-        None if pairs is None else list(pairs),
-        truncation=True,
-        padding=True,
-        return_tensors="pt",
-    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_plain(tokenizer, Path(folder))
+            loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {tempfile.gettempdir()}: {first_line(error)}.", "Free some space."
+        ) from error
+    second = None if pairs is None else list(pairs)
+    plain = loaded(list(texts), second, truncation=True, padding=True, return_tensors="pt")
     ours = encode(host, texts, pairs, max_length=max_length).model_inputs()
     if set(plain) != set(ours) or any(plain[name].tolist() != ours[name].tolist() for name in ours):
         raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", _HINT)
