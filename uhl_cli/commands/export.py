@@ -56,7 +56,7 @@ def run_export(options: ExportOptions, reporter: Reporter = silent) -> ExportRep
     _refuse_output(options, files)
     carried = _carried(adapter, options)
     _refuse_untaught(carried, options, labelled=options.labelled)
-    accelerator = accelerator_for(options.target.device, "no")
+    accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     evaluation = score_data(carried, options)
     host = load(options.target.model_copy(update={"device": chosen, "dtype": "float32"}))

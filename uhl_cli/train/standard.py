@@ -26,7 +26,7 @@ from uhl_cli.host.encode import Encoded
 from uhl_cli.host.hostmap import dense
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
-from uhl_cli.train.model import Losses, task_loss
+from uhl_cli.train.model import Losses, plain_attention, task_loss
 from uhl_cli.train.student import ALPHA_OVER_RANK, BETAS
 
 _AUTO: dict[str, Any] = {
@@ -152,7 +152,8 @@ class StandardClassifier(nn.Module):
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, _seed: int) -> Losses:
         """Losses of one batch; see `TrainedModel.forward`.  Words that were cut off teach nothing."""
-        logits, present = self.predictions(encoded, words)
+        with plain_attention(self._host):
+            logits, present = self.predictions(encoded, words)
         if present.any():
             task, correct = task_loss(logits[present], targets[present])
         else:
