@@ -62,13 +62,13 @@ class Inside:
         self.ids: list[list[int]] = []
 
     def __enter__(self) -> Inside:
-        def write(output: Path, record: Any, classifier: StandardClassifier, host: Host, tokenizer: Any) -> None:
+        def write(output: Path, record: Any, classifier: StandardClassifier, *rest: Any) -> None:
             # The host as it was given, not the one with the tokenizer that is saved.
             encoded = encode(self._host, TEXTS, self._pairs, max_length=record.max_length)
             with torch.inference_mode():
                 self.logits = classifier.model(**encoded.model_inputs()).logits
             self.ids = encoded.input_ids.tolist()
-            self._write(output, record, classifier, host, tokenizer)
+            self._write(output, record, classifier, *rest)
 
         module._write = write
         return self

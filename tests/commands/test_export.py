@@ -213,7 +213,9 @@ def test_a_base_that_is_named_is_loaded_with_what_the_report_says(adapters, tmp_
         assert set(report.arguments) == (
             set() if name == "copied" else {"num_labels", "id2label", "label2id", "pad_token_id"}
         )
-        given = "num_labels=3" in (tmp_path / name / "README.md").read_text()
+        card = (tmp_path / name / "README.md").read_text()
+        assert str(tmp_path) not in card, "the card tells of this machine's disk"
+        given = "num_labels=3" in card
         assert given == (name != "copied")
         arguments = {key: value for key, value in report.arguments.items() if key != "id2label"}
         questions.append(asked(tmp_path / name, "tokens", arguments=arguments))
@@ -320,7 +322,7 @@ def test_texts_of_the_users_own_take_the_transfer_sets_place(kind, adapters, tmp
     texts.write_text("\n".join(DATA[kind]().train.texts) + "\n\n", encoding="utf-8")
     name = "bare" if kind == "sequence" else kind
     report = run(adapters[name], tmp_path / "out", target("bert"), texts=texts)
-    assert report.teachers == ("transfer set: the ported model, on file texts.txt",)
+    assert report.teachers == ("the ported model, on file texts.txt",)
     assert report.train_examples > 20
     assert set(report.agreement) == {"zero_shot", "export"}
     # A tagger of three steps finds no entity, of which F1 says nothing.
@@ -340,6 +342,10 @@ def test_labels_are_learnt_from_as_well(adapters, tmp_path):
     assert half.rounding.predictions > 0
     with pytest.raises(DataError, match="no training example"):
         run(adapters["bare"], tmp_path / "e", data=replace(data, train=Examples((), labels=())))
+    for other in (token_data(), replace(data, task=data.task.model_copy(update={"labels": ("bad", "good")}))):
+        with pytest.raises(DataError, match=r"memory labels .*, the adapter whole texts as cold, warm"):
+            run(adapters["bare"], tmp_path / "e", data=other)
+    assert not (tmp_path / "e").exists()
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -430,7 +436,12 @@ def test_wrong_inputs_are_one_line_and_write_nothing(adapters, tmp_path):
         ("bare", DataError, "not UTF-8", {"texts": binary}),
         ("pairs", DataError, r"on pairs of texts.*--data", {"texts": words}),
         ("sequence", LabelError, "known are cold, warm", {"data": DataOptions(data=str(labels))}),
-        ("sequence", DataError, "", {"data": DataOptions(data=str(write_conll(tmp_path / "conll")))}),
+        (
+            "sequence",
+            DataError,
+            "known are cold, warm",
+            {"data": DataOptions(data=str(write_conll(tmp_path / "conll")))},
+        ),
         ("sequence", UsageError, "--base has no effect", {"base": "x"}),
         ("sequence", UsageError, "--score-data has no effect", {"data": DataOptions(data="x"), "score_data": "x"}),
         ("sequence", UsageError, "--limit-train has no effect", {"data": DataOptions(limit_train=3)}),

@@ -38,7 +38,6 @@ def record(**changes: object) -> ExportRecord:
         "max_length": 128,
         "base": None,
         "revision": None,
-        "arguments": {},
         "teachers": ("transfer set: a teacher",),
         "training": training,
         "versions": {"uhl": "1"},
@@ -55,9 +54,7 @@ def write(folder: Path, content: object) -> Path:
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
-    whole = record(
-        format="peft", base="org/name", arguments={"num_labels": 2, "id2label": {0: "a"}, "label2id": {"a": 0}}
-    )
+    whole = record(format="peft", base="org/name")
     assert read_export(write(tmp_path, whole.model_dump_json())) == whole
     assert is_export(tmp_path)
     assert not is_export(tmp_path.parent)
@@ -97,7 +94,7 @@ def code_of(card: str) -> str:
 
 
 def test_the_card_says_how_to_load_it():
-    card = model_card(record())
+    card = model_card(record(), {})
     head = card.split("---\n")[1]
     assert 'base_model: "org/name"' in head
     assert 'pipeline_tag: "text-classification"' in head
@@ -106,27 +103,26 @@ def test_the_card_says_how_to_load_it():
     assert "| this model | 0.500 [0.250, 0.750] |" in card
     assert "uhl export a --target b" in card
     assert "Agreement" not in card
-    tagger = model_card(record(task=TOKENS))
+    tagger = model_card(record(task=TOKENS), {})
     assert 'pipeline("ner", folder, aggregation_strategy="first")' in code_of(tagger)
 
 
 def test_the_card_of_a_peft_export_says_where_its_base_is():
-    beside = model_card(record(format="peft"))
+    beside = model_card(record(format="peft"), {})
     assert "AutoPeftModelForSequenceClassification.from_pretrained(folder)" in code_of(beside)
     assert "`base/`" in beside
-    named = model_card(
-        record(format="peft", base="org/name", arguments={"num_labels": 2, "id2label": {0: "a", 1: "b"}})
-    )
+    arguments = {"num_labels": 2, "id2label": {0: "a", 1: "b"}}
+    named = model_card(record(format="peft", base="org/name"), arguments)
     assert "from_pretrained(folder, num_labels=2, id2label={0: 'a', 1: 'b'})" in code_of(named)
     assert "The base is `org/name`" in named
 
 
 def test_names_of_others_are_no_markup():
     task = SEQUENCE.model_copy(update={"name": "a](http://x)\n# b", "labels": ("<b>", "`c`")})
-    card = model_card(record(task=task, teachers=("line\nbreak ![x](y)",)))
+    card = model_card(record(task=task, teachers=("line\nbreak ![x](y)",)), {})
     assert "](http" not in card
     assert "\n# b" not in card
     assert "<b>" not in card
     assert "![x]" not in card
     local = HostRecord(name="folder", revision=None, fingerprint=record().target.fingerprint)
-    assert "base_model" not in model_card(record(target=local))
+    assert "base_model" not in model_card(record(target=local), {})

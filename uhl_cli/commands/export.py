@@ -13,17 +13,23 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
-from uhl_cli.align.texts import read_texts
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.export_lesson import (
+    export_lesson,
+    labelled_data,
+    refuse_other_labels,
+    refuse_untaught,
+    starts_from_lora,
+)
 from uhl_cli.commands.options import ExportOptions
 from uhl_cli.commands.scoring import Classes, host_record, load, references_of, refuse_overwriting, versions
-from uhl_cli.commands.transfer_set import SPANS, Teacher
-from uhl_cli.commands.tune_student import Lesson, compared, lesson_of, score_data
-from uhl_cli.data import Examples, TaskData, load_task, name_to_load
+from uhl_cli.commands.transfer_set import Teacher
+from uhl_cli.commands.tune_student import Lesson, compared, score_data
+from uhl_cli.data import Examples, TaskData
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import DataError, LabelError, OutputError, first_line
+from uhl_cli.errors import OutputError, first_line
 from uhl_cli.files import atomic_folder, write_text
 from uhl_cli.formats.card import model_card
 from uhl_cli.formats.checkpoint import run_digest
@@ -37,9 +43,8 @@ from uhl_cli.metrics import score
 from uhl_cli.ported.model import PortedModel, encode_examples
 from uhl_cli.reports import ExportReport, Reporter, RoundingReport, phase, silent
 from uhl_cli.schema import TrainingConfig, TrainingRecord
-from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, run_steps, targets_of, total_steps
+from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, run_steps, total_steps
 from uhl_cli.train.standard import StandardClassifier, refuse_headless, save_base
-from uhl_cli.transfer.texts import TransferSet, TransferTexts, quantised_log_odds, single_lines
 
 # Texts on which the saved tokenizer is compared with uhl's.
 _COMPARED = 256
@@ -55,13 +60,13 @@ def run_export(options: ExportOptions, reporter: Reporter = silent) -> ExportRep
     files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
     _refuse_output(options, files)
     carried = _carried(adapter, options)
-    _refuse_untaught(carried, options, labelled=options.labelled)
+    refuse_untaught(carried, options, labelled=options.labelled)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     evaluation = score_data(carried, options)
     host = load(options.target.model_copy(update={"device": chosen, "dtype": "float32"}))
     refuse_headless(host, carried.manifest.task)
-    data = _labelled(carried.manifest.task, options) if options.labelled else None
+    data = labelled_data(carried.manifest.task, options) if options.labelled else None
     try:
         return export(
             adapter,
@@ -93,7 +98,7 @@ def export(
     :param data: Labelled examples to learn from as well, in the adapter's labels.
     :param evaluation: Data to score on where there are no labels.
     :raises HostError: When transformers has no standard head for the family.
-    :raises DataError: When there is nothing to learn from.
+    :raises DataError: When there is nothing to learn from, or the labels are others than the adapter's.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     :raises OutputError: When the folder cannot be written.
     """
@@ -102,16 +107,18 @@ def export(
     carried = _carried(adapter, options)
     task = carried.manifest.task
     refuse_headless(host, task)
-    _refuse_untaught(carried, options, labelled=data is not None)
+    refuse_untaught(carried, options, labelled=data is not None)
+    if data is not None:
+        refuse_other_labels(task, data)
     length = min(options.max_length or carried.max_length, host.max_length)
     tokenizer = plain_tokenizer(host, length)
     judged = _ported(adapter, carried, host, options, reporter)
-    lesson, teachers = _lesson(carried, host, judged, data, options, length, reporter)
+    lesson, teachers = export_lesson(carried, host, judged, data, options, length, reporter)
     config = options.training.settled("lora").model_copy(update={"max_length": length, "noise": 0.0})
     reading = replace(host, tokenizer=tokenizer, max_length=length)
     some = lesson.examples.select(range(min(_COMPARED, len(lesson.examples))))
     refuse_other_ids(tokenizer, host, some.texts, some.pairs, max_length=length)
-    start = judged["tuned"].adapter.lora if _is_lora(options) else None
+    start = judged["tuned"].adapter.lora if starts_from_lora(options) else None
     classifier = StandardClassifier(reading, task, rank=options.rank, seed=config.seed, start=start)
     identity = options.deciding() | {
         "training": config.model_dump(mode="json"),
@@ -142,6 +149,7 @@ def export(
     predictions = {} if judges.scored is None else {name: _classes(each.scored, task) for name, each in found.items()}
     scores, gains = compared(predictions, evaluation, "export")
     base, revision = _base(options, host) if options.format == "peft" else (None, None)
+    arguments = {} if base is None else _arguments(classifier, host)
     record = ExportRecord(
         format=options.format,
         adapter=adapter.digest,
@@ -150,9 +158,8 @@ def export(
         dtype=options.dtype,
         rank=classifier.rank,
         max_length=length,
-        base=base,
+        base=Path(base).name if base is not None and Path(base).is_absolute() else base,
         revision=revision,
-        arguments=_arguments(classifier, host) if base is not None else {},
         teachers=tuple(teachers),
         training=TrainingRecord(
             command=options.command(),
@@ -167,7 +174,7 @@ def export(
         scores=scores,
     )
     if accelerator.is_main_process:
-        _write(options.output, record, classifier, host, tokenizer)
+        _write(options.output, record, classifier, host, tokenizer, base, arguments)
     accelerator.wait_for_everyone()
     sizes = {
         str(path.relative_to(options.output)): path.stat().st_size
@@ -181,7 +188,7 @@ def export(
         target=record.target,
         task=task.name,
         base=None if options.format == "merged" else base or str(options.output / BASE_FOLDER),
-        arguments=dict(record.arguments),
+        arguments=arguments,
         files=sizes,
         bytes=sum(sizes.values()),
         rank=record.rank,
@@ -206,10 +213,6 @@ def _refuse_output(options: ExportOptions, files: RunFiles) -> None:
     refuse_overwriting(output / RECORD_FILE, files, resume=options.resume, overwrite=options.overwrite)
 
 
-def _is_lora(options: ExportOptions) -> bool:
-    return options.task_file is not None and is_ported(options.task_file)
-
-
 def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdapter:
     """The adapter with the task file, if one is named; a LoRA's folder is looked at only.
 
@@ -217,37 +220,10 @@ def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdap
     """
     if options.task_file is None:
         return adapter
-    if _is_lora(options):
+    if starts_from_lora(options):
         read_tuned(ported_path(options.task_file), adapter.digest)
         return adapter
     return adapter.with_task(options.task_file)
-
-
-def _refuse_untaught(carried: UniversalAdapter, options: ExportOptions, *, labelled: bool) -> None:
-    """:raises DataError: When the file has no transfer set that can be read, and nothing is named in its place."""
-    if options.texts is not None or labelled:
-        return
-    if carried.transfer is None:
-        raise DataError(
-            f"{options.adapter} has no transfer set for {carried.manifest.task.name} to learn from.",
-            "Give texts of your own with --texts FILE, or labelled data with --data.",
-        )
-    carried.transfer_set()
-
-
-def _labelled(task: Task, options: ExportOptions) -> TaskData:
-    """The data that `--task` or `--data` names, in the adapter's labels.
-
-    :raises LabelError: When it is of another kind of task, or has other labels.
-    """
-    asked = options.data.model_dump()
-    name = name_to_load(task, asked)
-    rest = {option: value for option, value in asked.items() if option != "task"}
-    data = load_task(name, labels=task.labels, offline=options.target.offline, seed=options.training.seed, **rest)
-    if data.task.kind != task.kind:
-        wanted = {"sequence": "whole texts", "tokens": "words"}[task.kind]
-        raise LabelError(f"{data.source} does not label {wanted}, as the adapter does.", "Give data of its own task.")
-    return data
 
 
 def _ported(
@@ -259,111 +235,10 @@ def _ported(
     )
     found = {"zero_shot": adapter.port(aligned)} if carried.own_task else {}
     if options.task_file is not None:
-        found["tuned"] = adapter.port(host, task=options.task_file) if _is_lora(options) else carried.port(aligned)
+        found["tuned"] = (
+            adapter.port(host, task=options.task_file) if starts_from_lora(options) else carried.port(aligned)
+        )
     return found
-
-
-def _lesson(
-    carried: UniversalAdapter,
-    host: Host,
-    judged: dict[str, PortedModel],
-    data: TaskData | None,
-    options: ExportOptions,
-    length: int,
-    reporter: Reporter,
-) -> tuple[Lesson, list[str]]:
-    """What the classifier learns from, with distributions as targets, and what taught it."""
-    lesson: Lesson | None = None
-    teachers = []
-    if options.texts is not None:
-        speaker = "tuned" if "tuned" in judged else "zero_shot"
-        said = _said(carried.manifest.task, judged[speaker], options, length, reporter)
-        lesson = lesson_of(said, host)
-        teachers.append(lesson.source)
-    elif carried.transfer is not None:
-        lesson = lesson_of(carried.transfer_set(), host)
-        teachers.append(lesson.source)
-        if "tuned" in judged and not _is_lora(options):
-            lesson = _averaged(lesson, judged["tuned"], options, length, reporter)
-            teachers.append("the adapter, tuned on this target")
-    if _is_lora(options):
-        teachers.append("a LoRA tuned on this target, as the start")
-    if data is not None:
-        lesson = _with_labels(lesson, data)
-        teachers.append(f"labels: {data.source}")
-    assert lesson is not None  # see _refuse_untaught
-    return lesson, [teacher[:1000] for teacher in teachers]
-
-
-def _said(task: Task, model: PortedModel, options: ExportOptions, length: int, reporter: Reporter) -> TransferSet:
-    """The texts that `--texts` names with what a model says of them and of their spans.
-
-    :raises DataError: When there are no two different texts, or the task is on pairs.
-    """
-    assert options.texts is not None
-    hint = "Give a UTF-8 text file with two or more different texts, one a line."
-    if task.pair_column is not None:
-        raise DataError(f"{task.name} is on pairs of texts, and --texts has none.", "Give labelled data with --data.")
-    texts = tuple(dict.fromkeys(single_lines(read_texts(options.texts, hint))))
-    if len(texts) < 2:
-        raise DataError(f"the texts {options.texts} are a single one.", hint)
-    words = task.kind == "tokens"
-    found = TransferTexts(texts, None, 0 if words else SPANS, words, f"file {options.texts.name}")
-    logits = model.logits_of(
-        found.examples(),
-        batch_size=options.evaluation_batch_size,
-        max_length=length,
-        progress=phase(reporter, "texts"),
-    )
-    return TransferSet(found, quantised_log_odds(torch.cat(logits).numpy()), f"the ported model, on {found.origin}")
-
-
-def _averaged(lesson: Lesson, model: PortedModel, options: ExportOptions, length: int, reporter: Reporter) -> Lesson:
-    """The lesson with the mean of its targets and of a second teacher's probabilities."""
-    first, probabilities = lesson.targets, []
-    assert first is not None
-    for logits in model.logits_of(
-        lesson.examples,
-        batch_size=options.evaluation_batch_size,
-        max_length=length,
-        progress=phase(reporter, "second teacher"),
-    ):
-        probabilities.append(logits.softmax(-1))
-
-    def targets(rows: list[int]) -> Tensor:
-        return (first(rows) + torch.cat([probabilities[row] for row in rows])) / 2
-
-    return replace(lesson, targets=targets)
-
-
-def _with_labels(lesson: Lesson | None, data: TaskData) -> Lesson:
-    """The lesson's examples and then the labelled ones, whose targets are certain.
-
-    :raises DataError: When there is no labelled example.
-    """
-    examples, size = data.train, len(data.task.labels)
-    if examples is None or len(examples) == 0:
-        raise DataError("there is no training example.", "Check --data and --limit-train.")
-
-    def certain(rows: list[int]) -> Tensor:
-        return functional.one_hot(torch.tensor(targets_of(examples, rows), dtype=torch.long), size).float()
-
-    owners = tuple(range(len(examples)))
-    if lesson is None:
-        return Lesson(examples, certain, None, examples.digest(), data.source, owners=owners)
-    first, count = lesson.targets, len(lesson.examples)
-    assert first is not None
-
-    def targets(rows: list[int]) -> Tensor:
-        return torch.cat([first([row]) if row < count else certain([row - count]) for row in rows])
-
-    return replace(
-        lesson,
-        examples=lesson.examples.followed_by(examples),
-        targets=targets,
-        digest=hashlib.sha256((lesson.digest + examples.digest()).encode()).hexdigest(),
-        owners=(*lesson.owners, *(max(lesson.owners) + 1 + owner for owner in owners)),
-    )
 
 
 def _train(
@@ -481,21 +356,31 @@ def _arguments(classifier: StandardClassifier, host: Host) -> dict[str, Any]:
     return found
 
 
-def _write(output: Path, record: ExportRecord, classifier: StandardClassifier, host: Host, tokenizer: Any) -> None:  # noqa: ANN401
+def _write(
+    output: Path,
+    record: ExportRecord,
+    classifier: StandardClassifier,
+    host: Host,
+    tokenizer: PreTrainedTokenizerBase,
+    base: str | None,
+    arguments: dict[str, Any],
+) -> None:
     """Write the folder, whole or not at all.
 
+    :param base: What peft's configuration names; None where the base is written into the folder.
+    :param arguments: What loading takes beside the folder, for the card.
     :raises OutputError: When it cannot be written.
     """
     try:
         with quiet(), atomic_folder(output) as folder:
-            base = record.base
             if record.format == "peft" and base is None:
                 save_base(host, record.task, folder / BASE_FOLDER, getattr(torch, record.dtype))
+                assert host.tokenizer is not None  # a host that is trained on has one
                 save_plain(host.tokenizer, folder / BASE_FOLDER)
                 base = str((output / BASE_FOLDER).absolute())
             classifier.save(folder, base=base, revision=record.revision)
             save_plain(tokenizer, folder)
-            write_text(folder / CARD_FILE, model_card(record))
+            write_text(folder / CARD_FILE, model_card(record, arguments))
             write_text(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
     except SafetensorError as error:
         raise OutputError(f"cannot write {output}: {first_line(error)}.", "Free some space, then --resume.") from error

@@ -94,10 +94,10 @@ def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
     if host is not None and not texts:
         raise DataError(
             f"the tokenizer of {host.name} knows no token of the transfer set's texts.",
-            "Tune with --task or --data, or choose a target that was trained on texts of this language.",
+            "Give labels with --task or --data, or choose a target that was trained on texts of this language.",
         )
     if len(texts) < 2:
-        raise DataError("there is a single text in the transfer set.", "Tune with --task or --data.")
+        raise DataError("there is a single text in the transfer set.", "Give labels with --task or --data.")
     number = min(MOST_HELD_OUT, max(1, int(HELD_OUT * len(texts))))
     held_texts = {texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:number]}
     fitted = [row for row, owner in enumerate(owners) if owner >= 0 and owner not in held_texts]

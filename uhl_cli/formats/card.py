@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from uhl_cli.formats.export import BASE_FOLDER, ExportRecord
@@ -14,8 +15,11 @@ _CLASSES = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassifi
 _NAMES = {"export": "this model", "tuned": "the adapter, tuned on it", "zero_shot": "the adapter, ported to it"}
 
 
-def model_card(record: ExportRecord) -> str:
-    """The card in Markdown, with the header that the hub reads."""
+def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
+    """The card in Markdown, with the header that the hub reads.
+
+    :param arguments: What loading a peft export takes beside its folder.
+    """
     task = record.task
     pipeline = _PIPELINES[task.kind]
     header: dict[str, Any] = {
@@ -30,7 +34,7 @@ def model_card(record: ExportRecord) -> str:
     what = {"merged": "a checkpoint", "peft": f"a LoRA of rank {record.rank}"}[record.format]
     lines += [f"This is {what} with the standard head of its family, made by `uhl export`. It needs transformers"]
     lines[-1] += ("" if record.format == "merged" else " and peft") + ", not uhl."
-    lines += ["", "```python", *_loading(record), "```", ""]
+    lines += ["", "```python", *_loading(record, arguments), "```", ""]
     lines += [f"Labels: {', '.join(_plain(label) for label in task.labels)}.", ""]
     lines += [f"Texts are read up to {record.max_length:,} tokens; pass `truncation=True` for longer ones.", ""]
     if record.format == "peft":
@@ -45,7 +49,7 @@ def model_card(record: ExportRecord) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _loading(record: ExportRecord) -> list[str]:
+def _loading(record: ExportRecord, arguments: Mapping[str, object]) -> list[str]:
     """Python that loads it from `folder` and uses it."""
     kind = record.task.kind
     pipeline = "ner" if kind == "tokens" else _PIPELINES[kind]
@@ -54,7 +58,7 @@ def _loading(record: ExportRecord) -> list[str]:
     if record.format == "merged":
         call = f'pipeline("{pipeline}", folder{grouped})'
         return ["from transformers import pipeline", "", f"model = {call}", f"model({json.dumps(text)})"]
-    given = "".join(f", {name}={value!r}" for name, value in record.arguments.items())
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     return [
         f"from peft import AutoPeftModel{_CLASSES[kind]}",
         "from transformers import AutoTokenizer, pipeline",

@@ -32,9 +32,8 @@ class ExportRecord(Frozen):
 
     :param adapter: Digest of the adapter file.
     :param max_length: Longest input in tokens that it was trained with, which its tokenizer keeps to.
-    :param base: Name that others load a peft export's base by; None where the base lies in the folder.
+    :param base: Name of a peft export's base, of a path its last part; None where the base lies in the folder.
     :param revision: The base's revision on the hub, if it is there.
-    :param arguments: What loading takes beside the folder, where the base's own configuration says otherwise.
     :param teachers: What it learnt from.
     """
 
@@ -48,7 +47,6 @@ class ExportRecord(Frozen):
     max_length: int = Field(ge=1)
     base: str | None = Field(None, max_length=4000)
     revision: str | None = Field(None, max_length=200)
-    arguments: dict[str, int | dict[int, str] | dict[str, int]]
     teachers: tuple[str, ...]
     training: TrainingRecord
     versions: dict[str, str]
