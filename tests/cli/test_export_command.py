@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 from command_runs import Called, Workplace, call, pretrain_arguments, start
-from tiny_hosts import SENTENCES
+from tiny_hosts import SENTENCES, save_tiny_host
 
 WIDE = {"COLUMNS": "200"}
 
 
 def arguments(place: Workplace, output: Path | str, *more: str | Path) -> list[str | Path]:
-    """Three steps on a tiny host."""
-    given: list[str | Path] = ["export", place.adapter, "--target", place.target, "--output", output, "--steps", "3"]
+    """Three steps on a tiny decoder that lacks a padding token."""
+    host = place.host.with_name("llama")
+    if not host.exists():
+        save_tiny_host(host, "llama", hidden_size=48, seed=1)
+        path = host / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": None}))
+    given: list[str | Path] = ["export", place.adapter, "--target", host, "--output", output, "--steps", "3"]
     given += ["--batch-size", "4", "--rank", "2", "--max-flops", "1000", "--device", "cpu", "--offline"]
     return [*given, *more]
 
@@ -50,7 +55,7 @@ def test_the_table_and_the_quiet_line(place, here):
         "predictions that move in bfloat16",
     ):
         assert words in called.out
-    assert f"base: {place.target}" in called.out
+    assert f"base: {place.host.with_name('llama')}" in called.out
     assert "README.md in peft" in called.err, "nothing says that the base lacks a padding token"
     quiet = call(*arguments(place, "merged", "--data", place.data, "--quiet"))
     assert quiet == Called(0, "merged\n", "")

@@ -43,7 +43,7 @@ def run(
     more = {name: changes.pop(name) for name in ("files", "reporter") if name in changes}
     return module.export(
         UniversalAdapter.load(adapter),
-        host or tiny_host("gpt2", hidden_size=40, num_hidden_layers=3, seed=1),
+        host or tiny_host("llama", hidden_size=40, num_hidden_layers=3, seed=1),
         data,
         options_for(adapter, output, **changes),
         evaluation=evaluation,

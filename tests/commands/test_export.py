@@ -26,14 +26,17 @@ from uhl_cli.data import Examples
 from uhl_cli.errors import DataError, FormatError, LabelError, OutputError, UsageError
 from uhl_cli.formats.export import BASE_FOLDER, RECORD_FILE, read_export
 from uhl_cli.host.checkpoint import load_host, wrap_host
+from uhl_cli.host.loading import RELEASE
 from uhl_cli.metrics import score
 from uhl_cli.train.classifier import load_classifier
 from uhl_cli.train.loop import RunFiles
 
 DATA = {"sequence": sequence_data, "pairs": pair_data, "tokens": token_data}
 FORMATS = ("merged", "peft")
-QUICK = ("bert", "gpt2")
-GROUPS = (QUICK, pytest.param(tuple(set(FAMILIES) - set(QUICK)), marks=pytest.mark.integration))
+QUICK = ("bert", "llama")
+MISREAD = () if RELEASE >= (4, 50) else ("gpt2", "qwen2")
+REST = tuple(family for family in FAMILIES if family not in (*QUICK, *MISREAD))
+GROUPS = (QUICK, pytest.param(REST, marks=pytest.mark.integration))
 
 
 class Stop(Exception):
@@ -50,7 +53,7 @@ def adapters(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name for name in (*DATA, "bare")}
 
 
-def target(family: str = "gpt2"):
+def target(family: str = "llama"):
     return tiny_host(family, hidden_size=40, num_hidden_layers=2, seed=1)
 
 
@@ -199,7 +202,7 @@ def test_a_host_without_a_pooler_is_whole(adapters, tmp_path):
 
 
 def test_a_base_that_is_named_is_loaded_with_what_the_report_says(adapters, tmp_path):
-    path = save_tiny_host(tmp_path / "host", "gpt2", hidden_size=40, seed=1)
+    path = save_tiny_host(tmp_path / "host", "llama", hidden_size=40, seed=1)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
     host = load_host(str(path), device="cpu")

@@ -44,7 +44,7 @@ from uhl_cli.ported.model import PortedModel, encode_examples
 from uhl_cli.reports import ExportReport, Reporter, RoundingReport, phase, silent
 from uhl_cli.schema import TrainingConfig, TrainingRecord
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, run_steps, total_steps
-from uhl_cli.train.standard import StandardClassifier, refuse_headless, save_base
+from uhl_cli.train.standard import StandardClassifier, refuse_headless, refuse_misread_padding, save_base
 
 # Texts on which the saved tokenizer is compared with uhl's.
 _COMPARED = 256
@@ -97,7 +97,7 @@ def export(
 
     :param data: Labelled examples to learn from as well, in the adapter's labels.
     :param evaluation: Data to score on where there are no labels.
-    :raises HostError: When transformers has no standard head for the family.
+    :raises HostError: When transformers has no standard head for the family, or one that misreads its padding.
     :raises DataError: When there is nothing to learn from, or the labels are others than the adapter's.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     :raises OutputError: When the folder cannot be written.
@@ -107,6 +107,7 @@ def export(
     carried = _carried(adapter, options)
     task = carried.manifest.task
     refuse_headless(host, task)
+    refuse_misread_padding(host, task)
     refuse_untaught(carried, options, labelled=data is not None)
     if data is not None:
         refuse_other_labels(task, data)
@@ -138,7 +139,7 @@ def export(
     found["export"] = judges.logits(classifier, options, reporter, "export")
     rounding = None
     if options.dtype != "float32":
-        classifier.to(getattr(torch, options.dtype))
+        classifier.round_to(getattr(torch, options.dtype))
         exact, found["export"] = found["export"], judges.logits(classifier, options, reporter, options.dtype)
         rounding = _rounding(options.dtype, exact, found["export"])
     agreement = {}

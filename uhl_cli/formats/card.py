@@ -32,8 +32,9 @@ def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
     lines += [f"# {_plain(task.name)} on {_plain(record.target.name)}", ""]
     what = {"merged": "a checkpoint", "peft": f"a LoRA of rank {record.rank}"}[record.format]
-    lines += [f"This is {what} with the standard head of its family, made by `uhl export`. It needs transformers"]
-    lines[-1] += ("" if record.format == "merged" else " and peft") + ", not uhl."
+    # Earlier ones misread the padding of some decoders, see `train.standard`.
+    needed = "transformers 4.50 or later" + ("" if record.format == "merged" else " and peft")
+    lines += [f"This is {what} with the standard head of its family, made by `uhl export`. It needs {needed}, not uhl."]
     lines += ["", "```python", *_loading(record, arguments), "```", ""]
     lines += [f"Labels: {', '.join(_plain(label) for label in task.labels)}.", ""]
     lines += [f"Texts are read up to {record.max_length:,} tokens; pass `truncation=True` for longer ones.", ""]

@@ -22,8 +22,9 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import HostError
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.encode import Encoded
+from uhl_cli.host.encode import Encoded, encode
 from uhl_cli.host.hostmap import dense
+from uhl_cli.host.loading import RELEASE
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.model import Losses, plain_attention, task_loss
@@ -47,6 +48,21 @@ def refuse_headless(host: Host, task: Task) -> None:
         raise HostError(
             f"transformers has no head for {_HEAD_NAMES[task.kind]} on models of type '{config.model_type}'.",
             "`uhl tune --parameters lora` keeps a LoRA with uhl's own readout.",
+        )
+
+
+def refuse_misread_padding(host: Host, task: Task) -> None:
+    """Return only if this release of transformers finds a text's end where a decoder's begin token is its padding too.
+
+    :raises HostError: It takes the begin token for the first of the padding, and reads the end of the batch.
+    """
+    tokenizer: Any = host.tokenizer
+    if task.kind != "sequence" or not host.decoder or RELEASE >= (4, 50):
+        return
+    if int(encode(host, ["a"]).input_ids[0, 0]) == tokenizer.pad_token_id:
+        raise HostError(
+            f"in this release of transformers, a head on '{host.name}' takes padding for text.",
+            "Run `pip install 'transformers>=4.50'`.",
         )
 
 
@@ -196,6 +212,11 @@ class StandardClassifier(nn.Module):
     def merge(self) -> None:
         """Make it the standard model itself: the LoRA goes into the weights."""
         self.model = self.model.merge_and_unload().eval()
+
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Take the weights to another type.  Buffers stay as they are, as they do when a checkpoint is loaded."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def save(self, folder: Path, *, base: str | None = None, revision: str | None = None) -> None:
         """Write the checkpoint, or before `merge` peft's two files, in the precision that the weights have.
