@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from uhl_cli.errors import OutputError
-from uhl_cli.files import atomic_path, write_bytes, write_text
+from uhl_cli.files import atomic_folder, atomic_path, write_bytes, write_text
 
 
 def full_disk(*_arguments, **_options):
@@ -117,3 +117,60 @@ def test_a_really_full_device(tmp_path):
     with pytest.raises(OutputError, match="No space left"):
         fill()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "new" / "folder"
+    for text in ("first", "second"):
+        with atomic_folder(path) as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / text).write_text(text)
+            assert temporary.parent == path.parent
+        assert [each.name for each in (path / "below").iterdir()] == [text]
+        assert list(path.parent.iterdir()) == [path]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), KeyboardInterrupt()])
+def test_an_error_inside_keeps_the_old_folder(tmp_path, error):
+    path = tmp_path / "folder"
+    with atomic_folder(path) as temporary:
+        (temporary / "file").write_text("old")
+
+    def fail():
+        with atomic_folder(path) as temporary:
+            (temporary / "file").write_text("half of the n")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("name", ["fsync", "rename"])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, name, old):
+    path = tmp_path / "folder"
+    if old:
+        path.mkdir()
+        (path / "file").write_text("old")
+    own = Path.rename
+
+    def rename(source: Path, target: Path) -> Path:
+        return full_disk() if source.suffix == ".tmp" else own(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync", full_disk) if name == "fsync" else (Path, "rename", rename)))
+        with pytest.raises(OutputError, match="No space left"), atomic_folder(path) as temporary:
+            (temporary / "file").write_text("new")
+    assert [each.name for each in tmp_path.iterdir()] == (["folder"] if old else [])
+    assert not old or (path / "file").read_text() == "old"
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write to"), atomic_folder(tmp_path / "file" / "folder"):
+        pytest.fail("the block was entered")

@@ -186,3 +186,41 @@ class PredictReport(Frozen):
     truncated: int = Field(description="texts that were cut at the longest input")
     seconds: float = Field(description="of labelling, without loading and aligning")
     output: str | None = None
+
+
+class RoundingReport(Frozen):
+    """What saving in a smaller type than float32 changed, on the examples that the export was judged by."""
+
+    dtype: str
+    predictions: int
+    largest: float = Field(description="largest difference of a logit")
+    moved: int = Field(description="predictions whose class is another one")
+
+
+class ExportReport(Frozen):
+    """What `export` did.  `scores` has "export" and what it is read beside; `gains` is the export minus each."""
+
+    output: str
+    format: Literal["merged", "peft"]
+    adapter: str
+    target: HostRecord
+    task: str
+    base: str | None = Field(description="base that a peft export names; None for a merged one")
+    arguments: dict[str, object] = Field(
+        description="what loading a peft export takes beside its folder, where its base says otherwise"
+    )
+    files: dict[str, int] = Field(description="bytes by file")
+    bytes: int
+    rank: int
+    teachers: tuple[str, ...] = Field(description="what it learnt from")
+    train_examples: int
+    unread: int = Field(0, description="examples of the transfer set whose every token is unknown to the target")
+    steps: int
+    seconds: float
+    agreement: dict[str, Score] = Field(
+        description='"export", "zero_shot" and with a task file "tuned" against the teacher, on held-out texts'
+    )
+    scores: dict[str, Score]
+    gains: dict[str, Difference]
+    truncated: int = Field(description="evaluation texts that were cut at the longest input")
+    rounding: RoundingReport | None = Field(description="None where it is saved in float32")

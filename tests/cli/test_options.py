@@ -16,14 +16,15 @@ from pydantic import BaseModel, Field
 
 from uhl_cli.cli.main import COMMANDS, with_options
 from uhl_cli.commands.flags import Flag, Options
-from uhl_cli.commands.options import HostOptions, PortOptions, PretrainOptions, TuneOptions
+from uhl_cli.commands.options import ExportOptions, HostOptions, PortOptions, PretrainOptions, TuneOptions
 from uhl_cli.errors import UhlError
 
 # What a call needs.
 NEEDED = {"port": ["--target", "x"], "tune": ["--target", "x"], "compare": ["--config", "c"]}
+NEEDED |= {"export": ["--target", "x", "--output", "o"]}
 PLACES = {"demo": "commands.demo", "pretrain": "commands.pretrain", "port": "commands.port", "tune": "commands.tune"}
-PLACES |= {"predict": "commands.predict"}
-PLACES |= {"inspect": "inspect.run", "budget": "budget.run", "compare": "compare.experiment"}
+PLACES |= {"predict": "commands.predict", "export": "commands.export", "inspect": "inspect.run"}
+PLACES |= {"budget": "budget.run", "compare": "compare.experiment"}
 COLOURLESS = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
 
@@ -67,6 +68,7 @@ def bare(command: str) -> Options:
     """The record of a command that was given nothing but what it needs."""
     kind = COMMANDS[command].record()
     needed = {"port": {"target": HostOptions(name="x")}, "compare": {"configs": ("c",)}}
+    needed["export"] = {"target": HostOptions(name="x"), "output": Path("o")}
     return kind(**needed.get("port" if command == "tune" else command, {}))
 
 
@@ -206,18 +208,26 @@ def test_a_place_is_a_name_and_a_path(entry, here):
     assert "NAME=PATH" in called.error
 
 
-@pytest.mark.parametrize("record", [PretrainOptions(), TuneOptions(adapter=Path("a"), target=HostOptions(name="x"))])
+@pytest.mark.parametrize(
+    "record",
+    [
+        PretrainOptions(),
+        TuneOptions(adapter=Path("a"), target=HostOptions(name="x")),
+        ExportOptions(adapter=Path("a"), target=HostOptions(name="x"), output=Path("o")),
+    ],
+)
 def test_the_command_that_a_file_keeps_is_one_that_makes_the_same_record(record, taken):
     """Every option but those of the call alone."""
     call_alone = {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
-    given = {"task": "reviews"}
+    given = {"task": "reviews"} | ({"output": Path("o")} if isinstance(record, ExportOptions) else {})
     for flag in type(record).flags():
         if flag.name not in {*call_alone, "adapter"}:
             given[flag.name] = other(flag)[1]
     given["adapter"] = Path("a")
     full = type(record).from_flags(given)
-    said = full.command() if isinstance(full, PretrainOptions) else full.command(full.data.task or "")
-    call(*shlex.split(said)[1:])
+    said = full.command(full.data.task or "") if isinstance(full, TuneOptions) else full.command()
+    where = ["--output", "o"] if isinstance(record, ExportOptions) else []  # which no file is made without
+    call(*shlex.split(said)[1:], *where)
     assert taken == [full]
 
 

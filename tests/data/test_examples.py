@@ -19,6 +19,16 @@ def test_select_keeps_order_and_parts():
         SOME.texts = ()
 
 
+def test_examples_follow_others_of_their_kind():
+    both = SOME.select([3]).followed_by(SOME)
+    assert both == SOME.select([3, 0, 1, 2, 3])
+    single, words = Examples(texts=("a",), labels=(0,)), token_examples([["a"]], [[1]])
+    assert words.followed_by(words).tags == ((1,), (1,))
+    for other in (single, words):
+        with pytest.raises(DataError, match="alone has"):
+            SOME.followed_by(other)
+
+
 @given(st.integers(2, 200), st.floats(0.01, 0.99), st.integers(0, 2**32))
 def test_split_is_a_partition(count, fraction, seed):
     examples = Examples(texts=tuple(map(str, range(count))), labels=(0,) * count)

@@ -202,18 +202,19 @@ def _share(count: int, total: int) -> bool:
     return total > 0 and count > 0.95 * total
 
 
-def read_texts(path: Path) -> list[str]:
-    """Lines of a text file given by `--anchors FILE`.
+def read_texts(
+    path: Path, hint: str = "Give a UTF-8 text file with one text a line, or use --anchors general."
+) -> list[str]:
+    """Lines of a text file, without empty ones.
 
     :raises DataError: When the file is missing, is not UTF-8 text or holds no text.
     """
-    hint = "Give a UTF-8 text file with one text a line, or use --anchors general."
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise DataError(f"cannot read the anchor texts {path}: {error.strerror}.", hint) from error
+        raise DataError(f"cannot read the texts {path}: {error.strerror}.", hint) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the anchor texts {path} are not UTF-8 text.", hint) from error
+        raise DataError(f"the texts {path} are not UTF-8 text.", hint) from error
     if not lines:
-        raise DataError(f"the anchor texts {path} are empty.", hint)
+        raise DataError(f"the texts {path} are empty.", hint)
     return lines

@@ -369,15 +369,7 @@ class TuneOptions(Options):
         if self.mode == "transfer":
             idle |= dict.fromkeys(_OF_ATOMS, "without labels there are no active atoms: name --task or --data")
             idle["training.readout_learning_rate"] = "delta-theta without labels keeps the ported readout"
-        if self.labelled:
-            idle["score_data"] = "--task and --data name the evaluation data too"
-        else:
-            for name in DataOptions.model_fields:
-                if name in ("train_split", "limit_train"):
-                    idle[f"data.{name}"] = "there are no labels to train with: name --task or --data"
-                elif self.score_data is None:
-                    idle[f"data.{name}"] = "it is of data, and none is named: add --task, --data or --score-data"
-        self.refuse_given(idle)
+        self.refuse_given(idle | _idle_data(self.data, self.labelled, self.score_data))
 
     def output_path(self, task: str) -> Path:
         """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) beside the adapter."""
@@ -464,3 +456,110 @@ class PredictOptions(Options):
         None, description="file for the result, .csv, .tsv, .jsonl or .parquet; by default stdout takes it"
     )
     overwrite: bool = Field(False, description=_OVERWRITE)
+
+
+class ExportOptions(Options):
+    """All of `uhl export`.  What is trained is a LoRA with a standard head, as `uhl tune --parameters lora` trains."""
+
+    argument = "adapter"
+    option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
+    option_help: ClassVar = {
+        "training.max_steps": "training steps; by default 1,500",
+        "training.learning_rate": "peak learning rate of the LoRA; by default 0.0015",
+        "training.readout_learning_rate": "peak learning rate of the head; by default 0.0005",
+    }
+    not_options = (
+        _NOT_TUNED
+        | {"training.active_weight", "training.delta_weight"}
+        | {"target.dtype", "target.trust_remote_code", "evaluation_batch_size"}
+    )
+
+    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to export")
+    output: Path = Field(description="folder for the export; written whole or not at all")
+    format: Literal["merged", "peft"] = Field(
+        "merged",
+        description="'merged' a checkpoint of the target's own size with its family's standard head, 'peft' a LoRA "
+        "with head for it",
+    )
+    base: str | None = Field(
+        None,
+        description="base that a peft export names: a hub id or path that others can load, or 'copy' to write it into "
+        "the folder; by default the target, which is copied where it is builtin",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision that is saved; training runs in float32"
+    )
+    data: DataOptions = Field(
+        DataOptions(), description="labelled data of the adapter's own task to learn from as well, named by its task"
+    )
+    texts: Path | None = Field(
+        None,
+        description="texts to learn from in place of the transfer set, one a line; what the ported model (with "
+        "--task-file the tuned one) says of them is the target. Needed where the adapter file has no transfer set",
+    )
+    task_file: Path | None = Field(
+        None,
+        description="what `uhl tune` made for this target: the LoRA in a folder is what the export starts from, a task "
+        "file is a second teacher",
+    )
+    score_data: str | None = Field(
+        None, description="evaluation data to score on: local file or folder, or hub id; read for scores alone"
+    )
+    rank: int = Field(8, ge=1, le=256, description="rank of the LoRA; with a folder as --task-file it has that one's")
+    strategy: Strategy | None = Field(None, description=_ALIGN)
+    training: TuneTraining = TuneTraining()
+    max_length: int | None = Field(
+        None,
+        ge=4,
+        le=100_000,
+        description="longest input in tokens, which the saved tokenizer keeps to; by default what the adapter was "
+        "trained with",
+    )
+    max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
+    evaluation_batch_size: int = Field(64, ge=1)
+    resume: bool = Field(False, description=_RESUME)
+    overwrite: bool = Field(False, description=_OVERWRITE)
+    save_every: int = Field(200, ge=1, description=_SAVE_EVERY)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _training_of_any_kind(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, TrainingConfig) else value
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labelled data is named."""
+        return self.data.task is not None or self.data.data is not None
+
+    def refuse_idle(self) -> None:
+        """Refuse what was asked for and would have no effect.
+
+        :raises UsageError: When an option that says nothing of this export is not at its default.
+        """
+        idle: dict[str, str] = _idle_data(self.data, self.labelled, self.score_data)
+        if self.format == "merged":
+            idle["base"] = "a merged export has no base: add --format peft"
+        self.refuse_given(idle)
+
+    def deciding(self) -> dict[str, object]:
+        """Every option that decides the course of a run; a checkpoint of others is refused."""
+        return _deciding(self, "adapter", "target", "format", "base", "dtype", "texts", "task_file", "score_data")
+
+    def command(self) -> str:
+        """The command line that makes the same export; see `PretrainOptions.command`."""
+        named = self.model_copy(update={"adapter": Path(self.adapter.name)})
+        return named.said("uhl export", always=frozenset({"target", "format"}), never=_OF_THE_CALL)
+
+
+def _idle_data(data: DataOptions, labelled: bool, score_data: str | None) -> dict[str, str]:
+    """Why options that name data or its columns have no effect, by the option's dotted path."""
+    if labelled:
+        return {"score_data": "--task and --data name the evaluation data too"}
+    idle = {}
+    for name in type(data).model_fields:
+        if name in ("train_split", "limit_train"):
+            idle[f"data.{name}"] = "there are no labels to train with: name --task or --data"
+        elif score_data is None:
+            idle[f"data.{name}"] = "it is of data, and none is named: add --task, --data or --score-data"
+    return idle

@@ -13,7 +13,7 @@ from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales
-from uhl_cli.commands.options import TuneOptions
+from uhl_cli.commands.options import ExportOptions, TuneOptions
 from uhl_cli.commands.scoring import (
     Classes,
     Predictor,
@@ -94,10 +94,10 @@ def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
     if host is not None and not texts:
         raise DataError(
             f"the tokenizer of {host.name} knows no token of the transfer set's texts.",
-            "Tune with --task or --data, or choose a target that was trained on texts of this language.",
+            "Give labels with --task or --data, or choose a target that was trained on texts of this language.",
         )
     if len(texts) < 2:
-        raise DataError("there is a single text in the transfer set.", "Tune with --task or --data.")
+        raise DataError("there is a single text in the transfer set.", "Give labels with --task or --data.")
     number = min(MOST_HELD_OUT, max(1, int(HELD_OUT * len(texts))))
     held_texts = {texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:number]}
     fitted = [row for row, owner in enumerate(owners) if owner >= 0 and owner not in held_texts]
@@ -120,7 +120,7 @@ def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
     )
 
 
-def score_data(adapter: UniversalAdapter, options: TuneOptions) -> TaskData | None:
+def score_data(adapter: UniversalAdapter, options: TuneOptions | ExportOptions) -> TaskData | None:
     """Evaluation data that `--score-data` names, or None.
 
     :raises DataError: When it cannot be had or does not fit the adapter's task.
@@ -290,16 +290,18 @@ def student_identity(
     }
 
 
-def compared(predictions: dict[str, Classes], data: TaskData | None) -> tuple[dict[str, Score], dict[str, Difference]]:
-    """Scores of all predictions, and tuned minus each of the others, paired."""
+def compared(
+    predictions: dict[str, Classes], data: TaskData | None, made: str = "tuned"
+) -> tuple[dict[str, Score], dict[str, Difference]]:
+    """Scores of all predictions, and those of what was `made` minus each of the others, paired."""
     if not predictions or data is None or data.evaluation is None:
         return {}, {}
     references, task = references_of(data.evaluation), data.task
     scores = {name: score(task.metric, rows, references, task.labels) for name, rows in predictions.items()}
     gains = {
-        name: paired_difference(task.metric, predictions["tuned"], rows, references, task.labels)
+        name: paired_difference(task.metric, predictions[made], rows, references, task.labels)
         for name, rows in predictions.items()
-        if name != "tuned"
+        if name != made
     }
     return scores, gains
 

@@ -69,6 +69,19 @@ class Examples:
             parts[part.name] = None if values is None else tuple(values[index] for index in chosen)
         return Examples(**parts)
 
+    def followed_by(self, others: Examples) -> Examples:
+        """These examples and then the others, which are of the same kind of task.
+
+        :raises DataError: If one of both alone has pairs, or their kinds differ.
+        """
+        parts: dict[str, Any] = {}
+        for part in fields(self):
+            first, second = getattr(self, part.name), getattr(others, part.name)
+            if (first is None) != (second is None):
+                raise DataError(f"one of two sets of examples alone has {part.name}.", "Give data of one kind of task.")
+            parts[part.name] = None if first is None else first + second
+        return Examples(**parts)
+
     def split(self, fraction: float, seed: int) -> tuple[Examples, Examples]:
         """(rest, held out): a seeded random `fraction` held out, both parts in their old order.
 

@@ -90,7 +90,7 @@ def encode(
     if not getattr(tokenizer, "is_fast", False):
         problem = "A host without weights has no tokenizer." if tokenizer is None else "The tokenizer is not fast."
         raise TokenizerError(problem, "Use one that gives character offsets.")
-    sink = _sink(tokenizer) if not isinstance(host, Host) or host.decoder else None
+    sink = first_token(tokenizer) if not isinstance(host, Host) or host.decoder else None
     room = _limit(host, tokenizer, max_length) - (sink is not None)
     if room <= tokenizer.num_special_tokens_to_add(pairs is not None):
         raise UsageError(f"max_length {max_length} leaves no room for text.", "Pass a larger maximum length.")
@@ -118,7 +118,7 @@ def encode(
     return Encoded(
         input_ids=_padded([row.ids for row in rows], width, padding),
         attention_mask=attended,
-        token_type_ids=_padded([row.types for row in rows], width, 0) if _takes_types(host) else None,
+        token_type_ids=_padded([row.types for row in rows], width, 0) if takes_types(host) else None,
         content_mask=content | (empty & attended.bool()),
         offsets=_padded([row.offsets for row in rows], width, (0, 0)),
         sequence=_padded([row.sequence for row in rows], width, -1),
@@ -196,7 +196,7 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
     return frozenset(token for token in ids if token is not None and token != tokenizer.unk_token_id)
 
 
-def _sink(tokenizer: Any) -> int | None:  # noqa: ANN401
+def first_token(tokenizer: Any) -> int | None:  # noqa: ANN401
     """The token to put first, or None where the tokenizer itself puts a special one there."""
     probe = tokenizer("a").encodings[0].sequence_ids
     if probe and probe[0] is None:
@@ -213,7 +213,7 @@ def _limit(host: Any, tokenizer: Any, max_length: int | None) -> int:  # noqa: A
     return longest if max_length is None else min(max_length, longest)
 
 
-def _takes_types(host: Host | PreTrainedTokenizerBase) -> bool:
+def takes_types(host: Host | PreTrainedTokenizerBase) -> bool:
     """Whether segment ids mean something to the model.
 
     GPT-2 would add a word's embedding for them, and RoBERTa has a table of one row, so the

@@ -19,6 +19,9 @@ from uhl_cli.errors import HostError, first_line
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.packed import unpack
 
+# Of transformers.
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
 
 def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
     """The configuration in a folder, for a host of a type that has a row.
@@ -80,8 +83,7 @@ def from_pretrained(
     :raises HostError: Weights are damaged or, unless they count as lacking, of other shapes.
     """
     # The argument was called torch_dtype before 4.56.
-    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    dtype_argument = "dtype" if release >= (4, 56) else "torch_dtype"
+    dtype_argument = "dtype" if RELEASE >= (4, 56) else "torch_dtype"
     try:
         # Weights that the checkpoint lacks (a pooler's) are drawn at random; not from the caller's state.
         with torch.random.fork_rng(devices=[]):

@@ -24,6 +24,7 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.data.labels import LONGEST_NAME, MOST_LABELS
 from uhl_cli.data.tasks import Kind
 from uhl_cli.errors import HostError, UnknownFamilyError, first_line
+from uhl_cli.formats.export import is_export, read_export
 from uhl_cli.host.checkpoint import device_of, longest_input
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.loading import from_pretrained, load_config, quiet
@@ -297,16 +298,18 @@ def _kind_of(name: str, config: Any) -> Kind:  # noqa: ANN401 - any family's con
 
 
 def _name_labels(config: Any, peft: _Peft | None, size: int) -> None:  # noqa: ANN401
-    """Name the labels of a PEFT folder's own head, by a config.json beside it if there is one: its base has others."""
+    """Name the labels of a PEFT folder's own head, by what stands beside it, if anything does: its base has others."""
     names = {str(index): f"LABEL_{index}" for index in range(size)}
-    path = None if peft is None else peft.folder / CONFIG_FILE
-    if path is not None and path.is_file():
+    found: Any = None
+    if peft is not None and is_export(peft.folder):
+        found = {str(index): label for index, label in enumerate(read_export(peft.folder).task.labels)}
+    elif peft is not None and (peft.folder / CONFIG_FILE).is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("id2label")
+            found = json.loads((peft.folder / CONFIG_FILE).read_text(encoding="utf-8")).get("id2label")
         except (OSError, ValueError, AttributeError):
             found = None
-        if isinstance(found, dict) and set(found) == set(names):
-            names = {key: str(value) for key, value in found.items()}
+    if isinstance(found, dict) and set(found) == set(names):
+        names = {key: str(value) for key, value in found.items()}
     config.id2label = {int(key): value for key, value in names.items()}
 
 

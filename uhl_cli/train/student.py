@@ -25,8 +25,8 @@ from uhl_cli.train.model import Losses, plain_attention, precision_of, task_loss
 
 Trained = Literal["delta-theta", "lora"]
 # As is customary; a LoRA's B is multiplied by alpha / r.
-_ALPHA_OVER_RANK = 2.0
-_BETAS = (0.9, 0.98)
+ALPHA_OVER_RANK = 2.0
+BETAS = (0.9, 0.98)
 
 
 class Student(nn.Module):
@@ -82,7 +82,7 @@ class Student(nn.Module):
         return PortedAdapter(self._threshold, {}, _readout(dict(self.readout.items())), lora=lora)
 
     def _factors_of(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.factors[f"down:{name}"], _ALPHA_OVER_RANK * self.factors[f"up:{name}"]
+        return self.factors[f"down:{name}"], ALPHA_OVER_RANK * self.factors[f"up:{name}"]
 
     @torch.no_grad()
     def finished(self, host: Host) -> PortedAdapter:
@@ -103,7 +103,7 @@ class Student(nn.Module):
             if some and config.readout_learning_rate > 0:
                 decay = config.weight_decay if matrices else 0.0
                 groups.append({"params": some, "lr": config.readout_learning_rate, "weight_decay": decay})
-        return torch.optim.AdamW([group | {"base_lr": group["lr"]} for group in groups], betas=_BETAS)
+        return torch.optim.AdamW([group | {"base_lr": group["lr"]} for group in groups], betas=BETAS)
 
 
 class StudentModel(nn.Module):

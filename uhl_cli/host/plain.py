@@ -1,0 +1,120 @@
+"""A host's tokenizer that, called plainly, gives the ids that uhl reads: what `encode` adds to them is written into it.
+
+Whoever loads it needs no uhl: `tokenizer(texts, pairs, truncation=True)` is all.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from uhl_cli.errors import OutputError, TokenizerError, first_line
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import encode, first_token, takes_types
+
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# What the file that a tokenizer was read from, or the reading itself, left among its settings.
+_OF_THE_FILE = ("max_length", "truncation_strategy", "stride", "pad_to_multiple_of", "is_local", "local_files_only")
+_HINT = "Open an issue that names the checkpoint; `uhl tune --parameters lora` needs no tokenizer of its own."
+
+
+def plain_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
+    """A copy of the host's tokenizer that pads and cuts as `encode` does, up to `max_length` tokens.
+
+    A decoder's begin token, which `encode` puts first where the tokenizer does not, is part of it.  Segment ids are
+    among its outputs only where the model takes them.
+    """
+    tokenizer: Any = copy.deepcopy(host.tokenizer)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    token = first_token(tokenizer) if host.decoder else None
+    if token is not None:
+        tokenizer = _beginning_with(tokenizer, token)
+    inputs = ["input_ids", *(["token_type_ids"] if takes_types(host) else []), "attention_mask"]
+    settings = {"model_max_length": max_length, "padding_side": "right", "truncation_side": "right"}
+    for name, value in (settings | {"model_input_names": inputs}).items():
+        setattr(tokenizer, name, value)
+        tokenizer.init_kwargs[name] = value  # what of these is saved
+    for name in _OF_THE_FILE:
+        tokenizer.init_kwargs.pop(name, None)
+    found: PreTrainedTokenizerBase = tokenizer
+    return found
+
+
+def save_plain(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer's files, for this release of transformers and for older ones."""
+    tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings["tokenizer_class"] == "TokenizersBackend":  # a name of transformers 5 for what both know
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def refuse_other_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    host: Host,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    max_length: int,
+) -> None:
+    """Return only if the tokenizer, saved and loaded, gives these texts the ids, and the segments, that uhl reads.
+
+    :raises TokenizerError: It does not.
+    :raises OutputError: It cannot be saved in the temporary folder of this machine.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_plain(tokenizer, Path(folder))
+            loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {tempfile.gettempdir()}: {first_line(error)}.", "Free some space."
+        ) from error
+    second = None if pairs is None else list(pairs)
+    plain = loaded(list(texts), second, truncation=True, padding=True, return_tensors="pt")
+    ours = encode(host, texts, pairs, max_length=max_length).model_inputs()
+    if set(plain) != set(ours) or any(plain[name].tolist() != ours[name].tolist() for name in ours):
+        raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", _HINT)
+
+
+def _beginning_with(tokenizer: Any, token: int) -> PreTrainedTokenizerBase:  # noqa: ANN401
+    """The tokenizer with a special token before each text.
+
+    It is of the generic class: those of some families make their post-processor anew when they are loaded.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["post_processor"] = _begun(state["post_processor"], tokenizer.convert_ids_to_tokens(token), token)
+    names = {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in _ROLES}
+    settings = {name: value for name, value in names.items() if value is not None}
+    for name in ("add_prefix_space", "clean_up_tokenization_spaces"):
+        if isinstance(getattr(tokenizer, name, None), bool):
+            settings[name] = getattr(tokenizer, name)
+    found: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), **settings
+    )
+    return found
+
+
+def _begun(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
+    """A post-processor, as tokenizer.json holds it, that puts the token first and else does what this one does."""
+    steps: list[dict[str, Any]] = []
+    if processor is not None:
+        steps = list(processor["processors"]) if processor["type"] == "Sequence" else [processor]
+    template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
+    if template is None:
+        parts = [{"Sequence": {"id": name, "type_id": index}} for index, name in enumerate("AB")]
+        template = {"type": "TemplateProcessing", "single": parts[:1], "pair": parts, "special_tokens": {}}
+        steps.append(template)
+    for form in ("single", "pair"):
+        template[form] = [{"SpecialToken": {"id": token, "type_id": 0}}, *template[form]]
+    template["special_tokens"] = template["special_tokens"] | {token: {"id": token, "ids": [number], "tokens": [token]}}
+    return steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}

@@ -1,0 +1,233 @@
+"""A target as transformers' own classifier with a peft LoRA on it: what `export` trains and others load without uhl.
+
+The classifier is the family's class with its standard head.  The LoRA is on the linear modules of all layers; the
+head, and the pooler where the class has one, are trained whole.  The host that it is made from is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+
+from uhl_cli.adapter.module import LoraFactors
+from uhl_cli.data.examples import Examples
+from uhl_cli.data.tasks import Task
+from uhl_cli.errors import HostError
+from uhl_cli.host.checkpoint import Host
+from uhl_cli.host.encode import Encoded, encode
+from uhl_cli.host.hostmap import dense
+from uhl_cli.host.loading import RELEASE
+from uhl_cli.ported.model import encode_examples
+from uhl_cli.schema import TrainingConfig
+from uhl_cli.train.model import Losses, plain_attention, task_loss
+from uhl_cli.train.student import ALPHA_OVER_RANK, BETAS
+
+_AUTO: dict[str, Any] = {
+    "sequence": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+}
+_HEAD_NAMES = {"sequence": "sequence classification", "tokens": "token classification"}
+_TASK_TYPES = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"}
+
+
+def refuse_headless(host: Host, task: Task) -> None:
+    """Return only if transformers has a standard head of the task's kind for the host's family.
+
+    :raises HostError: It has none; names the family.
+    """
+    config: Any = host.model.config
+    if type(config) not in _AUTO[task.kind]._model_mapping:
+        raise HostError(
+            f"transformers has no head for {_HEAD_NAMES[task.kind]} on models of type '{config.model_type}'.",
+            "`uhl tune --parameters lora` keeps a LoRA with uhl's own readout.",
+        )
+
+
+def refuse_misread_padding(host: Host, task: Task) -> None:
+    """Return only if this release of transformers finds a text's end where a decoder's begin token is its padding too.
+
+    :raises HostError: It takes the begin token for the first of the padding, and reads the end of the batch.
+    """
+    tokenizer: Any = host.tokenizer
+    if task.kind != "sequence" or not host.decoder or RELEASE >= (4, 50):
+        return
+    if int(encode(host, ["a"]).input_ids[0, 0]) == tokenizer.pad_token_id:
+        raise HostError(
+            f"in this release of transformers, a head on '{host.name}' takes padding for text.",
+            "Run `pip install 'transformers>=4.50'`.",
+        )
+
+
+def standard_model(host: Host, task: Task, *, seed: int) -> PreTrainedModel:
+    """The family's classifier with the host's weights in float32, in eval mode; its head is drawn by the seed.
+
+    Its configuration names the labels, and for a decoder the padding token, by which the head finds a text's end.
+
+    :raises HostError: See `refuse_headless`; or the family's class has other weights than the host.
+    """
+    refuse_headless(host, task)
+    config: Any = copy.deepcopy(host.model.config)
+    config.id2label = dict(enumerate(task.labels))
+    config.label2id = {label: index for index, label in enumerate(task.labels)}
+    config.problem_type = "single_label_classification" if task.kind == "sequence" else None
+    config.architectures = None
+    config._name_or_path = ""
+    if host.decoder:
+        tokenizer: Any = host.tokenizer
+        config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = _AUTO[task.kind].from_config(config).float()
+    base: nn.Module = model.base_model
+    weights = {name: dense(value) for name, value in host.model.state_dict().items()}
+    outcome = base.load_state_dict(weights, strict=False)
+    pooler = host.map.family.pooler
+    odd = [*outcome.missing_keys, *outcome.unexpected_keys]
+    odd = [name for name in odd if pooler is None or not name.startswith(f"{pooler}.")]
+    if odd:
+        raise HostError(
+            f"the weights of '{host.name}' are not those of transformers' classifier, the first is '{odd[0]}'.",
+            "Use an unmodified checkpoint of this model type.",
+        )
+    return model.to(host.device).eval()
+
+
+def save_base(host: Host, task: Task, folder: Path, dtype: torch.dtype) -> None:
+    """Write the host as a checkpoint, without a head, whose configuration names the task's labels."""
+    base: Any = standard_model(host, task, seed=0).base_model
+    base.to(dtype).save_pretrained(str(folder))
+
+
+class StandardClassifier(nn.Module):
+    """A standard model with a LoRA, as `train.loop.run_steps` takes it.
+
+    :param host: Where the weights are from; its tokenizer must be the one that is saved (see `host.plain`).
+    :param start: LoRA factors to start from, by the names of the host's modules, in place of a LoRA that does nothing.
+    """
+
+    def __init__(self, host: Host, task: Task, *, rank: int, seed: int, start: LoraFactors | None = None) -> None:
+        super().__init__()
+        self._host = host
+        self.task = task
+        self.rank = rank if start is None else start.rank
+        model = standard_model(host, task, seed=seed)
+        base: nn.Module = model.base_model
+        family = host.map.family
+        heads = [name for name, part in model.named_children() if part is not base]
+        whole = [name for name in heads if any(True for _ in getattr(model, name).parameters())]
+        if family.pooler is not None and getattr(base, family.pooler, None) is not None:
+            whole.append(family.pooler)
+        rules = family.sites.values()
+        config = LoraConfig(
+            task_type=_TASK_TYPES[task.kind],
+            r=self.rank,
+            lora_alpha=int(ALPHA_OVER_RANK * self.rank),
+            lora_dropout=0.0,
+            target_modules=sorted({rule.path for rule in rules}),
+            modules_to_save=list(whole),
+            fan_in_fan_out=any(rule.transposed for rule in rules),
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            torch.manual_seed(seed)
+            warnings.simplefilter("ignore")  # peft has warnings for those who choose modules by hand
+            self.model: Any = get_peft_model(model, config)
+        self._whole = whole
+        self.model.eval()
+        with torch.no_grad():
+            for name, (down, up) in ({} if start is None else start.by_module).items():
+                layer: Any = base.get_submodule(name)
+                layer.lora_A["default"].weight.copy_(down)
+                layer.lora_B["default"].weight.copy_(up.float() / layer.scaling["default"])
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - any family's configuration class
+        """The standard model's configuration."""
+        return self.model.config
+
+    @property
+    def trained(self) -> nn.ParameterDict:
+        """All that is trained, for checkpoints; the parameters are the model's own."""
+        found = {name.replace(".", "/"): value for name, value in self.model.named_parameters() if value.requires_grad}
+        return nn.ParameterDict(found)
+
+    def optimizer(self, config: TrainingConfig) -> torch.optim.AdamW:
+        """AdamW over what is trained, without decay; the LoRA has a rate of its own."""
+        factors = [value for name, value in self.trained.items() if "lora_" in name]
+        others = [value for name, value in self.trained.items() if "lora_" not in name]
+        rates = ((factors, config.learning_rate), (others, config.readout_learning_rate))
+        groups = [{"params": some, "lr": rate, "base_lr": rate, "weight_decay": 0.0} for some, rate in rates]
+        return torch.optim.AdamW(groups, betas=BETAS)
+
+    def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, _seed: int) -> Losses:
+        """Losses of one batch; see `TrainedModel.forward`.  Words that were cut off teach nothing."""
+        with plain_attention(self._host):
+            logits, present = self.predictions(encoded, words)
+        if present.any():
+            task, correct = task_loss(logits[present], targets[present])
+        else:
+            task, correct = 0 * logits.sum(), present.sum()
+        return Losses(task, task.detach(), correct, logits.new_zeros(()), False)
+
+    def predictions(self, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits [predictions, labels] and which of them were read: a word's are those of its first token.
+
+        :param words: Averaging weights of a token task's words, see `ported.model.encode_examples`.
+        """
+        logits: Tensor = self.model(**encoded.model_inputs()).logits
+        if words is None:
+            return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        used = words > 0
+        present = used.any(1)
+        return logits.flatten(0, 1)[used.float().argmax(1)] * present.unsqueeze(-1), present
+
+    @torch.inference_mode()
+    def logits_of(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Tensor]:
+        """Logits float32 [predictions, labels] on the CPU of every example, in order; zeros of words that were cut."""
+        order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            encoded, words, counts = encode_examples(self._host, examples, rows, max_length=max_length)
+            logits, _ = self.predictions(encoded.to(self._host.device), words)
+            found.update(zip(rows, torch.split(logits.float().cpu(), counts), strict=True))
+            if progress:
+                progress(min(start + batch_size, len(order)), len(order))
+        return [found[row] for row in range(len(examples))]
+
+    def merge(self) -> None:
+        """Make it the standard model itself: the LoRA goes into the weights."""
+        self.model = self.model.merge_and_unload().eval()
+
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Take the weights to another type.  Buffers stay as they are, as they do when a checkpoint is loaded."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    def save(self, folder: Path, *, base: str | None = None, revision: str | None = None) -> None:
+        """Write the checkpoint, or before `merge` peft's two files, in the precision that the weights have.
+
+        :param base: Name or path of the base that peft's configuration says; `revision` is that on the hub.
+        """
+        if isinstance(self.model, PeftModel):
+            config = self.model.peft_config["default"]
+            config.base_model_name_or_path, config.revision = base, revision
+            config.modules_to_save = list(self._whole)  # peft has added names of other families' heads
+            # Embeddings are not trained, and peft would ask the hub whether they are.
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(str(folder))
