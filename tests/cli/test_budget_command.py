@@ -251,6 +251,45 @@ def test_a_task_file_is_listed_apart(place, here):
     assert "another adapter" in foreign.error
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_ported_folder(place, here, tuned):
+    given = ["--target", place.target, "--max-flops", "1000", "--device", "cpu", "--offline", "--output", "kept"]
+    made = ["tune", place.adapter, "--parameters", "lora", "--data", place.data, "--steps", "1", "--batch-size", "4"]
+    assert call(*(made if tuned else ["port", place.adapter]), *given, "--quiet").code == 0
+    alone = call("budget", "kept", "--json")
+    report = BudgetReport.model_validate_json(alone.out)
+    size = (here / "kept" / "ported.safetensors").stat().st_size
+    assert report.file.bytes == size == sum(part.bytes for part in report.file.parts)
+    assert (report.limits.bytes, report.target, report.task_file, report.transfer) == (None, None, None, None)
+    assert call("budget", "kept", "--quiet", "--max-bytes", str(size - 1)).code == 3
+    assert "limits" not in call("budget", "kept").out
+    asked = ["--target", place.target, "--device", "cpu", "--offline", "--sequence-length", "16"]
+    on_host = BudgetReport.model_validate_json(call("budget", "kept", *asked, "--max-flops", "1000", "--json").out)
+    assert on_host.target is not None
+    assert on_host.target.atoms is None
+    assert on_host.target.flops.torch.adapter > 0
+    file = ["budget", place.adapter, *asked, "--max-flops", "1000", "--json", *(["--task-file", "kept"] * tuned)]
+    assert BudgetReport.model_validate_json(call(*file).out).target.flops == on_host.target.flops
+    configured = ["--target-config", place.target, *asked[4:], "--max-flops", "1000", "--json"]
+    counted = BudgetReport.model_validate_json(call("budget", "kept", *configured).out).target
+    assert (counted.weights_loaded, counted.flops.torch) == (False, on_host.target.flops.torch)
+    wrong = call("budget", "kept", "--target", "builtin:tiny", "--offline")
+    assert (wrong.code, "was made for" in wrong.error) == (1, True)
+
+
+def test_a_ported_folder_takes_what_it_can_use(place, here):
+    given = ["--target", place.target, "--max-flops", "1000", "--device", "cpu", "--offline"]
+    assert call("port", place.adapter, *given, "--output", "kept", "--quiet").code == 0
+    asked = ["budget", "kept", *given]
+    for idle in (["--task-file", place.adapter], ["--align", "size"]):
+        refused = call(*asked, *idle)
+        assert (refused.code, f"{idle[0]} has no effect here" in refused.error) == (2, True)
+    unknown = call(*asked, "--max-atoms", "0.5")
+    assert (unknown.code, "--data" in unknown.error) == (2, True)
+    counted = call(*asked, "--data", place.data, "--json")
+    assert json.loads(counted.out)["target"]["atoms"]["texts"] > 0
+
+
 def test_a_process_of_its_own_gives_the_code(place, here):
     called = start("budget", place.adapter, "--quiet", "--max-bytes", "9", cwd=here)
     assert (called.code, called.out) == (3, f"{place.adapter.stat().st_size}\t-\t-\n")

@@ -16,6 +16,7 @@ CONVENTION = (
     "two FLOPs for a multiply-add; matrix products, attention and weighted sums of gathered rows count, "
     "element-wise work does not"
 )
+MAX_BYTES = 1_000_000
 MAX_FLOPS = 10.0
 MAX_ATOMS = 2.0
 
@@ -27,9 +28,15 @@ class BudgetOptions(Options):
     option_names: ClassVar = {"target.name": "target", "target_config.name": "target-config", "strategy": "align"}
     not_options = frozenset({"data.train_split", "data.limit_train"})
 
-    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    adapter: Path = Field(
+        DEFAULT_ADAPTER,
+        description="adapter file made by `uhl pretrain`, or folder of `uhl port --output` or `uhl tune --parameters "
+        "lora`",
+    )
     target: HostOptions | None = Field(
-        None, description="hub id, local folder or builtin:NAME of the model to measure the file on"
+        None,
+        description="hub id, local folder or builtin:NAME of the model to measure the file on; of a folder the model "
+        "that it was made for",
     )
     target_config: HostOptions | None = Field(
         None,
@@ -49,7 +56,9 @@ class BudgetOptions(Options):
     )
     sequence_length: int = Field(128, ge=1, le=1_000_000, description="tokens of each sequence that is counted")
     batch_size: int = Field(1, ge=1, le=100_000, description="sequences in the pass that is counted and timed")
-    max_bytes: int = Field(1_000_000, ge=1, description="limit of the adapter file in bytes")
+    max_bytes: int | None = Field(
+        None, ge=1, description=f"limit in bytes, by default {MAX_BYTES:,} of an adapter file and none of a folder"
+    )
     max_flops: float | None = Field(
         None,
         gt=0,
@@ -153,7 +162,7 @@ class TargetBudget(Frozen):
 class Limits(Frozen):
     """The limits that were held against; None where there is nothing to hold against it."""
 
-    bytes: int
+    bytes: int | None
     flops_percent: float | None
     atoms_per_token: float | None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from uhl_cli.budget.report import (
     MAX_ATOMS,
+    MAX_BYTES,
     MAX_FLOPS,
     BudgetOptions,
     BudgetReport,
@@ -17,25 +18,27 @@ from uhl_cli.budget.sizes import FileSizes, file_sizes, ported_sizes
 from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.errors import FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter
-from uhl_cli.formats.folder import is_ported, ported_path, read_tuned
+from uhl_cli.formats.folder import is_ported, ported_path, read_ported, read_tuned
 from uhl_cli.formats.task import TaskFile, read_task, task_parameter_shapes
 from uhl_cli.reports import Reporter, silent
 
 
 def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetReport:
-    """Measure a file and, where a target is named, the file on it; a limit that is passed is in the report.
+    """Measure a file or a ported adapter's folder, and on a target if one is named; `beyond` has the limits passed.
 
     :raises UsageError: When options contradict each other, or a limit cannot be held against anything.
     :raises UhlError: Any other of its kinds.
     """
     _refuse_contradictions(options)
+    if is_ported(options.adapter):
+        return _of_folder(options, reporter)
     content = read_adapter(options.adapter)
     sizes = file_sizes(options.adapter, parameter_shapes(content.manifest.config))
     task, task_sizes = _task(options, content.digest)
     _refuse_unknowable(options, (content.manifest.config if task is None else task.record.config).top_k)
     target = _target(options, content, task, reporter)
     limits = Limits(
-        bytes=options.max_bytes,
+        bytes=options.max_bytes or MAX_BYTES,
         flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
         atoms_per_token=_atoms_limit(options, target),
     )
@@ -44,6 +47,37 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
         file=sizes,
         task_file=task_sizes,
         transfer=content.manifest.parts.transfer,
+        target=target,
+        limits=limits,
+        beyond=tuple(_beyond(sizes, target, limits)),
+    )
+
+
+def _of_folder(options: BudgetOptions, reporter: Reporter) -> BudgetReport:
+    """The same of a ported adapter's folder, which is aligned already and holds no texts to count atoms on."""
+    idle = {"task_file": "holds what was tuned", "strategy": "is aligned already"}
+    options.refuse_given({name: f"{options.adapter} {why}" for name, why in idle.items()})
+    file = read_ported(ported_path(options.adapter))
+    sizes, target = ported_sizes(file.contents), None
+    if not options.data_asked and options.max_atoms is not None and options.max_atoms < file.record.structure.top_k:
+        raise UsageError(
+            "--max-atoms has nothing to be held against: a folder holds no texts to count active atoms on.",
+            "Name data with --data.",
+        )
+    if (named := options.target or options.target_config) is not None:
+        from uhl_cli.budget.target import folder_budget
+
+        target = folder_budget(file.record.task, options, named, reporter)
+    limits = Limits(
+        bytes=options.max_bytes,
+        flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
+        atoms_per_token=_atoms_limit(options, target),
+    )
+    return BudgetReport(
+        adapter=str(options.adapter),
+        file=sizes,
+        task_file=None,
+        transfer=None,
         target=target,
         limits=limits,
         beyond=tuple(_beyond(sizes, target, limits)),
@@ -111,7 +145,7 @@ def _atoms_limit(options: BudgetOptions, target: TargetBudget | None) -> float |
 
 def _beyond(sizes: FileSizes, target: TargetBudget | None, limits: Limits) -> list[str]:
     found = []
-    if sizes.bytes > limits.bytes:
+    if limits.bytes is not None and sizes.bytes > limits.bytes:
         found.append(f"{sizes.bytes:,} bytes, the limit is {limits.bytes:,}")
     if target is None:
         return found

@@ -27,14 +27,16 @@ from uhl_cli.budget.report import (
 )
 from uhl_cli.commands.options import HostOptions
 from uhl_cli.commands.scoring import host_record, load
-from uhl_cli.cost.flops import count_flops, count_map_flops
+from uhl_cli.cost.flops import count_map_flops
 from uhl_cli.cost.flops_fvcore import count_flops_fvcore
 from uhl_cli.cost.memory import peak_bytes
 from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
 from uhl_cli.cost.plan import adapter_flops_per_token, full_plan
 from uhl_cli.data import Examples, evaluation_data
+from uhl_cli.data.tasks import Task
 from uhl_cli.errors import BudgetError, HostError, first_line
-from uhl_cli.formats.folder import is_ported
+from uhl_cli.formats.folder import is_ported, ported_path
+from uhl_cli.formats.ported import load_ported
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.config_only import load_config_host
 from uhl_cli.host.hostmap import HostMap
@@ -59,9 +61,29 @@ def target_budget(
     if options.target is not None:
         examples, source = _examples(adapter, options, offline=target.offline)
         return measure(adapter, load(target), options, examples=examples, source=source, reporter=reporter)
+    return _without_weights(target, lambda host: measure(adapter, host, options, reporter=reporter))
+
+
+def folder_budget(task: Task, options: BudgetOptions, target: HostOptions, reporter: Reporter = silent) -> TargetBudget:
+    """`target_budget` of the ported adapter's folder that `options.adapter` names; atoms are measured on data alone.
+
+    :raises FingerprintError: When the target is not the one that it was made for.
+    :raises UhlError: As `target_budget`, and as `load_ported`.
+    """
+    folder, examples, source = ported_path(options.adapter).parent, None, ""
+    if options.data_asked:
+        examples, source = _named_data(task, options, offline=target.offline)
+    if options.target is not None:
+        ported = load_ported(folder, load(target))
+        return _measured(ported, options, examples=examples, source=source, reporter=reporter)
+    return _without_weights(target, lambda host: _measured(load_ported(folder, host), options, reporter=reporter))
+
+
+def _without_weights(target: HostOptions, measured: Callable[[Host], TargetBudget]) -> TargetBudget:
+    """What is measured on a host of which the configuration alone is loaded."""
     host = load_config_host(target.name, revision=target.revision, dtype=target.dtype, offline=target.offline)
     try:
-        return measure(adapter, host, options, reporter=reporter)
+        return measured(host)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HostError(
             f"'{target.name}' cannot be counted without weights: {first_line(error)}",
@@ -85,11 +107,42 @@ def measure(
     """
     refused = calibration = None
     if options.task_file is not None and is_ported(options.task_file):
-        ported, host_flops = adapter.port(host, task=options.task_file), count_flops(host, None)
+        ported, whole = adapter.port(host, task=options.task_file), None
     else:
         aligned, refused = _align(adapter, host, options, reporter)
-        ported, host_flops = adapter.port(aligned), aligned.host_flops
+        ported = adapter.port(aligned)
+        whole = whole_percent(
+            host.map, adapter.manifest.config, aligned.host_flops / min(SEQUENCE_LENGTH, host.max_length)
+        )
         calibration = adapter.calibration(aligned) if adapter is adapter.own else None
+    return _measured(
+        ported,
+        options,
+        examples=examples,
+        source=source,
+        reporter=reporter,
+        strength=None if calibration is None else calibration.strength,
+        whole=whole,
+        refused=refused,
+    )
+
+
+def _measured(
+    ported: PortedModel,
+    options: BudgetOptions,
+    *,
+    examples: Examples | None = None,
+    source: str = "",
+    reporter: Reporter = silent,
+    strength: float | None = None,
+    whole: float | None = None,
+    refused: str | None = None,
+) -> TargetBudget:
+    """Counts and measures of one ported model.
+
+    :param whole: FLOPs with nothing left out, in percent; None where nothing is ever left out.
+    """
+    host = ported.host
     shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
     flops = measure_flops(host.map, ported.adapter, shape, phase(reporter, "counting"))
     memory = measure_memory(host.map, ported.adapter, shape)
@@ -100,7 +153,6 @@ def measure(
         progress = phase(reporter, "timing")
         seconds = measure_time(host.map, ported.adapter, shape, repetitions=options.repetitions, progress=progress)
     record = host_record(host)
-    per_token = host_flops / min(SEQUENCE_LENGTH, host.max_length)
     left_out = () if ported.plan is None else ported.plan.left_out
     return TargetBudget(
         name=record.name,
@@ -117,9 +169,9 @@ def measure(
         memory=memory,
         atoms=atoms,
         time=seconds,
-        strength=None if calibration is None else calibration.strength,
+        strength=strength,
         left_out=left_out,
-        whole_percent=flops.percent if lora else whole_percent(host.map, adapter.manifest.config, per_token),
+        whole_percent=flops.percent if whole is None else whole,
         refused=refused,
     )
 
@@ -145,7 +197,11 @@ def _examples(adapter: UniversalAdapter, options: BudgetOptions, *, offline: boo
     """The data that was asked for, else the anchor texts; with what they are, for the report."""
     if not options.data_asked:
         return anchor_examples(adapter), "the adapter's anchor texts"
-    data = evaluation_data(adapter.manifest.task, options.data.model_dump(), offline=offline, seed=options.seed)
+    return _named_data(adapter.manifest.task, options, offline=offline)
+
+
+def _named_data(task: Task, options: BudgetOptions, *, offline: bool) -> tuple[Examples, str]:
+    data = evaluation_data(task, options.data.model_dump(), offline=offline, seed=options.seed)
     assert data.evaluation is not None  # evaluation_data gives one example or more
     return data.evaluation, data.source
 

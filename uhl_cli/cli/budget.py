@@ -68,12 +68,13 @@ def _table(output: Output, report: BudgetReport) -> None:
         output.line(_transfer(report.transfer))
     if report.target is not None:
         _target(output, report.target)
-    limits = [f"{report.limits.bytes:,} bytes"]
+    limits = [] if report.limits.bytes is None else [f"{report.limits.bytes:,} bytes"]
     if report.limits.flops_percent is not None:
         limits.append(f"{report.limits.flops_percent:g} % FLOPs")
     if report.limits.atoms_per_token is not None:
         limits.append(f"{report.limits.atoms_per_token:g} atoms per token")
-    output.line(f"{'BEYOND' if report.beyond else 'within'} the limits: {', '.join(limits)}")
+    if limits:
+        output.line(f"{'BEYOND' if report.beyond else 'within'} the limits: {', '.join(limits)}")
 
 
 def _transfer(record: TransferRecord) -> str:
