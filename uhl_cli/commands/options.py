@@ -103,7 +103,7 @@ class PretrainOptions(Options):
     data: DataOptions = Field(
         DataOptions(),
         description="task to train on: reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of "
-        "your own data; by default reviews. With a model as --teacher no labels are needed: a .txt file with one text "
+        "your own data; by default what --data names, else reviews. With a model as --teacher no labels are needed: a .txt file with one text "
         "a line will do, or nothing, for sentences of this package",
     )
     output: Path = Field(DEFAULT_ADAPTER, description="where the adapter file goes")
@@ -165,8 +165,8 @@ class PretrainOptions(Options):
         host, data, anchors = self.host, self.data, self.anchors
         if host.name is None:
             host = host.model_copy(update={"name": base or DEFAULT_HOST})
-        if self.classifier is None:
-            data = data.model_copy(update={"task": data.task or DEFAULT_TASK})
+        if self.classifier is None and data.task is None:  # data alone is a task of the user's own
+            data = data.model_copy(update={"task": data.data or DEFAULT_TASK, "data": None})
         elif data.task is None and data.data is None:  # the texts are the package's own, of which a file holds none
             anchors = anchors or "general"
         return self.model_copy(update={"host": host, "data": data, "anchors": anchors})

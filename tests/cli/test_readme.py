@@ -1,0 +1,90 @@
+"""Every command and every line of Python that README shows runs, on tiny models of the names that it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runs import ROOT
+from tiny_classifiers import save, tiny_classifier
+from tiny_hosts import SENTENCES, tiny_model, tiny_tokenizer
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What makes a call short, by command; tiny models pass the FLOP limit.
+SHORT = {
+    "pretrain": "--max-steps 2 --batch-size 8 --num-anchors 32 --feature-words 0 --transfer-set 40 --max-flops 1000",
+    "port": "--max-flops 1000",
+    "tune": "--steps 2 --batch-size 8 --max-flops 1000",
+    "export": "--steps 2 --batch-size 8 --max-flops 1000",
+}
+# Run by `.ci/run` as they stand, or by the tests of what they start.
+ELSEWHERE = ("git clone", "pip install", "uhl demo", "python -m pytest")
+
+
+def blocks(language: str) -> list[str]:
+    """README's code blocks in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder in which the names of README mean tiny models and small data."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, family in (("distilbert-base-uncased", "distilbert"), ("bert-base-uncased", "bert")):
+        tiny_model(family, hidden_size=192, num_hidden_layers=4).save_pretrained(folder / name)
+        tiny_tokenizer(family).save_pretrained(folder / name)
+    save(folder / "my-bert-sentiment", "bert", tiny_classifier("bert", ("negative", "positive")))
+    (folder / "adapters").symlink_to(ROOT / "adapters")
+    texts = [f"{sentence} {number}" for number in range(6) for sentence in SENTENCES]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    rows = [f'"{text}",{("bad", "good")[place % 2]}' for place, text in enumerate(texts)]
+    for name, part in (("films.csv", rows), ("dev.csv", rows[:20])):
+        (folder / name).write_text("\n".join(["text,label", *part]) + "\n")
+    (folder / "new.csv").write_text("\n".join(["text", *(row.rsplit(",", 1)[0] for row in rows[:20])]) + "\n")
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    cases = "".join(f'{name}) set -- "$@" {more} ;; ' for name, more in SHORT.items())
+    shim = bin_folder / "uhl"
+    shim.write_text(f'#!/bin/bash\ncase $1 in {cases} esac\nexec "{sys.executable}" -m uhl_cli "$@"\n')
+    shim.chmod(0o755)
+    return folder
+
+
+def run(place: Path, command: list[str], script: str) -> str:
+    """What a script prints, with README's names at hand; it must succeed."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "UHL_"))}
+    kept |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    kept["PATH"] = f"{place / 'bin'}{os.pathsep}{kept['PATH']}"
+    done = subprocess.run(command, cwd=place, env=kept, input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+SCRIPTS = [block for block in blocks("bash") if not any(words in block for words in ELSEWHERE)]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.split()[1])
+def test_commands(place, script):
+    out = run(place, ["bash", "-eu"], script)
+    assert out.strip()
+
+
+@pytest.mark.integration
+def test_python(place):
+    (script,) = blocks("python")
+    said = run(place, [sys.executable, "-"], script).splitlines()
+    assert len(said) == 2
+    assert all(line.split()[0] in ("negative", "positive") for line in said)
+
+
+def test_no_block_is_left_out():
+    assert len(SCRIPTS) >= 3
+    assert len(SCRIPTS) + sum(any(words in block for words in ELSEWHERE) for block in blocks("bash")) == len(
+        blocks("bash")
+    )
+    assert len(README.splitlines()) <= 200
