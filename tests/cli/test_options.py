@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -238,6 +239,16 @@ def test_help_has_an_example_that_the_command_takes(arguments, taken):
     example = re.search(r"Example: uhl (.+)", called.out)
     assert example is not None
     assert call(*shlex.split(example.group(1))).error == "error: reached. As wanted."
+
+
+def test_help_breaks_lines_where_the_terminal_ends():
+    said = call("inspect", "--help", env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", "TERMINAL_WIDTH": "80"}).out
+    lines = [line.strip() for line in said.splitlines()]
+    start = next(place for place, line in enumerate(lines) if line.startswith("With --quiet one line"))
+    paragraph = lines[start : lines.index("", start)]
+    assert len(paragraph) > 1
+    for line, following in pairwise(paragraph):
+        assert len(f" {line} {following.split()[0]}") > 78, "a line that ends early"
 
 
 def test_help_imports_nothing_heavy():

@@ -73,7 +73,8 @@ class Command(Generic[Record]):
             parameters += [_printing(name, *words) for name, words in _PRINTING.items()]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {}
-        call.__doc__ = self.function.__doc__
+        # Lines are broken as wide as the terminal is, not where the source breaks them.
+        call.__doc__ = "\n\n".join(" ".join(each.split()) for each in (self.function.__doc__ or "").split("\n\n"))
         app.command(self.name, epilog=f"Example: {self.example}")(call)
 
     def _call(self, context: typer.Context, values: dict[str, Any]) -> None:

@@ -103,15 +103,15 @@ class PretrainOptions(Options):
     data: DataOptions = Field(
         DataOptions(),
         description="task to train on: reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of "
-        "your own data; by default what --data names, else reviews. With a model as --teacher no labels are needed: a .txt file with one text "
-        "a line will do, or nothing, for sentences of this package",
+        "your own data; by default what --data names, else reviews. With a model as --teacher no labels are needed: a "
+        ".txt file with one text a line is enough, or nothing, which takes sentences of this package",
     )
     output: Path = Field(DEFAULT_ADAPTER, description="where the adapter file goes")
     anchors: str | None = Field(
         None,
         description="texts to align by. They are SHIPPED IN THE FILE. By default words from the task's own training "
         "texts; 'general' takes sentences of this package and FILE your own (one text a line), for when your training "
-        "text must not leave your house",
+        "text is confidential",
     )
     num_anchors: int = Field(512, ge=32, le=20_000, description="anchor words; each takes some 250 bytes")
     feature_words: int | None = Field(
