@@ -246,9 +246,9 @@ def random_lora(host: Host, *, rank: int = 3, seed: int = 0, size: float = 0.1, 
     """A and B of every linear module of a host, exact in float16; B is zero if asked."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
-    for name, site in linear_modules(host.map).items():
-        down = size * torch.randn(rank, site.in_features, generator=generator)
-        up = size * torch.randn(site.module_features, rank, generator=generator)
+    for name, linear in linear_modules(host.map).items():
+        down = size * torch.randn(rank, linear.in_features, generator=generator)
+        up = size * torch.randn(linear.module_features, rank, generator=generator)
         factors[name] = (down.half().float(), torch.zeros_like(up) if zero else up.half().float())
     return LoraFactors(factors)
 

@@ -39,7 +39,7 @@ from uhl_cli.formats.task import TaskFile, TaskRecord, read_task
 from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
-from uhl_cli.ported.aligned import AlignedHost, Carried, Progress, Served, align_host
+from uhl_cli.ported.aligned import AlignedHost, FoldedAdapter, Progress, Served, align_host
 from uhl_cli.ported.calibrate import STRENGTHS, TEXTS, Calibration, Judge
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
@@ -286,8 +286,8 @@ class UniversalAdapter:
         own = self.own
         aligned.refuse_other(self.bank, own_task=self.own_task)
         host, alignment = aligned.host, aligned.alignment
-        carried = own._carried(aligned)
-        adapter = carried.adapter
+        folded = own._folded_for(aligned)
+        adapter = folded.adapter
         if self.own_task and alignment.features is not None:
             adapter = adapter.with_shift(own._placed_shift(aligned))
         if self is own or self.low_rank:
@@ -325,16 +325,16 @@ class UniversalAdapter:
 
         Measured once for an aligned host, with the adapter's own updates, whatever a task file adds to them.
         """
-        carried = self.own._carried(aligned)
-        if not carried.measured:
+        folded = self.own._folded_for(aligned)
+        if not folded.measured:
             features = self.own.features
-            if features is not None and aligned.alignment.features is not None and carried.adapter.updates:
+            if features is not None and aligned.alignment.features is not None and folded.adapter.updates:
                 if aligned.has_weights:
-                    carried.shift = correction(update_shift(aligned.host, carried.adapter, features), features.shift)
+                    folded.shift = correction(update_shift(aligned.host, folded.adapter, features), features.shift)
                 else:
-                    carried.shift = torch.empty_like(features.shift, device="meta")
-            carried.measured = True
-        return carried.shift
+                    folded.shift = torch.empty_like(features.shift, device="meta")
+            folded.measured = True
+        return folded.shift
 
     @torch.no_grad()
     def calibration(self, aligned: AlignedHost) -> Calibration | None:
@@ -343,16 +343,16 @@ class UniversalAdapter:
         Measured once for an aligned host.  A transfer set that cannot be read here (`transfer_set`) is left out.
         """
         own = self.own
-        carried = own._carried(aligned)
-        if carried.calibration is None and aligned.has_weights:
+        folded = own._folded_for(aligned)
+        if folded.calibration is None and aligned.has_weights:
             judge = own.judge(aligned.host)
             if judge is not None:
-                start = carried.adapter
+                start = folded.adapter
                 if aligned.alignment.features is not None:
                     start = start.with_shift(own._placed_shift(aligned))
                 at_home = aligned.host.fingerprint == self.manifest.source.fingerprint
-                carried.calibration = judge.calibration(start, at_home=at_home)
-        return carried.calibration
+                folded.calibration = judge.calibration(start, at_home=at_home)
+        return folded.calibration
 
     def judge(self, host: Host) -> Judge | None:
         """The transfer set on a host, to set an adapter, or a control beside it, by; None where there is none."""
@@ -372,7 +372,7 @@ class UniversalAdapter:
     def start(self, aligned: AlignedHost) -> PortedAdapter:
         """What a student starts from (see `train.student`): the ported readout without updates, calibrated for that."""
         own = self.own
-        adapter, calibration = own._carried(aligned).adapter, own.calibration(aligned)
+        adapter, calibration = own._folded_for(aligned).adapter, own.calibration(aligned)
         return adapter.without_updates() if calibration is None else calibration.applied(adapter, 0.0)
 
     def _placed_shift(self, aligned: AlignedHost) -> Tensor | None:
@@ -380,15 +380,15 @@ class UniversalAdapter:
         return None if shift is None else shift.to(device=weight.device, dtype=weight.dtype)
 
     @torch.no_grad()
-    def _carried(self, aligned: AlignedHost) -> Carried:
+    def _folded_for(self, aligned: AlignedHost) -> FoldedAdapter:
         """This file's own parts on the host, without a shift; folded once."""
-        if self not in aligned.carried:
+        if self not in aligned.folded:
             host, plan = aligned.host, aligned.plan
             folded: PortedAdapter = fold(
                 _on(self.stored, host), aligned.alignment, host.map, layers=plan.layers, types=plan.types
             )
-            aligned.carried[self] = Carried(folded.for_inference(host.device, host.map.embeddings.weight.dtype))
-        return aligned.carried[self]
+            aligned.folded[self] = FoldedAdapter(folded.for_inference(host.device, host.map.embeddings.weight.dtype))
+        return aligned.folded[self]
 
 
 def _host_of(model: nn.Module | Host, tokenizer: PreTrainedTokenizerBase | None) -> Host:

@@ -44,9 +44,9 @@ def test_zero_adapter_leaves_the_host_bit_for_bit(family):
     assert before.isfinite().all()
     for dense in (False, True):
         with attach(host.map, folded, dense=dense):
-            sites = {site.module for layer in host.map.layers for site in layer.sites.values()}
-            assert all(module._forward_hooks or module._forward_pre_hooks for module in sites)
-            assert hooks_of(host) >= len(sites) + len(host.map.layers)
+            target_modules = {linear.module for layer in host.map.layers for linear in layer.target_modules.values()}
+            assert all(module._forward_hooks or module._forward_pre_hooks for module in target_modules)
+            assert hooks_of(host) >= len(target_modules) + len(host.map.layers)
             assert torch.equal(output_of(host), before)
 
 
@@ -90,7 +90,7 @@ def test_error_in_the_forward_pass_leaves_no_trace():
 def test_error_while_attaching_leaves_no_trace(monkeypatch):
     host = tiny_host("bert")
     folded, _, _ = tiny_folded(host)
-    last = host.map.layers[1].sites["down"].module
+    last = host.map.layers[1].target_modules["down"].module
 
     def refuse(*_arguments, **_options):
         raise RuntimeError("no hook here")

@@ -37,9 +37,9 @@ def test_dense_and_gathered_agree(family):
 
 
 def observe(host, folded, kind, layer_index):
-    """Stream entering a layer, and a site's raw and changed output, [T, features] each, in one attached pass."""
+    """Stream entering a layer, and a linear's raw and changed output, [T, features] each, in one attached pass."""
     layer = host.map.layers[layer_index]
-    site = layer.sites[kind]
+    linear = layer.target_modules[kind]
     seen = {}
 
     def stream(_module, args, kwargs):
@@ -47,21 +47,21 @@ def observe(host, folded, kind, layer_index):
 
     def keep(name):
         def hook(_module, _args, output):
-            seen[name] = output[..., site.columns].detach().clone()
+            seen[name] = output[..., linear.columns].detach().clone()
 
         return hook
 
     def read(_module, args):
-        weight, bias = site.weight(), site.bias()
+        weight, bias = linear.weight(), linear.bias()
         seen["raw"] = torch.nn.functional.linear(args[0], weight, bias).detach().clone()
 
     # Hooks run in the order of their registration, so one sees the input before the edit, and one the output after it.
     handles = [
         layer.module.register_forward_pre_hook(stream, with_kwargs=True),
-        site.module.register_forward_pre_hook(read),
+        linear.module.register_forward_pre_hook(read),
     ]
     with torch.inference_mode(), attach(host.map, folded):
-        handles.append(site.module.register_forward_hook(keep("changed")))
+        handles.append(linear.module.register_forward_hook(keep("changed")))
         host.model(**encode(host, SENTENCES[:4]).model_inputs())
     for handle in handles:
         handle.remove()
@@ -84,12 +84,12 @@ def route_by_hand(stored, z):
 @pytest.mark.parametrize("kind", ["q", "k", "v", "o", "up", "down", "gate"])
 def test_edit_equals_the_construction_by_hand(family, kind):
     host = tiny_host(family)
-    if kind not in host.map.layers[1].sites:
+    if kind not in host.map.layers[1].target_modules:
         assert kind == "gate"
         return
     folded, alignment, stored = tiny_folded(host)
     seen = observe(host, folded, kind, layer_index=1)
-    maps, site = alignment.layers[1], host.map.layers[1].sites[kind]
+    maps, linear = alignment.layers[1], host.map.layers[1].target_modules[kind]
     read_gain, write_gain = size_gains(stored, host.hidden_size)
     inward = read_gain[:, None] * maps.read
     write = {"o": maps.write_stream, "down": maps.write_stream, "up": maps.write_mlp, "gate": maps.write_mlp}
@@ -106,7 +106,7 @@ def test_edit_equals_the_construction_by_hand(family, kind):
         for atom, share in chosen:
             response = stored["atoms_v"][atom] @ edited
             delta += gain[atom] * share * response * (outward @ stored["atoms_u"][atom])
-        expected[token] = delta if kind in WRITERS else site.weight() @ delta
+        expected[token] = delta if kind in WRITERS else linear.weight() @ delta
     change = seen["changed"] - seen["raw"]
     scale = float(expected.abs().max())
     assert scale > 1e-3

@@ -28,7 +28,7 @@ GOLDEN = {
 }
 
 
-def carrying(host: Host, lora: LoraFactors) -> PortedAdapter:
+def aligned_file(host: Host, lora: LoraFactors) -> PortedAdapter:
     """The readout alone with the LoRA, as a tuned host carries it."""
     return tiny_folded(host)[0].without_updates().with_lora(lora)
 
@@ -56,7 +56,7 @@ def test_the_output_is_that_of_pefts_layers(family):
     host = tiny_host(family)
     factors = random_lora(host).by_module
     bare = output_of(host)
-    with attach(host.map, carrying(host, LoraFactors(factors))):
+    with attach(host.map, aligned_file(host, LoraFactors(factors))):
         found = output_of(host)
     torch.testing.assert_close(found, states_of(by_peft(host, factors), host), rtol=0, atol=1e-5)
     assert float((found - bare).abs().max()) > 1e-2
@@ -70,13 +70,13 @@ def test_the_output_is_that_of_pefts_layers(family):
 def test_it_can_be_merged_into_the_weights(family):
     host, merged = tiny_host(family), tiny_host(family)
     factors = random_lora(host).by_module
-    with attach(host.map, carrying(host, LoraFactors(factors))):
+    with attach(host.map, aligned_file(host, LoraFactors(factors))):
         found = output_of(host)
     with torch.no_grad():
-        for name, site in linear_modules(merged.map).items():
+        for name, linear in linear_modules(merged.map).items():
             down, up = factors[name]
             change = up @ down
-            site.module.get_parameter("weight").add_(change.T if site.transposed else change)
+            linear.module.get_parameter("weight").add_(change.T if linear.transposed else change)
     torch.testing.assert_close(output_of(merged), found, rtol=0, atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_it_can_be_merged_into_the_weights(family):
 def test_zero_b_leaves_the_host_bit_for_bit(family):
     host = tiny_host(family)
     before = output_of(host)
-    adapter = carrying(host, random_lora(host, zero=True))
+    adapter = aligned_file(host, random_lora(host, zero=True))
     for dense in (False, True):
         with attach(host.map, adapter, dense=dense):
             assert hooks_of(host) >= len(linear_modules(host.map))
@@ -94,7 +94,7 @@ def test_zero_b_leaves_the_host_bit_for_bit(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_host_is_as_before_afterwards(family):
     host = tiny_host(family)
-    adapter = carrying(host, random_lora(host))
+    adapter = aligned_file(host, random_lora(host))
     before, parameters, hooks = output_of(host), parameters_of(host), hooks_of(host)
     with attach(host.map, adapter):
         changed = output_of(host)
@@ -153,12 +153,12 @@ def test_b_is_made_of_the_numbers_and_all_weigh_the_same(family):
     numbers = torch.randn(8, COUNT // 8, generator=torch.Generator().manual_seed(0))
     lora = expansion.factors_of(numbers)
     assert lora.rank == RANK
-    sites = linear_modules(host.map)
-    assert set(lora.by_module) == set(sites)
+    target_modules = linear_modules(host.map)
+    assert set(lora.by_module) == set(target_modules)
     for name, (down, up) in lora.by_module.items():
         assert (down.shape, up.shape) == (
-            (RANK, sites[name].in_features),
-            (sites[name].module_features, RANK),
+            (RANK, target_modules[name].in_features),
+            (target_modules[name].module_features, RANK),
         )
         torch.testing.assert_close(down.norm(dim=1), torch.ones(RANK))
     # An isometry: B as a whole is as long as the numbers, those that no entry takes left out.

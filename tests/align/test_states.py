@@ -99,7 +99,7 @@ def test_host_that_sees_too_little_is_refused():
 def test_states_that_are_no_numbers_are_refused():
     host = tiny_host("bert")
     with torch.no_grad():
-        host.map.layers[1].sites["down"].module.weight[0, 0] = torch.nan
+        host.map.layers[1].target_modules["down"].module.weight[0, 0] = torch.nan
     with pytest.raises(AlignmentError, match="not finite") as caught:
         word_states(host, tiny_anchors())
     assert caught.value.hint

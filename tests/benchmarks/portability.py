@@ -40,7 +40,7 @@ ZERO_SHOT = {
     "ported": "**ported: anchors, with updates**",
     "readout_only": "anchors, without updates",
     "embeddings": "`--align embeddings`",
-    "untouched": "control: untouched",
+    "majority_class": "control: majority class",
     "random_update": "control: random updates",
     "head_only": "control: head only",
     "size": "control: `--align size`",

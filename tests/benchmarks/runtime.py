@@ -1,4 +1,4 @@
-"""What a ported model costs at run time: against the untouched host and against LoRA of `peft` on the same modules.
+"""What a ported model costs at run time: against the host alone and against LoRA of `peft` on the same modules.
 
     python tests/benchmarks/runtime.py --host SHARED/hosts/minilm-l6 --output tests/benchmarks/results/runtime.json
 
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 def with_lora(name: str, device: str, dtype: str, *, merged: bool) -> nn.Module:
     """The host with rank-8 LoRA on every module that the adapter edits; its factors are not zero."""
     host = load_host(name, device=device, dtype=dtype)
-    modules = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
+    modules = sorted({linear.name for layer in host.map.layers for linear in layer.target_modules.values()})
     config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=modules, init_lora_weights=False)
     model = get_peft_model(host.map.base, config).eval()
     if merged:
@@ -89,12 +89,12 @@ def compiled_case(
 ) -> Row:
     """The host and the ported model, both by torch.compile, attached once."""
     torch.compiler.reset()
-    bare, carrying = (load_host(name, device=device, dtype=dtype) for _ in range(2))
-    folded = adapter.port(carrying).adapter
+    bare, aligned_file = (load_host(name, device=device, dtype=dtype) for _ in range(2))
+    folded = adapter.port(aligned_file).adapter
     with (
         torch.inference_mode(),
         forward_pass(bare.map, None, shape) as (plain, ids),
-        forward_pass(carrying.map, folded, shape) as (ported, _),
+        forward_pass(aligned_file.map, folded, shape) as (ported, _),
     ):
         one, other = torch.compile(plain), torch.compile(ported)
         return compared(turns({"host": lambda: one(ids), "ported": lambda: other(ids)}, repetitions))

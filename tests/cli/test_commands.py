@@ -55,7 +55,7 @@ def test_json_is_all_of_stdout_and_progress_is_on_stderr(place, here):
     ported = json.loads(called.out)
     assert ported["source_score"] == report["score"]
     assert ported["bytes"] == report["bytes"]
-    always = {"ported", "readout_only", "untouched", "random_update", "head_only", "size"}
+    always = {"ported", "readout_only", "majority_class", "random_update", "head_only", "size"}
     off = ported["calibration"]["strength"] == 0
     assert set(ported["scores"]) == always | ({"full_updates"} if off else set())
     assert all(PROGRESS.fullmatch(line) for line in called.err.splitlines())

@@ -207,14 +207,14 @@ def test_a_text_file_is_conll_for_a_tagger_alone_where_it_reads_so(folder, here)
 
 
 def test_what_is_left_open_is_named(folder):
-    assert PretrainOptions().settled().host.name == DEFAULT_HOST
-    assert PretrainOptions().settled().data.task == "reviews"
-    own = PretrainOptions(data=DataOptions(data="films.csv")).settled().data
+    assert PretrainOptions().with_defaults().host.name == DEFAULT_HOST
+    assert PretrainOptions().with_defaults().data.task == "reviews"
+    own = PretrainOptions(data=DataOptions(data="films.csv")).with_defaults().data
     assert (own.task, own.data) == ("films.csv", None)
-    taught = PretrainOptions(teacher="some/model").settled("some/base")
+    taught = PretrainOptions(teacher="some/model").with_defaults("some/base")
     assert (taught.host.name, taught.data.task, taught.anchors) == ("some/base", None, "general")
     named = PretrainOptions(teacher="some/model", host=HostOptions(name="x"), data=DataOptions(data="y.txt"))
-    assert (named.settled("some/base").host.name, named.settled("some/base").anchors) == ("x", None)
+    assert (named.with_defaults("some/base").host.name, named.with_defaults("some/base").anchors) == ("x", None)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_without_labels_no_data_is_read_and_port_takes_the_result(place, here, p
     scored = call(*arguments, "--overwrite", "--score-data", str(place.data), "--json")
     report = json.loads(scored.out)
     assert report["scores"]["tuned"] == scores["ported"]
-    assert set(report["scores"]) == {"zero_shot", "tuned", "untouched"}
+    assert set(report["scores"]) == {"zero_shot", "tuned", "majority_class"}
     again = call(*arguments, "--overwrite", "--score-data", str(place.data), env=WIDE)
     assert "before, zero-shot" in again.out
     assert "not scored" not in again.out

@@ -52,7 +52,7 @@ def test_port_uses_a_loras_folder(place, lora):
     assert found["scores"]["ported"] == report["scores"]["tuned"]
     assert (found["parameters"], found["supervision"]) == ("lora", "labels")
     # What needs updates, or another readout, is left out.
-    assert set(found["scores"]) == {"ported", "untouched"}
+    assert set(found["scores"]) == {"ported", "majority_class"}
     assert (found["left_out"], found["calibration"], found["quality"]) == ([], None, [])
     assert found["flops"]["percent"] > 0
     table = call(*port_arguments(place.adapter, place.target, place.data), "--task-file", path, env=WIDE).out
@@ -65,7 +65,7 @@ def test_port_uses_a_low_rank_task_file(place, low_rank):
     found = ported_with(place, path)
     assert found["scores"]["ported"] == report["scores"]["tuned"]
     assert (found["parameters"], found["supervision"]) == ("low-rank", "transfer set")
-    assert set(found["scores"]) == {"ported", "untouched", "readout_only", "head_only"}
+    assert set(found["scores"]) == {"ported", "majority_class", "readout_only", "head_only"}
     assert found["left_out"] == []
     tight = [*port_arguments(place.adapter, place.target, place.data), "--no-score", "--json"]
     tight[tight.index("--max-flops") + 1] = "20"

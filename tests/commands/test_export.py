@@ -74,7 +74,7 @@ def exports(request, adapters, tmp_path_factory) -> dict[tuple[str, str, str], d
                 found[family, kind, form] = {
                     "report": report,
                     "inside": inside,
-                    "untouched": same
+                    "majority_class": same
                     and all(value.requires_grad and value.grad is None for value in host.model.parameters()),
                     "host": host,
                     "folder": path,
@@ -97,7 +97,7 @@ def test_others_read_and_predict_what_uhl_does(exports):
         assert answer["ids"] == inside.ids, where
         assert torch.allclose(torch.tensor(answer["logits"]), inside.logits, atol=1e-4), where
         assert answer["labels"] == list(DATA[where[1]]().task.labels), where
-        assert each["untouched"], where
+        assert each["majority_class"], where
         wanted = None if where[1] == "tokens" else "single_label_classification"
         assert where[2] == "peft" or answer["problem_type"] == wanted, where
 

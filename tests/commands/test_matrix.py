@@ -19,7 +19,7 @@ RING = [
     pytest.param(source, FAMILIES[(i + 2) % len(FAMILIES)], marks=pytest.mark.integration if i else ())
     for i, source in enumerate(FAMILIES)
 ]
-ALL_SCORES = {"ported", "readout_only", "untouched", "random_update", "head_only", "size"}
+ALL_SCORES = {"ported", "readout_only", "majority_class", "random_update", "head_only", "size"}
 
 
 def output_of(host: Host) -> torch.Tensor:

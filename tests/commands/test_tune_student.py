@@ -248,7 +248,7 @@ def test_true_outputs_teach_a_target_and_shuffled_ones_do_not(tmp_path):
 def test_a_lora_takes_the_adapters_own_labels_alone(adapters, tmp_path):
     report = run(adapters["sequence"], tmp_path / "lora", "lora", data=sequence_data())
     assert (report.supervision, report.agreement) == ("labels", {})
-    assert set(report.scores) == {"zero_shot", "tuned", "untouched"}
+    assert set(report.scores) == {"zero_shot", "tuned", "majority_class"}
     for other in (token_data(), replace_labels(sequence_data())):
         with pytest.raises(DataError, match=r"labels are cold, warm.*--parameters delta-theta"):
             run(adapters["sequence"], tmp_path / "other", "lora", data=other)

@@ -54,15 +54,17 @@ def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
         found = states(host)
     weights = []
     with torch.no_grad():
-        for site, key, place in shared._sites:
+        for linear, key, place in shared._target_modules:
             read, write = shared.dictionaries[key].factors(place)
             assert read.shape[0] == write.shape[0] == 3
-            weights.append((site.module.weight, (6 / 3) * write.T @ read))
+            weights.append((linear.module.weight, (6 / 3) * write.T @ read))
         for weight, update in weights:
             weight += update
         assert torch.allclose(states(host), found, atol=1e-4)
     # One dictionary a shape, not one a layer.
-    assert len(shared.dictionaries) == len({(site.out_features, site.in_features) for site, _, _ in shared._sites})
+    assert len(shared.dictionaries) == len(
+        {(linear.out_features, linear.in_features) for linear, _, _ in shared._target_modules}
+    )
 
 
 def test_sat_lora_frozen_gives_what_it_gave():
@@ -93,7 +95,9 @@ def test_bytes_are_those_of_what_is_trained():
     assert shared.stored_bytes() == by_hand + head
     lora = Retrained("lora", tiny_host("bert"), 2, TRAINING)
     factors = sum(
-        8 * (site.in_features + site.out_features) for layer in host.map.layers for site in layer.sites.values()
+        8 * (linear.in_features + linear.out_features)
+        for layer in host.map.layers
+        for linear in layer.target_modules.values()
     )
     assert lora.stored_bytes() == 2 * factors + head
     whole = tiny_host("bert")

@@ -12,17 +12,17 @@ from command_runs import call
 from compare_runs import at, write_data_sets, write_hosts
 from recompute import differences, read
 
-from uhl_cli.compare import workshop
+from uhl_cli.compare import resources
 from uhl_cli.compare.config import load_configs
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.workshop import Workshop
+from uhl_cli.compare.resources import Resources
 from uhl_cli.reports import silent
 
 TINY = {
     "hosts": ["small"],
     "datasets": {"sst2": {}},
     "defaults": {"adapter": {"source": {"name": "source"}}},
-    "methods": {name: {"training": {"steps": 2}} for name in ("uhl-zero-shot", "uhl-tuned", "lora", "untouched")},
+    "methods": {name: {"training": {"steps": 2}} for name in ("uhl-zero-shot", "uhl-tuned", "lora", "majority-class")},
 }
 METRICS = {"score", "zero_shot", "after_tuning", "training_seconds", "adapter_bytes", "memory_mb", "flops_percent"}
 METRICS |= {"atoms_per_token", "wall_clock_percent"}
@@ -141,9 +141,9 @@ def test_files_of_a_run_and_of_the_comparison(tiny):
 @pytest.mark.integration
 def test_an_adapter_leaves_room_for_its_task_file(tiny, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(workshop, "run_pretrain", lambda options, _reporter: asked.append(options))
+    monkeypatch.setattr(resources, "run_pretrain", lambda options, _reporter: asked.append(options))
     run = next(run for run in load_configs(["builtin"]) if run.method == "uhl-tuned")
-    Workshop(tmp_path, {}, device="cpu", offline=True, reporter=silent)._adapter_file(run)
+    Resources(tmp_path, {}, device="cpu", offline=True, reporter=silent)._adapter_file(run)
     room = run.budget.max_bytes - asked[0].max_bytes
     _, _, results, _ = tiny
     assert 0 < (results / "uhl-tuned--small--sst2--s0" / "tuned.task.safetensors").stat().st_size <= room
@@ -183,7 +183,7 @@ def test_comparing_alone_makes_no_run(tiny, tmp_path):
     report = json.loads(called.out)
     assert (report["made"], report["missing"]) == ([], ["lora--small--sst2--s0"])
     assert len(report["skipped"]) == 3
-    assert {row["other"] for row in report["verdicts"]} == {"untouched", "uhl-zero-shot"}
+    assert {row["other"] for row in report["verdicts"]} == {"majority-class", "uhl-zero-shot"}
     assert not (copy / "lora--small--sst2--s0").exists()
     assert differences(copy) == []
     table = (copy / "comparison" / "comparison.md").read_text()
@@ -253,11 +253,11 @@ def test_overwriting_makes_all_anew(tiny, tmp_path):
     _, arguments, results, _ = tiny
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
-    (copy / "untouched--small--sst2--s0" / "left-over").write_text("x")
+    (copy / "majority-class--small--sst2--s0" / "left-over").write_text("x")
     called = call(*arguments, "--results-dir", copy, "--overwrite", "--json", "--no-figures")
     assert called.code == 0
     assert len(json.loads(called.out)["made"]) == 4
-    assert not (copy / "untouched--small--sst2--s0" / "left-over").exists()
+    assert not (copy / "majority-class--small--sst2--s0" / "left-over").exists()
     for name in ("lora", "uhl-tuned"):  # the same seed gives the same run
         path = f"{name}--small--sst2--s0/predictions.json"
         assert (copy / path).read_text() == (results / path).read_text()

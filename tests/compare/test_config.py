@@ -10,7 +10,7 @@ import yaml
 from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, shipped_sets, trial
 from uhl_cli.compare.experiment import CompareOptions, chosen_runs
 from uhl_cli.compare.methods import METHODS
-from uhl_cli.compare.workshop import Workshop
+from uhl_cli.compare.resources import Resources
 from uhl_cli.errors import UsageError
 from uhl_cli.reports import silent
 
@@ -116,8 +116,8 @@ def test_a_trial_of_every_shipped_set_makes_every_method_once_a_host_and_data_se
     ]
     assert len({run.run_id for run in runs}) == len(runs)
     # One adapter a source and data set, whatever the number of targets and methods.
-    workshop = Workshop(tmp_path, {}, device="cpu", offline=True, reporter=silent)
-    assert len({workshop.adapter_path(run) for run in runs}) == 2 * 4 + 1
+    resources = Resources(tmp_path, {}, device="cpu", offline=True, reporter=silent)
+    assert len({resources.adapter_path(run) for run in runs}) == 2 * 4 + 1
 
 
 def test_sat_lora_is_as_published():

@@ -59,10 +59,10 @@ def tests_of(tmp_path):
 
 
 def test_better_worse_and_open(tests_of):
-    shares = {"uhl-zero-shot": 0.80, "untouched": 0.50, "lora": 0.92, "full": 0.80}
+    shares = {"uhl-zero-shot": 0.80, "majority-class": 0.50, "lora": 0.92, "full": 0.80}
     found = tests_of(*((method, seed, share) for seed in (0, 1, 2) for method, share in shares.items()))
     assert {row.other: row.outcome for row in found.verdicts} == {
-        "untouched": "better",
+        "majority-class": "better",
         "lora": "worse",
         "full": "open",
     }

@@ -48,7 +48,7 @@ def test_bytes_of_the_adapter(family):
     # Writers have an edit and the MLP's readers another; attention's a third, unless they read the stream as it is.
     # Parts of a fused module have their own.
     edits = layers * (5 if family == "gpt2" else 3 if host.map.family.pre_norm else 2)
-    gains = 1 + sum(len(layer.sites) for layer in host.map.layers)
+    gains = 1 + sum(len(layer.target_modules) for layer in host.map.layers)
     taps = len(folded.readout.by_depth) * readout
     rows = atoms * ((layers + 1) * 2 + edits + 1) + taps
     table = atoms * (((layers + 1) * 2 + edits) * d + readout) + taps * d

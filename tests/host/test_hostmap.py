@@ -11,14 +11,17 @@ from transformers import AutoConfig, AutoModel, BertForSequenceClassification
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError
 from uhl_cli.host import families
-from uhl_cli.host.families import MODULE_TYPES, SiteRule, family_of, known_model_types
+from uhl_cli.host.families import MODULE_TYPES, TargetModuleRule, family_of, known_model_types
 from uhl_cli.host.hostmap import find_map, read_layer_input
 from uhl_cli.host.proof import resolve
 
 
 def with_rule(monkeypatch, name, **rules):
     """Replace rules of the row `name` for one test."""
-    rows = tuple(replace(row, sites={**row.sites, **rules}) if row.name == name else row for row in families.FAMILIES)
+    rows = tuple(
+        replace(row, target_modules={**row.target_modules, **rules}) if row.name == name else row
+        for row in families.FAMILIES
+    )
     monkeypatch.setattr(families, "FAMILIES", rows)
 
 
@@ -35,13 +38,13 @@ def test_every_row_resolves_and_proves(family):
     assert host_map.num_hidden_layers == len(host_map.layers) == 3
     assert host_map.family.decoder == (family in DECODERS)
     for layer in host_map.layers:
-        assert set(layer.sites) == set(host_map.family.sites) <= set(MODULE_TYPES)
-        for site in layer.sites.values():
-            assert model.get_submodule(site.name) is site.module
-            assert site.weight().shape == (site.out_features, site.in_features)
-            assert not site.weight().requires_grad
+        assert set(layer.target_modules) == set(host_map.family.target_modules) <= set(MODULE_TYPES)
+        for linear in layer.target_modules.values():
+            assert model.get_submodule(linear.name) is linear.module
+            assert linear.weight().shape == (linear.out_features, linear.in_features)
+            assert not linear.weight().requires_grad
     grouped = family in ("llama", "mistral", "qwen2")
-    assert host_map.layers[0].sites["k"].out_features == (16 if grouped else 32)
+    assert host_map.layers[0].target_modules["k"].out_features == (16 if grouped else 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,8 +68,8 @@ def test_without_proof_the_meta_device_is_enough(family):
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     host_map = find_map(model)
-    assert host_map.layers[1].sites["down"].weight().is_meta
-    assert host_map.layers[1].sites["down"].weight().shape == (32, 96)
+    assert host_map.layers[1].target_modules["down"].weight().is_meta
+    assert host_map.layers[1].target_modules["down"].weight().shape == (32, 96)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -87,48 +90,56 @@ def test_site_weight_and_bias_give_the_output_columns(family):
     site_inputs = {}
     ids = torch.arange(3, 9).unsqueeze(0)
     for kind in ("q", "k", "v", "o", "up", "down"):
-        site = host.map.layers[1].sites[kind]
+        linear = host.map.layers[1].target_modules[kind]
 
         def keep(_module, args, output, kind=kind):
             site_inputs[kind] = (args[0], output)
 
-        handle = site.module.register_forward_hook(keep)
+        handle = linear.module.register_forward_hook(keep)
         host.model(input_ids=ids)
         handle.remove()
         inputs, output = site_inputs[kind]
-        bias = site.bias()
-        expected = inputs @ site.weight().T + (0 if bias is None else bias)
-        torch.testing.assert_close(output[..., site.columns], expected)
+        bias = linear.bias()
+        expected = inputs @ linear.weight().T + (0 if bias is None else bias)
+        torch.testing.assert_close(output[..., linear.columns], expected)
         if family == "gpt2" and kind == "k":  # negative control: another third is another weight
             other = expected @ torch.eye(32)
-            assert not torch.allclose(output[..., host.map.layers[1].sites["v"].columns], other)
+            assert not torch.allclose(output[..., host.map.layers[1].target_modules["v"].columns], other)
 
 
 @pytest.mark.parametrize(
     ("family", "rules", "words"),
     [
-        ("bert", {"q": SiteRule("attention.self.nothing")}, "no module of type q"),
-        ("bert", {"q": SiteRule("attention.output.dense")}, "overlap"),
-        ("bert", {"q": SiteRule("attention.self.key"), "k": SiteRule("attention.self.query")}, "do not act"),
-        ("bert", {"v": SiteRule("attention.self.key"), "k": SiteRule("attention.self.value")}, "do not act"),
-        ("bert", {"up": SiteRule("output.dense")}, "reads 96"),
-        ("bert", {"q": SiteRule("attention.self.query", slice=(0, 3))}, "no part 0 of 3"),
-        ("bert", {"q": SiteRule("attention.self.query", slice=(0, 2))}, "widths of q"),
-        ("bert", {"q": SiteRule("attention.self.query", transposed=True)}, "something else"),
-        ("bert", {"up": SiteRule("intermediate.dense", transposed=True)}, "reads 96"),
-        ("bert", {"o": SiteRule("attention.output.LayerNorm")}, "no floating-point weight matrix"),
-        ("llama", {"up": SiteRule("mlp.gate_proj"), "gate": SiteRule("mlp.up_proj")}, "gate and up"),
-        ("llama", {"k": SiteRule("self_attn.v_proj"), "v": SiteRule("self_attn.k_proj")}, "do not act"),
-        ("llama", {"q": SiteRule("self_attn.qkv_proj", slice=(0, 3))}, "no module of type q"),
-        ("gpt2", {"q": SiteRule("attn.c_attn", slice=(1, 3), transposed=True)}, "overlap"),
-        ("gpt2", {"v": SiteRule("attn.c_attn", slice=(5, 6), transposed=True)}, "widths of q"),
-        ("gpt2", {"up": SiteRule("mlp.c_fc")}, "reads 32|reads 96"),
-        ("gpt2", {"o": SiteRule("attn.c_proj")}, "something else"),
+        ("bert", {"q": TargetModuleRule("attention.self.nothing")}, "no module of type q"),
+        ("bert", {"q": TargetModuleRule("attention.output.dense")}, "overlap"),
+        (
+            "bert",
+            {"q": TargetModuleRule("attention.self.key"), "k": TargetModuleRule("attention.self.query")},
+            "do not act",
+        ),
+        (
+            "bert",
+            {"v": TargetModuleRule("attention.self.key"), "k": TargetModuleRule("attention.self.value")},
+            "do not act",
+        ),
+        ("bert", {"up": TargetModuleRule("output.dense")}, "reads 96"),
+        ("bert", {"q": TargetModuleRule("attention.self.query", slice=(0, 3))}, "no part 0 of 3"),
+        ("bert", {"q": TargetModuleRule("attention.self.query", slice=(0, 2))}, "widths of q"),
+        ("bert", {"q": TargetModuleRule("attention.self.query", transposed=True)}, "something else"),
+        ("bert", {"up": TargetModuleRule("intermediate.dense", transposed=True)}, "reads 96"),
+        ("bert", {"o": TargetModuleRule("attention.output.LayerNorm")}, "no floating-point weight matrix"),
+        ("llama", {"up": TargetModuleRule("mlp.gate_proj"), "gate": TargetModuleRule("mlp.up_proj")}, "gate and up"),
+        ("llama", {"k": TargetModuleRule("self_attn.v_proj"), "v": TargetModuleRule("self_attn.k_proj")}, "do not act"),
+        ("llama", {"q": TargetModuleRule("self_attn.qkv_proj", slice=(0, 3))}, "no module of type q"),
+        ("gpt2", {"q": TargetModuleRule("attn.c_attn", slice=(1, 3), transposed=True)}, "overlap"),
+        ("gpt2", {"v": TargetModuleRule("attn.c_attn", slice=(5, 6), transposed=True)}, "widths of q"),
+        ("gpt2", {"up": TargetModuleRule("mlp.c_fc")}, "reads 32|reads 96"),
+        ("gpt2", {"o": TargetModuleRule("attn.c_proj")}, "something else"),
         (
             "gpt2",
             {
-                "q": SiteRule("attn.c_attn", slice=(2, 3), transposed=True),
-                "v": SiteRule("attn.c_attn", slice=(0, 3), transposed=True),
+                "q": TargetModuleRule("attn.c_attn", slice=(2, 3), transposed=True),
+                "v": TargetModuleRule("attn.c_attn", slice=(0, 3), transposed=True),
             },
             "do not act",
         ),

@@ -50,7 +50,7 @@ def adapter(tmp_path_factory):
 def test_the_strength_is_that_of_whatever_spoke(adapter, strength):
     target = tiny_host("bert", hidden_size=40, seed=3)
     aligned = adapter.align(target, max_flops=1000.0)
-    bare = adapter._carried(aligned).adapter
+    bare = adapter._folded_for(aligned).adapter
     judge = adapter.judge(target)
     spoken = judge.logits_of(bare.with_strength(strength))
     found = Judge(judge.logits_of, judge.examples, spoken).calibration(bare)
@@ -107,7 +107,7 @@ def test_a_port_is_the_folded_adapter_with_strength_and_offsets(adapter):
     target = tiny_host("gpt2", hidden_size=40, seed=4)
     aligned = adapter.align(target, max_flops=1000.0)
     calibration, ported = adapter.calibration(aligned), adapter.port(aligned)
-    bare = adapter._carried(aligned).adapter.with_strength(calibration.strength)
+    bare = adapter._folded_for(aligned).adapter.with_strength(calibration.strength)
     logits = ported.with_adapter(bare)(list(SENTENCES))
     assert torch.allclose(ported(list(SENTENCES)), logits + calibration.offsets[calibration.strength], atol=1e-5)
 

@@ -149,7 +149,7 @@ def test_copies_and_pickles_are_whole(adapter):
         assert torch.equal(again(TEXTS), wanted)
         assert again.host.model is not ported.host.model
         with torch.no_grad():
-            again.host.map.layers[0].sites["q"].module.weight.zero_()
+            again.host.map.layers[0].target_modules["q"].module.weight.zero_()
         assert not torch.equal(again(TEXTS), wanted)
     assert torch.equal(ported(TEXTS), wanted)
     with ported.attached(), pytest.raises(HostError, match="cannot be copied"):
@@ -220,7 +220,7 @@ def test_logits_carry_gradients_when_asked():
     logits = ported(TEXTS[:3], gradients=True)
     torch.testing.assert_close(logits.detach(), plain, atol=1e-5, rtol=1e-4)
     logits.sum().backward()
-    assert host.map.layers[0].sites["q"].module.weight.grad.abs().sum() > 0
+    assert host.map.layers[0].target_modules["q"].module.weight.grad.abs().sum() > 0
 
 
 def test_texts_as_users_hold_them():
@@ -294,7 +294,7 @@ WATCHED = {
     "evaluating": ("call",),
     "_set_training": ("call", "line"),
     "add_hooks": ("call", "line"),
-    "_add_site_hook": ("call", "line"),
+    "_add_module_hook": ("call", "line"),
     "_owned": ("call", "line"),
     "remove_hooks": ("call", "line"),
     "_remove_owned": ("call", "line"),
@@ -365,7 +365,7 @@ def test_an_interrupt_anywhere_leaves_no_hook(entered):
         assert use_of(host.map.base).attached is None, interrupts.fired
         assert all(module.training for module in host.model.modules()), interrupts.fired
         assert free_for_others(host.map.base), interrupts.fired
-    assert set(fired) >= {"attach", "add_hooks", "_add_site_hook", "remove_hooks", "_remove_owned", "hook"}
+    assert set(fired) >= {"attach", "add_hooks", "_add_module_hook", "remove_hooks", "_remove_owned", "hook"}
     assert torch.equal(ported(TEXTS[:1]), wanted)
 
 
@@ -401,7 +401,7 @@ def test_maps_that_are_not_finite_are_refused(adapter):
     host = tiny_host("llama")
     aligned = adapter.align(host, max_flops=LIMIT)
     assert adapter.port(aligned).adapter.is_finite
-    aligned.carried.clear()
+    aligned.folded.clear()
     aligned.alignment.layers[1].read[0, 0] = torch.inf
     with pytest.raises(AlignmentError, match="not finite"):
         adapter.port(aligned)

@@ -68,8 +68,8 @@ def test_an_untrained_classifier_has_the_hosts_states(family, task):
         found = classifier.model(**inputs, output_hidden_states=True).hidden_states[-1]
     assert torch.allclose(found, wanted, atol=1e-5)
     names = {name for name, value in classifier.model.named_parameters() if value.requires_grad}
-    sites = len(linear_modules(host.map))
-    assert sum(".lora_A." in name for name in names) == sum(".lora_B." in name for name in names) == sites
+    target_modules = len(linear_modules(host.map))
+    assert sum(".lora_A." in name for name in names) == sum(".lora_B." in name for name in names) == target_modules
     whole = {name.split(".modules_to_save.")[0].split(".")[-1] for name in names if ".lora_" not in name}
     heads = {"bert": {"classifier", "pooler"}, "distilbert": {"classifier", "pre_classifier"}}
     heads |= {name: {"score"} for name in ("llama", "mistral", "qwen2", "gpt2")}
@@ -103,10 +103,10 @@ def test_given_factors_act_as_uhls_own_hooks_do(family):
     generator = torch.Generator().manual_seed(3)
     factors = {
         name: (
-            torch.randn(3, site.in_features, generator=generator) / 10,
-            torch.randn(site.module_features, 3, generator=generator) / 10,
+            torch.randn(3, linear.in_features, generator=generator) / 10,
+            torch.randn(linear.module_features, 3, generator=generator) / 10,
         )
-        for name, site in linear_modules(host.map).items()
+        for name, linear in linear_modules(host.map).items()
     }
     readout = PortedReadout(
         {0: torch.zeros(4, 32)}, torch.zeros(4), None, torch.zeros(4), torch.zeros(2, 4), torch.zeros(2)

@@ -28,7 +28,7 @@ from uhl_cli.adapter.module import (
 )
 from uhl_cli.adapter.sparse import Bags, chosen, row_responses, row_sums, row_values, spread
 from uhl_cli.errors import HostError
-from uhl_cli.host.hostmap import HostMap, Site, read_layer_input
+from uhl_cli.host.hostmap import HostMap, TargetModule, read_layer_input
 from uhl_cli.host.running import use_of
 
 # Beside the layers' numbers.
@@ -52,8 +52,8 @@ class AlignmentNoise:
 
 @dataclass(frozen=True)
 class _Routed:
-    """What a layer's sites share: the routing, the layer's `read`, and, with a row a type in the order of its gains,
-    the chosen atoms' `gains` [types, T * k] and their weights on a reader, p_j (v_j . z) g_j [types, T * k]."""
+    """What a layer's target modules share: the routing, the layer's `read`, and, with a row a type in the order of its
+    gains, the chosen atoms' `gains` [types, T * k] and their weights on a reader, p_j (v_j . z) g_j [types, T * k]."""
 
     routing: Routing
     read: Tensor
@@ -145,19 +145,19 @@ class Attachment:
             if layer.index == 0 or folded is not None or layer.index in self._taps:
                 hook = self._owned(self._layer_hook(layer.index, folded))
                 layer.module.register_forward_pre_hook(hook, with_kwargs=True)
-            for name, site in layer.sites.items():
+            for name, linear in layer.target_modules.items():
                 if folded is not None and name in folded.gains:
-                    self._add_site_hook(site, folded)
+                    self._add_module_hook(linear, folded)
         if self.adapter.lora is not None:
             factors = self.adapter.lora.by_module
-            for name, site in linear_modules(self._host_map).items():
+            for name, linear in linear_modules(self._host_map).items():
                 if name in factors:
-                    site.module.register_forward_hook(self._owned(_lora_hook(*factors[name])))
+                    linear.module.register_forward_hook(self._owned(_lora_hook(*factors[name])))
 
     def remove_hooks(self) -> None:
         """Remove all hooks, found by their owner: an interrupt may have lost a handle.  Safe to repeat."""
-        sites = {site.module for layer in self._host_map.layers for site in layer.sites.values()}
-        for module in (*sites, *(layer.module for layer in self._host_map.layers)):
+        target_modules = {linear.module for layer in self._host_map.layers for linear in layer.target_modules.values()}
+        for module in (*target_modules, *(layer.module for layer in self._host_map.layers)):
             _remove_owned(self, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
             _remove_owned(self, module._forward_hooks, module._forward_hooks_with_kwargs)
 
@@ -234,7 +234,7 @@ class Attachment:
         responses = self._responses(flat, read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
             responses = responses + noise[:, len(logits[0]) :].gather(1, routing.indices)
-        # All types' at once: a handful of small operators for every site would cost as much as the sums.
+        # All types' at once: a handful of small operators for each would cost as much as the sums.
         gains = gains.index_select(1, routing.indices.view(-1))
         return _Routed(routing, read, gains, gains * (routing.weights * responses.float()).view(-1))
 
@@ -256,15 +256,15 @@ class Attachment:
             table = row_values(edit, weights.dtype)
             return to + (spread(weights.view_as(indices), indices, len(table)) @ table).view_as(to).to(to.dtype)
         change = row_sums(edit, indices, weights, self._bags_of(indices)).view_as(to).to(to.dtype)
-        # In place, because fresh memory for every site costs more than the sum.
+        # In place, because fresh memory for each costs more than the sum.
         return to + change if torch.is_grad_enabled() else change.add_(to)
 
-    def _add_site_hook(self, site: Site, folded: PortedLayer) -> None:
-        edit, row = folded.edits[edit_name(site)], list(folded.gains).index(site.type)
-        if site.type in READERS and not site.fused:
-            site.module.register_forward_pre_hook(self._owned(self._input_hook(edit, row)))
+    def _add_module_hook(self, linear: TargetModule, folded: PortedLayer) -> None:
+        edit, row = folded.edits[edit_name(linear)], list(folded.gains).index(linear.type)
+        if linear.type in READERS and not linear.fused:
+            linear.module.register_forward_pre_hook(self._owned(self._input_hook(edit, row)))
         else:
-            site.module.register_forward_hook(self._owned(self._output_hook(site, edit, row)))
+            linear.module.register_forward_hook(self._owned(self._output_hook(linear, edit, row)))
 
     def _input_hook(
         self, edit: Tensor, row: int
@@ -278,9 +278,9 @@ class Attachment:
         return hook
 
     def _output_hook(
-        self, site: Site, edit: Tensor, row: int
+        self, linear: TargetModule, edit: Tensor, row: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        writer = site.type in WRITERS
+        writer = linear.type in WRITERS
 
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             routed = self._routed
@@ -292,12 +292,12 @@ class Attachment:
                 weights = (routed.routing.weights * responses.float()).view(-1) * routed.gains[row]
             else:
                 weights = routed.weights[row]
-            own = output[..., site.columns] if site.fused else output
+            own = output[..., linear.columns] if linear.fused else output
             part = self._added(own, routed, weights, edit)
-            if not site.fused:
+            if not linear.fused:
                 return part
             changed = output.clone()
-            changed[..., site.columns] = part
+            changed[..., linear.columns] = part
             return changed
 
         return hook

@@ -16,7 +16,7 @@ from uhl_cli.adapter.canonical import mix, size_gains
 from uhl_cli.adapter.module import READERS, WRITERS, PortedAdapter, PortedLayer, PortedReadout, edit_name
 from uhl_cli.align.alignment import Alignment, LayerMaps, single_taps
 from uhl_cli.align.features import FeaturePrior
-from uhl_cli.host.hostmap import HostMap, Site
+from uhl_cli.host.hostmap import HostMap, TargetModule
 
 
 def fold(
@@ -44,12 +44,12 @@ def fold(
             continue
         maps = alignment.layers[layer.index]
         edits: dict[str, Tensor] = {}
-        sites = {name: site for name, site in layer.sites.items() if name in kept}
-        for site in sites.values():
-            if (name := edit_name(site)) not in edits:
-                edits[name] = _edit(site, maps, stored["atoms_u"] * write_gain)
-        if sites:
-            folded[layer.index] = _layer(stored, maps, read_gain, task_bias, edits, sites)
+        target_modules = {name: linear for name, linear in layer.target_modules.items() if name in kept}
+        for linear in target_modules.values():
+            if (name := edit_name(linear)) not in edits:
+                edits[name] = _edit(linear, maps, stored["atoms_u"] * write_gain)
+        if target_modules:
+            folded[layer.index] = _layer(stored, maps, read_gain, task_bias, edits, target_modules)
     edited = updates and "readout" in kept
     shift = shift if edited or folded else None
     readout = _readout(stored, alignment, read_gain, task_bias, edited, shift)
@@ -97,12 +97,12 @@ def feature_prior(stored: dict[str, Tensor], alignment: Alignment, knots: Sequen
     return FeaturePrior(taps, stored["head_weight"] @ alignment.layers[-1].read)
 
 
-def _edit(site: Site, maps: LayerMaps, atoms: Tensor) -> Tensor:
-    """P_out u_j of all atoms as rows, in the stream or in what the site reads; W P_out u_j for a part of a module."""
-    write = {"stream": maps.write_stream, "mlp": maps.write_mlp, "attention": maps.write_attention}[site.space]
+def _edit(linear: TargetModule, maps: LayerMaps, atoms: Tensor) -> Tensor:
+    """P_out u_j of all atoms as rows, in the stream or in what the module reads; W P_out u_j for a part of a module."""
+    write = {"stream": maps.write_stream, "mlp": maps.write_mlp, "attention": maps.write_attention}[linear.space]
     rows = atoms @ write.T.to(atoms.device)
-    if site.fused:
-        rows = rows @ site.weight().to(device=atoms.device, dtype=torch.float32).T
+    if linear.fused:
+        rows = rows @ linear.weight().to(device=atoms.device, dtype=torch.float32).T
     return rows
 
 

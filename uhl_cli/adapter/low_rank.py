@@ -33,10 +33,10 @@ class Expansion:
     @classmethod
     def of(cls, host_map: HostMap, count: int) -> Expansion:
         """The expansion of `count` numbers on a host."""
-        sites = linear_modules(host_map)
+        target_modules = linear_modules(host_map)
         device = host_map.embeddings.weight.device
-        entries = [site.module_features * RANK for site in sites.values()]
-        inputs = [site.in_features * RANK for site in sites.values()]
+        entries = [linear.module_features * RANK for linear in target_modules.values()]
+        inputs = [linear.in_features * RANK for linear in target_modules.values()]
         # numpy promises that a bit generator's raw output never changes; of its distributions it does not.
         drawn = np.random.Philox(key=_KEY).random_raw(sum(entries) + sum(inputs))
         taken = drawn[: sum(entries)]
@@ -51,7 +51,7 @@ class Expansion:
         ]
         ends = np.cumsum(entries)[:-1]
         return cls(
-            tuple(sites),
+            tuple(target_modules),
             tuple(down),
             tuple(torch.from_numpy(part).to(device) for part in np.split(places, ends)),
             tuple(torch.from_numpy(part).to(device) for part in np.split(factors, ends)),

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from uhl_cli.adapter.sparse import is_packed, pack_rows
 from uhl_cli.codes.layout import TAIL_BYTES, is_table
-from uhl_cli.host.hostmap import HostMap, Site
+from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.schema import Structure
 
 READERS = ("q", "k", "v", "up", "gate")
@@ -52,11 +52,11 @@ class PortedLayer(nn.Module):
 
     `router` [M, d] and `router_bias` [M] give the logits of a stream state; `read` [M, d] and `read_bias` [M]
     the atoms' responses v_j . z.  A type with `gains[type]` [M], which is g(t, type), is edited: the rows of
-    `edits[edit_name(site)]`, weighted by routing weight times response times gain, are added.  To what a reader reads,
-    [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host); to what a writer writes, [M, d], and there
-    the response is that of its own output; to the output of a part of a fused module, [M, out_features], because its
-    parts have a gain each and one input.  Gains stay apart because they alone differ between the task files of one
-    adapter.  `router`, `read` and the edits are tables, see `sparse`.
+    `edits[edit_name(linear)]`, weighted by routing weight times response times gain, are added.  To what a reader
+    reads, [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host); to what a writer writes, [M, d],
+    and there the response is that of its own output; to the output of a part of a fused module, [M, out_features],
+    because its parts have a gain each and one input.  Gains stay apart because they alone differ between the task files
+    of one adapter.  `router`, `read` and the edits are tables, see `sparse`.
     """
 
     router: Tensor
@@ -156,7 +156,7 @@ class LoraFactors(nn.Module):
     """LoRA (Hu et al., 2021, section 4.1): a module's output gains B A x.  Scaling by alpha / r is part of B.
 
     :param factors: A [r, in_features] and B [out_features, r] of each linear module, by its name from the base model.
-        A module that holds several sites has one pair.
+        A module that holds several target modules has one pair.
     """
 
     def __init__(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -315,7 +315,7 @@ class PortedAdapter(nn.Module):
             gains = {name: values(atoms) for name in types}
             return PortedLayer(table(atoms, width), values(atoms), table(atoms, width), values(atoms), tables, gains)
 
-        places = {place.index: place.sites for place in host_map.layers}
+        places = {place.index: place.target_modules for place in host_map.layers}
         layers = {
             index: layer(edit_columns([places[index][name] for name in types], width), types)
             for index, types in structure.layers.items()
@@ -338,19 +338,19 @@ class PortedAdapter(nn.Module):
         return cls(values(structure.top_k), layers, readout, lora=LoraFactors(factors) if rank else None)
 
 
-def linear_modules(host_map: HostMap) -> dict[str, Site]:
-    """The linear modules of all layers by name, each with one of its sites; a fused module comes once."""
-    return {site.name: site for layer in host_map.layers for site in layer.sites.values()}
+def linear_modules(host_map: HostMap) -> dict[str, TargetModule]:
+    """The linear modules of all layers by name, each with one of its target modules; a fused module comes once."""
+    return {linear.name: linear for layer in host_map.layers for linear in layer.target_modules.values()}
 
 
-def edit_name(site: Site) -> str:
-    """Which of a layer's edits a site takes: that of its space, or its own if it is a part of a fused module."""
-    return site.type if site.fused else site.space
+def edit_name(linear: TargetModule) -> str:
+    """Which of a layer's edits a module takes: that of its space, or its own if it is a part of a fused module."""
+    return linear.type if linear.fused else linear.space
 
 
-def edit_columns(sites: Iterable[Site], width: int) -> dict[str, int]:
-    """Columns of the edits that these sites of one layer take, on a host of this width."""
-    return {edit_name(site): site.out_features if site.fused else width for site in sites}
+def edit_columns(target_modules: Iterable[TargetModule], width: int) -> dict[str, int]:
+    """Columns of the edits that these target modules of one layer take, on a host of this width."""
+    return {edit_name(linear): linear.out_features if linear.fused else width for linear in target_modules}
 
 
 def _mapped(module: nn.Module, prefix: str, change: Callable[[str, Tensor], Tensor]) -> PortedAdapter:

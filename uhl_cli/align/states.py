@@ -74,14 +74,14 @@ def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None])
                 record("stream", index, read_layer_input(args, kwargs))
 
             handles.append(layer.module.register_forward_pre_hook(on_layer, with_kwargs=True))
-            for place, site_type in (("attention", "q"), ("mlp", "up")):
+            for place, module_type in (("attention", "q"), ("mlp", "up")):
 
-                def on_site(
+                def on_module(
                     _module: nn.Module, args: tuple[Tensor, ...], index: int = layer.index, place: str = place
                 ) -> None:
                     record(place, index, args[0])
 
-                handles.append(layer.sites[site_type].module.register_forward_pre_hook(on_site))
+                handles.append(layer.target_modules[module_type].module.register_forward_pre_hook(on_module))
         yield
     finally:
         for handle in handles:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uhl_cli.schema import HostRecord
 
 CONTROLS = {
-    "untouched": "always the commonest answer",
+    "majority_class": "always the commonest answer",
     "size": "the adapter, through a map that knows nothing of the target (--align size)",
     "head_only": "a linear head carried over in place of the adapter (head only)",
     "random_update": "the adapter with its updates turned in random directions",

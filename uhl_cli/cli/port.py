@@ -15,7 +15,7 @@ ROWS = {
     "ported": "ported (zero-shot)",
     "readout_only": "readout only, updates off",
     "full_updates": "updates at full strength (not chosen)",
-    "untouched": "control: untouched target (majority class)",
+    "majority_class": "control: majority class",
     "random_update": "control: random updates, same norm",
     "head_only": "control: head only",
     "size": "control: --align size",

@@ -67,7 +67,7 @@ def _table(output: Output, report: TuneReport, *, target: str) -> None:
     for name, score in report.agreement.items():
         label = {"zero_shot": "before", "tuned": "tuned"}[name]
         table.row(f"agreement with the teacher, {label}: {score.metric}, {score.examples} held-out", interval(score))
-    rows = {"zero_shot": "before, zero-shot", "untouched": "untouched target (majority class)", "tuned": "tuned"}
+    rows = {"zero_shot": "before, zero-shot", "majority_class": "majority class", "tuned": "tuned"}
     for name, label in rows.items():
         if name in report.scores:
             score = report.scores[name]

@@ -115,7 +115,7 @@ def export(
     tokenizer = plain_tokenizer(host, length)
     judged = _ported(adapter, carried, host, options, reporter)
     lesson, teachers = export_lesson(carried, host, judged, data, options, length, reporter)
-    config = options.training.settled("lora").model_copy(update={"max_length": length, "noise": 0.0})
+    config = options.training.with_defaults("lora").model_copy(update={"max_length": length, "noise": 0.0})
     reading = replace(host, tokenizer=tokenizer, max_length=length)
     some = lesson.examples.select(range(min(_COMPARED, len(lesson.examples))))
     refuse_other_ids(tokenizer, host, some.texts, some.pairs, max_length=length)

@@ -32,7 +32,7 @@ def feature_bank(
     room: int | None = None,
     step: float = STEP,
 ) -> FeatureBank | None:
-    """What the readout and the head-only control see on the untouched source, `ported` and `own` its alignment.
+    """What the readout and the head-only control see on the source alone, `ported` and `own` its alignment.
 
     :param room: Bytes that the bank may take; texts from the last on are left out to hold it.
     :param step: Step of the features' quantiser, in standard deviations.

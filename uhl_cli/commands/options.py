@@ -157,7 +157,7 @@ class PretrainOptions(Options):
         """The model that `teacher` names; None where it names a way of making one."""
         return None if self.teacher in TEACHERS else self.teacher
 
-    def settled(self, base: str | None = None) -> PretrainOptions:
+    def with_defaults(self, base: str | None = None) -> PretrainOptions:
         """The options with a host, a task and anchors in place of what was left open.
 
         :param base: Name of the base of the classifier that speaks in place of labels, if there is one.
@@ -277,7 +277,7 @@ class TuneTraining(TrainingConfig):
     noise: float = 0.0
     update_dropout: float = 0.0
 
-    def settled(self, mode: TuneMode) -> TrainingConfig:
+    def with_defaults(self, mode: TuneMode) -> TrainingConfig:
         """The configuration with the defaults of what is tuned in place of None."""
         steps, rate, readout_rate = _TUNING[mode]
         values = self.model_dump()

@@ -101,8 +101,8 @@ def port(
     if examples is not None:
         started = time.monotonic()
         predictor = Predictor(adapter, examples, batch_size=options.batch_size, reporter=reporter)
-        predictions["ported"], atoms, truncated = predictor.carried(ported, "ported")
-        predictions["untouched"] = predictor.untouched()
+        predictions["ported"], atoms, truncated = predictor.predicted(ported, "ported")
+        predictions["majority_class"] = predictor.majority_class()
         if aligned is not None:
             off = not ported.adapter.updates and ported.adapter.lora is None
             predictions["readout_only"] = predictions["ported"] if off else predictor.readout_only(ported)
@@ -111,9 +111,9 @@ def port(
         if aligned is not None and not adapter.low_rank:
             full = adapter.port(aligned, strength=1.0)
             if off and full.adapter.updates:
-                predictions["full_updates"] = predictor.carried(full, "updates").classes
+                predictions["full_updates"] = predictor.predicted(full, "updates").classes
             predictions["random_update"] = predictor.random_update(full, options.seed)
-            predictions["size"] = predictor.carried(adapter.port(by_size(aligned, adapter.bank)), "size").classes
+            predictions["size"] = predictor.predicted(adapter.port(by_size(aligned, adapter.bank)), "size").classes
         times["score"] = time.monotonic() - started
     manifest = adapter.manifest
     features = None if aligned is None else aligned.alignment.features

@@ -63,7 +63,7 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     if options.classifier is not None:
         how = options.host.model_dump(include={"dtype", "offline", "trust_remote_code"})
         teacher = load_classifier(options.classifier, device=chosen, **how)
-    options = options.settled(None if teacher is None else teacher.base_name)
+    options = options.with_defaults(None if teacher is None else teacher.base_name)
     if teacher is not None:
         teacher, data = taught_task(teacher, options)
     host = load(options.host.model_copy(update={"device": chosen}))
@@ -226,7 +226,7 @@ def _finish(
     atoms, truncated = None, 0
     if data.evaluation is not None and len(data.evaluation):
         predictor = Predictor(loaded, data.evaluation, batch_size=options.evaluation_batch_size, reporter=reporter)
-        classes, atoms, truncated = predictor.carried(ported, "adapter")
+        classes, atoms, truncated = predictor.predicted(ported, "adapter")
         found = {
             "adapter": classes,
             "readout_only": predictor.readout_only(ported),

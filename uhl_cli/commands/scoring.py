@@ -115,7 +115,7 @@ def references_of(examples: Examples) -> Classes:
     return list(examples.labels)
 
 
-class Carried(NamedTuple):
+class Predicted(NamedTuple):
     """Predictions of a host that carries an adapter; see `ported.model.ExampleClasses`."""
 
     classes: Classes
@@ -132,17 +132,17 @@ class Predictor:
         self._batch_size = batch_size
         self._reporter = reporter
 
-    def carried(self, ported: PortedModel, label: str) -> Carried:
+    def predicted(self, ported: PortedModel, label: str) -> Predicted:
         """Classes by a ported model, its active atoms per token, and how many texts were cut."""
         found = ported.classes_of(
             self._examples, batch_size=self._batch_size, progress=phase(self._reporter, f"scoring: {label}")
         )
-        return Carried(found.for_metric(ported.task.kind), found.atoms_per_token, found.truncated)
+        return Predicted(found.for_metric(ported.task.kind), found.atoms_per_token, found.truncated)
 
     def readout_only(self, ported: PortedModel) -> Classes:
         """Classes by the readout with updates off."""
         bare = self._set(ported, ported.adapter.without_updates())
-        return self.carried(ported.with_adapter(bare), "readout only").classes
+        return self.predicted(ported.with_adapter(bare), "readout only").classes
 
     def random_update(self, ported: PortedModel, seed: int) -> Classes:
         """Classes with updates of the same norm in random directions, corrected for their shift as the own are."""
@@ -150,10 +150,10 @@ class Predictor:
         own = ported.adapter.readout.shift
         if features is not None and own is not None:
             redirected = redirected.with_shift(-update_shift(ported.host, redirected, features).to(own))
-        return self.carried(ported.with_adapter(self._set(ported, redirected)), "random update").classes
+        return self.predicted(ported.with_adapter(self._set(ported, redirected)), "random update").classes
 
     def head_only(self, host: Host, alignment: Alignment) -> Classes:
-        """Classes by the linear head on the untouched host's final state."""
+        """Classes by the linear head on the final state of the host alone."""
         logits, counts = self._head_logits(host, alignment, self._examples, phase(self._reporter, "scoring: head only"))
         judge = self._judge(host)
         if judge is not None:
@@ -180,7 +180,7 @@ class Predictor:
     def _judge(self, host: Host) -> Judge | None:
         return self._adapter.judge(host) if self._adapter is self._adapter.own else None
 
-    def untouched(self) -> Classes:
+    def majority_class(self) -> Classes:
         """The majority class of the training labels, for every example or word."""
         guess = majority_class(self._adapter.manifest.label_counts)
         if self._examples.tags is not None:

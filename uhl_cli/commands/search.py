@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import TuneMode, TuneOptions
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.commands.tune_setting import Setting, settle, train_task
+from uhl_cli.commands.tune_setup import TuningSetup, prepare, train_task
 from uhl_cli.commands.tune_student import (
     lesson_for,
     student_identity,
@@ -100,8 +100,8 @@ def optimise(
         space = _students(adapter, host, data, options, accelerator)
     else:
         space = _task_adapters(adapter, host, data, options, accelerator)
-    settled = options.training.settled(options.mode)
-    start = {name: float(getattr(settled, name)) for name in space.ranges}
+    defaults = options.training.with_defaults(options.mode)
+    start = {name: float(getattr(defaults, name)) for name in space.ranges}
     ranges = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in space.ranges.items()}
     kept = _KeptTrials(files, run_digest(space.identity | {"ranges": ranges}), resume=options.resume)
     trials = kept.read()
@@ -160,29 +160,29 @@ def _task_adapters(
     assert data.train is not None  # or it were too few
     fit, held = data.train.split(fraction, seed=options.training.seed)
     part = TaskData(data.task, fit, held, data.source)
-    settings: dict[int, Setting] = {}
+    settings: dict[int, TuningSetup] = {}
 
-    def setting_for(top_k: int) -> Setting:
+    def setting_for(top_k: int) -> TuningSetup:
         if top_k not in settings:
             changed = options.model_copy(update={"top_k": top_k, "resume": False})
-            settings[top_k] = settle(adapter, host, part, changed, silent)
+            settings[top_k] = prepare(adapter, host, part, changed, silent)
         return settings[top_k]
 
     def score_of(trial: Trial, reporter: Reporter) -> float:
         assert trial.top_k is not None  # it is searched
-        setting = setting_for(trial.top_k)
-        training = setting.record.training.config.model_copy(update=_values(trial))
-        record = setting.record.model_copy(
-            update={"training": setting.record.training.model_copy(update={"config": training})}
+        setup = setting_for(trial.top_k)
+        training = setup.record.training.config.model_copy(update=_values(trial))
+        record = setup.record.model_copy(
+            update={"training": setup.record.training.model_copy(update={"config": training})}
         )
-        setting = replace(setting, options=with_trial(setting.options, trial), record=record, reporter=reporter)
+        setup = replace(setup, options=with_trial(setup.options, trial), record=record, reporter=reporter)
         trained = TaskAdapter(
             adapter.stored, record.config, new_readout=not record.own_task, seed=options.training.seed
         ).to(accelerator.device)
-        train_task(trained, setting, accelerator, None)
-        predictor = setting.predictor()
+        train_task(trained, setup, accelerator, None)
+        predictor = setup.predictor()
         assert predictor is not None  # the held-out part is never empty
-        classes = predictor.carried(setting.ported(trained.trained_values()), "held out").classes
+        classes = predictor.predicted(setup.ported(trained.trained_values()), "held out").classes
         return score(data.task.metric, classes, references_of(held), data.task.labels).value
 
     most = options.top_k or adapter.manifest.config.top_k

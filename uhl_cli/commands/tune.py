@@ -17,7 +17,7 @@ from uhl_cli.commands.scoring import (
     refuse_overwriting,
 )
 from uhl_cli.commands.search import optimise
-from uhl_cli.commands.tune_setting import settle, train_task
+from uhl_cli.commands.tune_setup import prepare, train_task
 from uhl_cli.commands.tune_student import compared, score_data, tune_student
 from uhl_cli.data import TaskData, load_task, name_to_load
 from uhl_cli.formats.folder import FILE_NAME
@@ -83,7 +83,7 @@ def tune(
 ) -> TuneReport:
     """Tune a loaded adapter on a loaded host and write the task file.
 
-    :param aligned: See `settle`.
+    :param aligned: See `prepare`.
 
     The task is the adapter's own when name, kind and labels agree; then delta-theta is all that is trained.
 
@@ -92,21 +92,21 @@ def tune(
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     started = time.monotonic()
-    setting = settle(adapter, host, data, options, reporter, aligned)
-    record = setting.record
+    setup = prepare(adapter, host, data, options, reporter, aligned)
+    record = setup.record
     trained = TaskAdapter(adapter.stored, record.config, new_readout=not record.own_task, seed=options.training.seed)
     trained.to(accelerator.device)
-    predictor = setting.predictor()
+    predictor = setup.predictor()
     predictions: dict[str, Classes] = {}
     if predictor and record.own_task:
         # As `port` gives it: set by the transfer set, of which delta-theta with labels makes no use.
-        predictions["zero_shot"] = predictor.carried(adapter.port(setting.aligned), "zero-shot").classes
-    train_task(trained, setting, accelerator, files)
-    ported = setting.ported(trained.trained_values())
+        predictions["zero_shot"] = predictor.predicted(adapter.port(setup.aligned), "zero-shot").classes
+    train_task(trained, setup, accelerator, files)
+    ported = setup.ported(trained.trained_values())
     atoms, truncated = None, 0
     if predictor:
-        predictions["tuned"], atoms, truncated = predictor.carried(ported, "tuned")
-        predictions["untouched"] = predictor.untouched()
+        predictions["tuned"], atoms, truncated = predictor.predicted(ported, "tuned")
+        predictions["majority_class"] = predictor.majority_class()
     scores, gains = compared(predictions, data)
     record = record.model_copy(update={"before": scores.get("zero_shot"), "score": scores.get("tuned")})
     content = TaskFile(record, trained.quantised())
@@ -136,6 +136,6 @@ def tune(
         gains=gains,
         atoms_per_token=atoms,
         truncated=truncated,
-        flops=flop_report(ported, setting.aligned.host_flops),
-        left_out=setting.aligned.plan.left_out,
+        flops=flop_report(ported, setup.aligned.host_flops),
+        left_out=setup.aligned.plan.left_out,
     )

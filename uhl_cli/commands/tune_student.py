@@ -220,7 +220,7 @@ def lesson_for(adapter: UniversalAdapter, host: Host, data: TaskData | None) -> 
 def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConfig:
     """How the student is trained."""
     length = options.max_length or adapter.max_length
-    return options.training.settled(options.mode).model_copy(update={"max_length": length, "noise": 0.0})
+    return options.training.with_defaults(options.mode).model_copy(update={"max_length": length, "noise": 0.0})
 
 
 def trained_student(
@@ -388,9 +388,9 @@ def _predictions(
     if data is None or not data.evaluation:
         return {}, None, 0
     predictor = Predictor(adapter, data.evaluation, batch_size=options.evaluation_batch_size, reporter=reporter)
-    predictions = {"zero_shot": predictor.carried(models["zero_shot"], "zero-shot").classes}
-    predictions["tuned"], atoms, truncated = predictor.carried(models["tuned"], "tuned")
-    predictions["untouched"] = predictor.untouched()
+    predictions = {"zero_shot": predictor.predicted(models["zero_shot"], "zero-shot").classes}
+    predictions["tuned"], atoms, truncated = predictor.predicted(models["tuned"], "tuned")
+    predictions["majority_class"] = predictor.majority_class()
     return predictions, atoms, truncated
 
 

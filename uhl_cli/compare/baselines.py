@@ -31,7 +31,7 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.errors import TrainingError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded
-from uhl_cli.host.hostmap import HostMap, Site
+from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.train.batches import batches_from
 from uhl_cli.train.loop import LOG_EVERY, learning_rate_factor, targets_of
@@ -131,7 +131,7 @@ class Retrained(nn.Module):
 def _with_lora(host: Host, training: TrainingSection) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    names = sorted({site.name for layer in host.map.layers for site in layer.sites.values()})
+    names = sorted({linear.name for layer in host.map.layers for linear in layer.target_modules.values()})
     config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none", target_modules=names)
     base: Any = host.model
     with warnings.catch_warnings():
@@ -233,18 +233,18 @@ class SatLora(nn.Module):
 
     def __init__(self, host_map: HostMap, *, rank: int, alpha: float, atoms: int) -> None:
         super().__init__()
-        self._sites: list[tuple[Site, str, Tensor]] = []
+        self._target_modules: list[tuple[TargetModule, str, Tensor]] = []
         self.dictionaries = nn.ModuleDict()
         last = max(1, len(host_map.layers) - 1)
         for index, layer in enumerate(host_map.layers):
-            for type_, site in layer.sites.items():
+            for type_, linear in layer.target_modules.items():
                 if type_ not in TYPES:
                     continue
-                shape = (site.out_features, site.in_features)
+                shape = (linear.out_features, linear.in_features)
                 key = "x".join(map(str, shape))
                 if key not in self.dictionaries:
                     self.dictionaries[key] = _Dictionary(shape, atoms, rank)
-                self._sites.append((site, key, _place(index / last, type_)))
+                self._target_modules.append((linear, key, _place(index / last, type_)))
         self._scale = alpha / rank
         self._frozen: list[tuple[Tensor, Tensor]] | None = None
 
@@ -254,9 +254,9 @@ class SatLora(nn.Module):
         self._frozen = self._factors()
 
     def _factors(self) -> list[tuple[Tensor, Tensor]]:
-        """A and B of every site."""
+        """A and B of every target module."""
         found = []
-        for _, key, place in self._sites:
+        for _, key, place in self._target_modules:
             dictionary = self.dictionaries[key]
             assert isinstance(dictionary, _Dictionary)
             read, write = dictionary.factors(place.to(dictionary.read.device))
@@ -266,9 +266,9 @@ class SatLora(nn.Module):
     def attached(self) -> AbstractContextManager[object]:
         """Within it every module adds its update to its output."""
         stack = ExitStack()
-        for (site, _, _), (read, write) in zip(self._sites, self._frozen or self._factors(), strict=True):
-            hook = _Hook(site, read, write)
-            stack.callback(site.module.register_forward_hook(hook).remove)
+        for (linear, _, _), (read, write) in zip(self._target_modules, self._frozen or self._factors(), strict=True):
+            hook = _Hook(linear, read, write)
+            stack.callback(linear.module.register_forward_hook(hook).remove)
         return stack
 
     def stored_bytes(self) -> int:
@@ -281,8 +281,8 @@ class SatLora(nn.Module):
 class _Hook:
     """Adds a module's update to its output, or to its part of a fused module's output."""
 
-    def __init__(self, site: Site, read: Tensor, write: Tensor) -> None:
-        self._columns = site.columns if site.fused else None
+    def __init__(self, linear: TargetModule, read: Tensor, write: Tensor) -> None:
+        self._columns = linear.columns if linear.fused else None
         self._read, self._write = read, write
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def retrained_costs(model: Retrained, bare: Host, evaluation: EvaluationSection)
 
 
 def nothing_costs() -> Costs:
-    """Costs of the untouched host."""
+    """Costs of the host alone."""
     return Costs(adapter_bytes=0, memory_mb=0.0, flops_percent=0.0)
 
 

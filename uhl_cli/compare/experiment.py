@@ -13,12 +13,12 @@ from uhl_cli.commands.scoring import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
 from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
+from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder, RunMetrics
 from uhl_cli.compare.runs import has_clock, make_run, time_again
 from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.tracking import refuse_missing, report_run
-from uhl_cli.compare.workshop import Workshop
 from uhl_cli.errors import OutputError, UhlError, UsageError
 from uhl_cli.files import write_text
 from uhl_cli.reports import Reporter, silent
@@ -98,7 +98,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         wanted = [run for run in runs if run.run_id in finished and has_clock(run, options.results_dir)]
     else:
         wanted = [] if options.compare_only else unfinished
-    workshop = Workshop(
+    resources = Resources(
         options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
     )
     searches = KeptSearches(options.results_dir / "searches.json")
@@ -106,12 +106,12 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     def make(run: RunConfig) -> None:
         if options.overwrite:
             shutil.rmtree(RunFolder(options.results_dir, run.run_id).path, ignore_errors=True)
-        metrics = make_run(run, workshop, options.mode, searches)
+        metrics = make_run(run, resources, options.mode, searches)
         _draw_run(metrics, options)
         report_run(options.report_to, metrics, options.results_dir)
 
     def time(run: RunConfig) -> None:
-        time_again(run, workshop)
+        time_again(run, resources)
 
     done, failed = _attempted(wanted, time if options.time_only else make, options, reporter)
     comparison = aggregate(options.results_dir, [run.run_id for run in runs])

@@ -38,7 +38,7 @@ _ROWS = (
     Method("sat-lora", "SAT-LoRA", "baseline", "retrained"),
     Method("lora", "LoRA r8", "baseline", "retrained"),
     Method("full", "full fine-tuning", "baseline", "retrained"),
-    Method("untouched", "control: untouched", "control", "ported"),
+    Method("majority-class", "control: majority class", "control", "ported"),
     Method("random-update", "control: random updates", "control", "ported"),
     Method("head-only", "control: head only", "control", "ported"),
     Method("size-only", "control: size only", "control", "ported"),

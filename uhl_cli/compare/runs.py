@@ -16,9 +16,9 @@ from uhl_cli.compare.baselines import Retrained, fit
 from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.resources import AlignedFile, Resources
 from uhl_cli.compare.results import Costs, CurvePoint, Predicted, RunFolder, RunMetrics, Search
 from uhl_cli.compare.search import search_rate, split_for_search
-from uhl_cli.compare.workshop import Carrying, Workshop
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
 from uhl_cli.metrics import Difference, Score, paired_difference, score
@@ -38,25 +38,25 @@ class Outcome:
     search: Search | None = None
     curve: tuple[CurvePoint, ...] = ()
     zero_shot: Classes | None = None
-    carrying: Carrying | None = None
+    aligned_file: AlignedFile | None = None
 
 
-def make_run(run: RunConfig, workshop: Workshop, mode: str, searches: dict[str, Search]) -> RunMetrics:
+def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str, Search]) -> RunMetrics:
     """Make a run and write its folder.
 
     :param searches: Searches that were made, by method and group; all seeds share theirs.
     :raises UhlError: Any of its kinds; the folder then has no metrics.
     """
-    data = workshop.data(run.dataset)
+    data = resources.data(run.dataset)
     kind = METHODS[run.method].kind
     if kind == "retrained":
-        outcome = _retrained(run, workshop, data, searches)
+        outcome = _retrained(run, resources, data, searches)
     elif kind == "tuned":
-        outcome = _tuned(run, workshop, data, searches)
+        outcome = _tuned(run, resources, data, searches)
     else:
-        outcome = _ported(run, workshop, data)
-    metrics = _metrics(run, data, outcome, mode, workshop.device_name)
-    folder = RunFolder(workshop.results, run.run_id)
+        outcome = _ported(run, resources, data)
+    metrics = _metrics(run, data, outcome, mode, resources.device_name)
+    folder = RunFolder(resources.results, run.run_id)
     predicted = Predicted(
         labels=data.task.labels,
         metric=data.task.metric,
@@ -68,7 +68,7 @@ def make_run(run: RunConfig, workshop: Workshop, mode: str, searches: dict[str, 
 
 
 def _evaluation(data: TaskData) -> Examples:
-    assert data.evaluation is not None  # Workshop.data has checked it
+    assert data.evaluation is not None  # Resources.data has checked it
     return data.evaluation
 
 
@@ -89,7 +89,7 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         gain = paired_difference(task.metric, outcome.predictions, before, references, task.labels)
     costs, budget = outcome.costs, run.budget
     within = costs.adapter_bytes <= budget.max_bytes and costs.flops_percent <= budget.max_flops
-    manifest = None if outcome.carrying is None else outcome.carrying.adapter.manifest
+    manifest = None if outcome.aligned_file is None else outcome.aligned_file.adapter.manifest
     return RunMetrics(
         run_id=run.run_id,
         method=run.method,
@@ -114,59 +114,61 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
     )
 
 
-def _ported(run: RunConfig, workshop: Workshop, data: TaskData) -> Outcome:
-    """The adapter as it was carried over, and the controls that go with it."""
-    carrying = _own_task(run, workshop.carrying(run), data)
-    adapter, host = carrying.adapter, carrying.host
-    predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=workshop.reporter)
-    size = carrying.path.stat().st_size
-    if run.method == "untouched":
-        return Outcome(predictor.untouched(), nothing_costs(), carrying=carrying)
+def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
+    """The adapter as it was ported_by over, and the controls that go with it."""
+    aligned_file = _own_task(run, resources.aligned_file(run), data)
+    adapter, host = aligned_file.adapter, aligned_file.host
+    predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter)
+    size = aligned_file.path.stat().st_size
+    if run.method == "majority-class":
+        return Outcome(predictor.majority_class(), nothing_costs(), aligned_file=aligned_file)
     if run.method == "head-only":
-        parameters = carrying.adapter.stored["head_weight"].numel() + carrying.adapter.stored["head_bias"].numel()
+        parameters = (
+            aligned_file.adapter.stored["head_weight"].numel() + aligned_file.adapter.stored["head_bias"].numel()
+        )
         costs = Costs(adapter_bytes=size, memory_mb=4e-6 * parameters, flops_percent=0.0)
-        return Outcome(predictor.head_only(host, carrying.aligned.alignment), costs, carrying=carrying)
-    ported = carried(run, carrying)
+        return Outcome(predictor.head_only(host, aligned_file.aligned.alignment), costs, aligned_file=aligned_file)
+    ported = ported_by(run, aligned_file)
     if run.method == "random-update":
         predictions = predictor.random_update(ported, run.seed)
         costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=None)
-        return Outcome(predictions, costs, carrying=carrying)
-    found = predictor.carried(ported, run.method)
+        return Outcome(predictions, costs, aligned_file=aligned_file)
+    found = predictor.predicted(ported, run.method)
     costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=found.atoms_per_token)
-    return Outcome(found.classes, costs, carrying=carrying)
+    return Outcome(found.classes, costs, aligned_file=aligned_file)
 
 
-def carried(run: RunConfig, carrying: Carrying) -> PortedModel:
+def ported_by(run: RunConfig, aligned_file: AlignedFile) -> PortedModel:
     """The adapter on its host; of `size-only` by the control's alignment, of random updates with updates to turn."""
-    adapter, aligned = carrying.adapter, carrying.aligned
+    adapter, aligned = aligned_file.adapter, aligned_file.aligned
     if run.method == "random-update":
         return adapter.port(aligned, strength=1.0)
     return adapter.port(by_size(aligned, adapter.bank) if run.method == "size-only" else aligned)
 
 
-def _own_task(run: RunConfig, carrying: Carrying, data: TaskData) -> Carrying:
-    own = carrying.adapter.manifest.task
+def _own_task(run: RunConfig, aligned_file: AlignedFile, data: TaskData) -> AlignedFile:
+    own = aligned_file.adapter.manifest.task
     if (own.kind, own.labels) != (data.task.kind, data.task.labels):
         raise UsageError(
             f"run {run.run_id}: the adapter of {own.name} does not know the labels of {data.task.name}.",
             "Give an adapter of that task, or use uhl-tuned.",
         )
-    return carrying
+    return aligned_file
 
 
-def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[str, Search]) -> Outcome:
+def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
     """`uhl tune`, after a search of delta-theta's learning rate where one is asked for."""
-    carrying = workshop.carrying(run)
-    host, adapter, aligned = carrying.host, carrying.adapter, carrying.aligned
-    folder = RunFolder(workshop.results, run.run_id).path
+    aligned_file = resources.aligned_file(run)
+    host, adapter, aligned = aligned_file.host, aligned_file.adapter, aligned_file.aligned
+    folder = RunFolder(resources.results, run.run_id).path
     known = adapter.manifest.task
     own = (known.name, known.kind, known.labels) == (data.task.name, data.task.kind, data.task.labels)
 
     def tuned(data: TaskData, training: TrainingSection, name: str, files: RunFiles | None) -> PortedModel:
         output = folder / f"{name}.task.safetensors"
         options = TuneOptions(
-            adapter=carrying.path,
-            target=workshop.host_options(run.host),
+            adapter=aligned_file.path,
+            target=resources.host_options(run.host),
             training=run.model_copy(update={"training": training}).tuning(),
             max_length=training.max_length,
             max_flops=run.budget.max_flops,
@@ -174,7 +176,7 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
             overwrite=True,
             resume=files is not None and files.checkpoint.exists(),
         )
-        accelerator = accelerator_for(workshop.device, training.mixed_precision)
+        accelerator = accelerator_for(resources.device, training.mixed_precision)
         unscored = replace(data, evaluation=None)
         tune(
             adapter,
@@ -183,7 +185,7 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
             options,
             accelerator=accelerator,
             files=files,
-            reporter=workshop.reporter,
+            reporter=resources.reporter,
             aligned=aligned,
         )
         changed = adapter.with_task(output)
@@ -194,7 +196,7 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
             examples,
             batch_size=run.evaluation.batch_size,
             max_length=min(run.training.max_length, host.max_length),
-            progress=phase(workshop.reporter, f"scoring: {label}"),
+            progress=phase(resources.reporter, f"scoring: {label}"),
         )
         return found.for_metric(data.task.kind), found.atoms_per_token
 
@@ -213,22 +215,22 @@ def _tuned(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[st
         bare = adapter.port(aligned)
         before = classes(bare, _evaluation(data), "zero-shot")[0]
     (folder / "search.task.safetensors").unlink(missing_ok=True)
-    size = carrying.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
+    size = aligned_file.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
     costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=atoms)
     curve = tuple(curve_of_log(files.log))
     shutil.rmtree(files.folder)  # its checkpoint has served
-    return Outcome(predictions, costs, seconds, search, curve, before, carrying)
+    return Outcome(predictions, costs, seconds, search, curve, before, aligned_file)
 
 
-def _retrained(run: RunConfig, workshop: Workshop, data: TaskData, searches: dict[str, Search]) -> Outcome:
+def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
     """A baseline, trained on a host of its own after a search of its learning rate."""
 
     def trained(train: Examples, training: TrainingSection) -> tuple[Retrained, list[CurvePoint]]:
-        model = Retrained(run.method, workshop.fresh_host(run.host), len(data.task.labels), training)
-        accelerator = accelerator_for(workshop.device, training.mixed_precision)
+        model = Retrained(run.method, resources.fresh_host(run.host), len(data.task.labels), training)
+        accelerator = accelerator_for(resources.device, training.mixed_precision)
 
         def note(done: int, total: int, text: str) -> None:
-            workshop.reporter(f"training: {run.method}", done, total, text)
+            resources.reporter(f"training: {run.method}", done, total, text)
 
         return model, fit(model, train, training, accelerator=accelerator, on_step=note)
 
@@ -241,14 +243,14 @@ def _retrained(run: RunConfig, workshop: Workshop, data: TaskData, searches: dic
         )
 
     def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
-        return predicted(trained(_train(train), training)[0], held, workshop.reporter)
+        return predicted(trained(_train(train), training)[0], held, resources.reporter)
 
     search = _search(run, data, searches, attempt)
     started = time.monotonic()
     model, curve = trained(_train(data), _with_rate(run, search))
     seconds = time.monotonic() - started
-    predictions = predicted(model, _evaluation(data), workshop.reporter)
-    costs = retrained_costs(model, workshop.bare_host(run.host), run.evaluation)
+    predictions = predicted(model, _evaluation(data), resources.reporter)
+    costs = retrained_costs(model, resources.bare_host(run.host), run.evaluation)
     return Outcome(predictions, costs, seconds, search, tuple(curve))
 
 
@@ -290,11 +292,11 @@ def curve_of_log(path: Path) -> list[CurvePoint]:
 
 
 def has_clock(run: RunConfig, results: Path) -> bool:
-    """Whether a finished run has a wall-clock at all; the untouched host has none."""
+    """Whether a finished run has a wall-clock at all; the majority class has none."""
     return RunFolder(results, run.run_id).read().costs.wall_clock_percent is not None
 
 
-def time_again(run: RunConfig, workshop: Workshop) -> RunMetrics:
+def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
     """The metrics of a finished run with a new wall-clock in percent of the bare host's, written to its folder.
 
     Runs that several processes make side by side slow each other; that nothing else runs now is up to the caller.
@@ -303,23 +305,23 @@ def time_again(run: RunConfig, workshop: Workshop) -> RunMetrics:
     :raises FormatError: When its metrics are damaged.
     :raises UsageError: When the run's adapter is not there.
     """
-    folder = RunFolder(workshop.results, run.run_id)
+    folder = RunFolder(resources.results, run.run_id)
     metrics = folder.read()
-    percent = _wall_clock(run, workshop)
+    percent = _wall_clock(run, resources)
     costs = metrics.costs.model_copy(update={"wall_clock_percent": percent})
-    metrics = metrics.model_copy(update={"costs": costs, "timed_on": workshop.device_name})
+    metrics = metrics.model_copy(update={"costs": costs, "timed_on": resources.device_name})
     folder.write_metrics(metrics)
     return metrics
 
 
-def _wall_clock(run: RunConfig, workshop: Workshop) -> float | None:
+def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
     if METHODS[run.method].kind == "retrained":
-        labels = len(workshop.data(run.dataset).task.labels)
-        model = Retrained(run.method, workshop.fresh_host(run.host), labels, run.training).as_stored()
-        return retrained_costs(model, workshop.bare_host(run.host), run.evaluation).wall_clock_percent
-    path = workshop.adapter_path(run)
+        labels = len(resources.data(run.dataset).task.labels)
+        model = Retrained(run.method, resources.fresh_host(run.host), labels, run.training).as_stored()
+        return retrained_costs(model, resources.bare_host(run.host), run.evaluation).wall_clock_percent
+    path = resources.adapter_path(run)
     if not path.exists():
         raise UsageError(f"{path} is not there any more.", "Make the run again with --overwrite.")
     # A tuned adapter has the gains of another task file, and of another task another readout of the same shape.
-    ported = carried(run, workshop.carrying(run))
+    ported = ported_by(run, resources.aligned_file(run))
     return ported_costs(ported, ported.host, run.evaluation, file_bytes=0, atoms=None).wall_clock_percent

@@ -44,7 +44,7 @@ class PortPlan:
 
 def full_plan(host_map: HostMap) -> PortPlan:
     """Everything that the host has a place for."""
-    present = {name for layer in host_map.layers for name in layer.sites}
+    present = {name for layer in host_map.layers for name in layer.target_modules}
     types = tuple(name for name in (*READERS, "o", "down") if name in present)
     depth = host_map.num_hidden_layers
     return PortPlan((*types, "readout"), tuple(range(depth)), tuple(range(depth + 1)))
@@ -61,14 +61,14 @@ def adapter_flops_per_token(
     routing = 2 * atoms * width + 2 * chosen * width  # logits, and the chosen atoms' responses
     total = 0
     for layer in host_map.layers:
-        sites = [site for name, site in layer.sites.items() if name in plan.types]
-        if layer.index not in plan.layers or not sites:
+        target_modules = [linear for name, linear in layer.target_modules.items() if name in plan.types]
+        if layer.index not in plan.layers or not target_modules:
             continue
         total += routing
-        for site in sites:
-            if site.type not in READERS:
+        for linear in target_modules:
+            if linear.type not in READERS:
                 total += 2 * chosen * width  # a writer's own responses
-            total += 2 * chosen * (site.out_features if site.fused else width)
+            total += 2 * chosen * (linear.out_features if linear.fused else width)
     if "readout" in plan.types:
         total += routing + 2 * chosen * readout
     total += 2 * readout * width * len(plan.tap_depths)

@@ -23,7 +23,7 @@ WRITER_TYPES = frozenset({"o", "down"})
 
 
 @dataclass(frozen=True)
-class SiteRule:
+class TargetModuleRule:
     """Where one module type is found inside a layer.
 
     :param path: Dotted path from the layer.
@@ -43,7 +43,7 @@ class Family:
     :param name: Name of the row.
     :param model_types: Values of `config.model_type` that the row serves.
     :param layers: Dotted path from the base model to the list of layers.
-    :param sites: Module type -> rule; types that the family lacks are absent.
+    :param target_modules: Module type -> rule; types that the family lacks are absent.
     :param embeddings: Dotted path to the input embedding.
     :param embedding_projection: Dotted path to a linear map from embedding to hidden size; a model
         may lack the module where both sizes are equal.
@@ -57,7 +57,7 @@ class Family:
     name: str
     model_types: frozenset[str]
     layers: str
-    sites: Mapping[str, SiteRule]
+    target_modules: Mapping[str, TargetModuleRule]
     embeddings: str
     embedding_projection: str | None
     decoder: bool
@@ -66,11 +66,11 @@ class Family:
     positions_after_padding: bool = False
 
 
-def _sites(**paths: str) -> Mapping[str, SiteRule]:
-    return {kind: SiteRule(path) for kind, path in paths.items()}
+def _target_modules(**paths: str) -> Mapping[str, TargetModuleRule]:
+    return {kind: TargetModuleRule(path) for kind, path in paths.items()}
 
 
-_BERT_SITES = _sites(
+_BERT_SITES = _target_modules(
     q="attention.self.query",
     k="attention.self.key",
     v="attention.self.value",
@@ -84,7 +84,7 @@ FAMILIES: tuple[Family, ...] = (
         name="bert",
         model_types=frozenset({"bert"}),
         layers="encoder.layer",
-        sites=_BERT_SITES,
+        target_modules=_BERT_SITES,
         embeddings="embeddings.word_embeddings",
         embedding_projection=None,
         decoder=False,
@@ -95,7 +95,7 @@ FAMILIES: tuple[Family, ...] = (
         name="distilbert",
         model_types=frozenset({"distilbert"}),
         layers="transformer.layer",
-        sites=_sites(
+        target_modules=_target_modules(
             q="attention.q_lin",
             k="attention.k_lin",
             v="attention.v_lin",
@@ -112,7 +112,7 @@ FAMILIES: tuple[Family, ...] = (
         name="roberta",
         model_types=frozenset({"roberta", "xlm-roberta", "camembert"}),
         layers="encoder.layer",
-        sites=_BERT_SITES,
+        target_modules=_BERT_SITES,
         embeddings="embeddings.word_embeddings",
         embedding_projection=None,
         decoder=False,
@@ -124,7 +124,7 @@ FAMILIES: tuple[Family, ...] = (
         name="electra",
         model_types=frozenset({"electra"}),
         layers="encoder.layer",
-        sites=_BERT_SITES,
+        target_modules=_BERT_SITES,
         embeddings="embeddings.word_embeddings",
         embedding_projection="embeddings_project",
         decoder=False,
@@ -134,7 +134,7 @@ FAMILIES: tuple[Family, ...] = (
         name="llama",
         model_types=frozenset({"llama", "mistral", "qwen2"}),
         layers="layers",
-        sites=_sites(
+        target_modules=_target_modules(
             q="self_attn.q_proj",
             k="self_attn.k_proj",
             v="self_attn.v_proj",
@@ -152,13 +152,13 @@ FAMILIES: tuple[Family, ...] = (
         name="gpt2",
         model_types=frozenset({"gpt2"}),
         layers="h",
-        sites={
-            "q": SiteRule("attn.c_attn", slice=(0, 3), transposed=True),
-            "k": SiteRule("attn.c_attn", slice=(1, 3), transposed=True),
-            "v": SiteRule("attn.c_attn", slice=(2, 3), transposed=True),
-            "o": SiteRule("attn.c_proj", transposed=True),
-            "up": SiteRule("mlp.c_fc", transposed=True),
-            "down": SiteRule("mlp.c_proj", transposed=True),
+        target_modules={
+            "q": TargetModuleRule("attn.c_attn", slice=(0, 3), transposed=True),
+            "k": TargetModuleRule("attn.c_attn", slice=(1, 3), transposed=True),
+            "v": TargetModuleRule("attn.c_attn", slice=(2, 3), transposed=True),
+            "o": TargetModuleRule("attn.c_proj", transposed=True),
+            "up": TargetModuleRule("mlp.c_fc", transposed=True),
+            "down": TargetModuleRule("mlp.c_proj", transposed=True),
         },
         embeddings="wte",
         embedding_projection=None,

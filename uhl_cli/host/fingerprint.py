@@ -32,8 +32,8 @@ def fingerprint(host_map: HostMap) -> Fingerprint:
     digest = hashlib.sha256(json.dumps(sorted(_shapes(host_map).items())).encode())
     for tensor in (
         host_map.embeddings.weight.detach()[:_EMBEDDING_ROWS],
-        host_map.layers[0].sites["q"].weight(),
-        host_map.layers[-1].sites["down"].weight(),
+        host_map.layers[0].target_modules["q"].weight(),
+        host_map.layers[-1].target_modules["down"].weight(),
     ):
         digest.update(_bytes(tensor))
     return shape_fingerprint(host_map).model_copy(update={"digest": digest.hexdigest()})

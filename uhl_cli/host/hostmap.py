@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uhl_cli.errors import HostMapError
-from uhl_cli.host.families import READER_TYPES, WRITER_TYPES, Family, SiteRule, family_of
+from uhl_cli.host.families import READER_TYPES, WRITER_TYPES, Family, TargetModuleRule, family_of
 
 _WEIGHT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _HINT = "Use an unmodified checkpoint of a known model type, or open an issue that names this one."
@@ -26,16 +26,16 @@ def dense(weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class TargetModule:
     """One linear module of a layer, or the part of a fused one, that the adapter edits.
 
     :param type: One of `families.MODULE_TYPES`.
     :param name: Qualified name from the base model.
-    :param in_features: Width that the site reads.
-    :param out_features: Width that the site writes, of its own part alone.
-    :param columns: The site's features among the module's output features.
+    :param in_features: Width that it reads.
+    :param out_features: Width that it writes, of its own part alone.
+    :param columns: The target module's features among the module's output features.
     :param transposed: The module stores its weight [in, out].
-    :param space: What the site's edit is added to: the "stream", or what "attention" or the "mlp" reads.  In hosts that
+    :param space: What its edit is added to: the "stream", or what "attention" or the "mlp" reads.  In hosts that
         normalise after the layer, attention reads the stream itself.
     """
 
@@ -49,33 +49,33 @@ class Site:
     space: str
 
     def weight(self) -> Tensor:
-        """The site's weight as a detached [out_features, in_features] view of the module's own."""
+        """Its weight as a detached [out_features, in_features] view of the module's own."""
         weight = dense(self.module.get_parameter("weight"))
         return (weight.T if self.transposed else weight)[self.columns]
 
     @property
     def module_features(self) -> int:
-        """Output features of the whole module, which is wider than the site when it is fused."""
+        """Output features of the whole module, which is wider than the target module when it is fused."""
         return int(self.module.get_parameter("weight").shape[1 if self.transposed else 0])
 
     @property
     def fused(self) -> bool:
-        """The site is a part of a wider module."""
+        """It is a part of a wider module."""
         return self.out_features != self.module_features
 
     def bias(self) -> Tensor | None:
-        """The site's bias as a detached [out_features] view, or None where the module has none."""
+        """Its bias as a detached [out_features] view, or None where the module has none."""
         bias = getattr(self.module, "bias", None)
         return bias.detach()[self.columns] if isinstance(bias, Tensor) else None
 
 
 @dataclass(frozen=True, eq=False)
 class HostLayer:
-    """One layer and its sites by module type."""
+    """One layer and its target modules by module type."""
 
     index: int
     module: nn.Module
-    sites: Mapping[str, Site]
+    target_modules: Mapping[str, TargetModule]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
 
 
 def find_map(model: nn.Module) -> HostMap:
-    """The map of a model, whose shapes fit its family row and, with `prove`, whose sites act.
+    """The map of a model, whose shapes fit its family row and, with `prove`, whose target modules act.
 
     The model may be a base model or one with a head; the map is of its base model.  Proving runs
     some forward passes over five tokens and leaves weights, hooks and modes as they were.
@@ -155,18 +155,20 @@ def _check_embeddings(base: nn.Module, family: Family, embeddings: nn.Embedding,
 
 
 def _layer(family: Family, index: int, layer: nn.Module, hidden_size: int) -> HostLayer:
-    sites = {kind: _site(family, kind, rule, index, layer) for kind, rule in family.sites.items()}
-    for kind, site in sites.items():
-        width = site.in_features if kind in READER_TYPES else site.out_features
+    target_modules = {
+        kind: _target_module(family, kind, rule, index, layer) for kind, rule in family.target_modules.items()
+    }
+    for kind, linear in target_modules.items():
+        width = linear.in_features if kind in READER_TYPES else linear.out_features
         verb = "reads" if kind in READER_TYPES else "writes"
         if kind in READER_TYPES | WRITER_TYPES and width != hidden_size:
-            raise HostMapError(f"'{site.name}' ({kind}) {verb} {width} features, not {hidden_size}.", _HINT)
-    _check_widths(sites)
-    _check_parts(sites)
-    return HostLayer(index=index, module=layer, sites=sites)
+            raise HostMapError(f"'{linear.name}' ({kind}) {verb} {width} features, not {hidden_size}.", _HINT)
+    _check_widths(target_modules)
+    _check_parts(target_modules)
+    return HostLayer(index=index, module=layer, target_modules=target_modules)
 
 
-def _site(family: Family, kind: str, rule: SiteRule, index: int, layer: nn.Module) -> Site:
+def _target_module(family: Family, kind: str, rule: TargetModuleRule, index: int, layer: nn.Module) -> TargetModule:
     module = _module(layer, rule.path, f"module of type {kind}")
     name = f"{family.layers}.{index}.{rule.path}"
     weight = getattr(module, "weight", None)
@@ -180,7 +182,7 @@ def _site(family: Family, kind: str, rule: SiteRule, index: int, layer: nn.Modul
     if total % parts != 0 or not 0 <= part < parts:
         raise HostMapError(f"'{name}' has no part {part} of {parts} equal parts of {total}.", _HINT)
     out_features = total // parts
-    return Site(
+    return TargetModule(
         type=kind,
         name=name,
         module=module,
@@ -198,29 +200,29 @@ def _space(family: Family, kind: str) -> str:
     return "attention" if kind in READER_TYPES and family.pre_norm else "stream"
 
 
-def _check_widths(sites: Mapping[str, Site]) -> None:
+def _check_widths(target_modules: Mapping[str, TargetModule]) -> None:
     """Widths agree inside attention (grouped queries allowed) and inside the feed-forward part."""
-    q, k, v, o, up, down = (sites[kind] for kind in ("q", "k", "v", "o", "up", "down"))
+    q, k, v, o, up, down = (target_modules[kind] for kind in ("q", "k", "v", "o", "up", "down"))
     attention = q.out_features == o.in_features and k.out_features == v.out_features
     grouped = k.out_features > 0 and q.out_features % k.out_features == 0
-    gate = sites.get("gate", up)
+    gate = target_modules.get("gate", up)
     if not (attention and grouped):
         raise HostMapError(f"The widths of q, k, v and o do not fit each other at '{q.name}'.", _HINT)
     if not up.out_features == gate.out_features == down.in_features:
         raise HostMapError(f"The widths of up, gate and down do not fit each other at '{up.name}'.", _HINT)
 
 
-def _check_parts(sites: Mapping[str, Site]) -> None:
+def _check_parts(target_modules: Mapping[str, TargetModule]) -> None:
     """Sites that share a module split its output without overlap or rest."""
     columns: dict[str, list[tuple[int, int]]] = {}
-    for site in sites.values():
-        columns.setdefault(site.name, []).append((site.columns.start, site.columns.stop))
-    for site in sites.values():
-        weight: Any = site.module.weight
+    for linear in target_modules.values():
+        columns.setdefault(linear.name, []).append((linear.columns.start, linear.columns.stop))
+    for linear in target_modules.values():
+        weight: Any = linear.module.weight
         end = 0
-        for start, stop in sorted(columns[site.name]):
+        for start, stop in sorted(columns[linear.name]):
             if start != end:
-                raise HostMapError(f"The parts of '{site.name}' overlap or leave a gap.", _HINT)
+                raise HostMapError(f"The parts of '{linear.name}' overlap or leave a gap.", _HINT)
             end = stop
-        if end != weight.shape[1 if site.transposed else 0]:
-            raise HostMapError(f"The parts of '{site.name}' do not cover its output.", _HINT)
+        if end != weight.shape[1 if linear.transposed else 0]:
+            raise HostMapError(f"The parts of '{linear.name}' do not cover its output.", _HINT)

@@ -1,11 +1,11 @@
-"""Prove a host map by running the model: every site computes, and does, what its row says.
+"""Prove a host map by running the model: every target module computes, and does, what its row says.
 
 Six facts are checked, on the first and the last layer (all layers for the first fact):
 
 1. each layer is called with a [batch, tokens, hidden_size] stream;
-2. a site's output is its input times the site's weight, plus its bias (so the weight is not
+2. a linear's output is its input times the linear's weight, plus its bias (so the weight is not
    transposed, quantised or wrapped);
-3. noise on a site's output changes the final hidden state;
+3. noise on a linear's output changes the final hidden state;
 4. q acts on its own token alone, k on later ones too, and v adds the same to each token;
 5. gate is inside the activation and up outside it, so doubling up doubles what down reads;
 6. attention reads the stream itself, or a normalised copy of it, as the row's `pre_norm` says.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from uhl_cli.errors import HostMapError
-from uhl_cli.host.hostmap import HostLayer, HostMap, Site, find_map, read_layer_input
+from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, read_layer_input
 
 _TOKENS = 5
 _MIDDLE = 2
@@ -62,18 +62,18 @@ def prove_map(host_map: HostMap) -> None:
 def _prove(host_map: HostMap) -> None:
     runner = _Runner(host_map)
     ends = {layer.index: layer for layer in (host_map.layers[0], host_map.layers[-1])}
-    # Passes over a large host are slow, so one serves all readings, and one more each site's edit.
-    reference = runner.run([site for layer in ends.values() for site in layer.sites.values()])
+    # Passes over a large host are slow, so one serves all readings, and one more each target module's edit.
+    reference = runner.run([linear for layer in ends.values() for linear in layer.target_modules.values()])
     if not bool(torch.isfinite(reference.final).all()):
         raise HostMapError("The host's hidden states are not finite numbers.", "Load it with --dtype float32.")
     for layer in ends.values():
-        for site in layer.sites.values():
-            _prove_weight(reference, site)
+        for linear in layer.target_modules.values():
+            _prove_weight(reference, linear)
         _prove_norm(host_map, reference, layer)
-        edited = {kind: runner.run_edited(layer, kind, reference) for kind in layer.sites}
+        edited = {kind: runner.run_edited(layer, kind, reference) for kind in layer.target_modules}
         for kind, run in edited.items():
             if torch.equal(run.final, reference.final):
-                name = layer.sites[kind].name
+                name = layer.target_modules[kind].name
                 raise HostMapError(f"Editing '{name}' ({kind}) does not change the result.", _HINT)
         _prove_attention(runner, layer, reference, edited)
         _prove_feed_forward(layer, reference, edited)
@@ -81,7 +81,7 @@ def _prove(host_map: HostMap) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One pass: the final hidden state, each layer's stream, and what watched sites read and wrote.
+    """One pass: the final hidden state, each layer's stream, and what watched target modules read and wrote.
 
     All but the first float32 [tokens, features].
     """
@@ -91,15 +91,15 @@ class _Run:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
-    def read(self, site: Site) -> Tensor:
-        return self.inputs[_key(site)]
+    def read(self, linear: TargetModule) -> Tensor:
+        return self.inputs[_key(linear)]
 
-    def written(self, site: Site) -> Tensor:
-        return self.outputs[_key(site)]
+    def written(self, linear: TargetModule) -> Tensor:
+        return self.outputs[_key(linear)]
 
 
-def _key(site: Site) -> str:
-    return f"{site.name} {site.type}"
+def _key(linear: TargetModule) -> str:
+    return f"{linear.name} {linear.type}"
 
 
 class _Runner:
@@ -149,34 +149,34 @@ class _Runner:
         return state
 
     @contextmanager
-    def editing(self, site: Site, edit: Edit) -> Iterator[None]:
-        """Within it, `edit` replaces the site's columns of its module's output."""
+    def editing(self, linear: TargetModule, edit: Edit) -> Iterator[None]:
+        """Within it, `edit` replaces the target module's columns of its module's output."""
 
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
             output = output.clone()
-            output[..., site.columns] = edit(output[..., site.columns])
+            output[..., linear.columns] = edit(output[..., linear.columns])
             return output
 
-        handle = site.module.register_forward_hook(hook)
+        handle = linear.module.register_forward_hook(hook)
         try:
             yield
         finally:
             handle.remove()
 
-    def run(self, watched: Sequence[Site]) -> _Run:
-        """One pass that keeps what the watched sites read and write.
+    def run(self, watched: Sequence[TargetModule]) -> _Run:
+        """One pass that keeps what the watched target modules read and write.
 
-        :raises HostMapError: A watched site does not run exactly once.
+        :raises HostMapError: A watched linear does not run exactly once.
         """
-        kept: dict[str, list[tuple[Tensor, Tensor]]] = {_key(site): [] for site in watched}
+        kept: dict[str, list[tuple[Tensor, Tensor]]] = {_key(linear): [] for linear in watched}
 
-        def watch(site: Site) -> RemovableHandle:
+        def watch(linear: TargetModule) -> RemovableHandle:
             def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-                kept[_key(site)].append((args[0].float(), output[..., site.columns].float()))
+                kept[_key(linear)].append((args[0].float(), output[..., linear.columns].float()))
 
-            return site.module.register_forward_hook(hook)
+            return linear.module.register_forward_hook(hook)
 
-        handles = [watch(site) for site in watched]
+        handles = [watch(linear) for linear in watched]
         try:
             final = self.final_state()
         finally:
@@ -193,8 +193,8 @@ class _Runner:
         )
 
     def run_edited(self, layer: HostLayer, kind: str, reference: _Run) -> _Run:
-        """A pass with one site edited in the way that tells its type apart; o and down are watched."""
-        site = layer.sites[kind]
+        """A pass with one target module edited in the way that tells its type apart; o and down are watched."""
+        linear = layer.target_modules[kind]
 
         def at_middle(part: Tensor) -> Tensor:
             part = part.clone()
@@ -204,11 +204,11 @@ class _Runner:
         edits: dict[str, Edit] = {
             "q": at_middle,
             "k": at_middle,
-            "v": lambda part: part + self.value_shift(reference.written(site)).to(part.dtype),
+            "v": lambda part: part + self.value_shift(reference.written(linear)).to(part.dtype),
             "up": lambda part: 2 * part,
         }
-        with self.editing(site, edits.get(kind, lambda part: part + self.noise(part, *part.shape))):
-            return self.run([layer.sites["o"], layer.sites["down"]])
+        with self.editing(linear, edits.get(kind, lambda part: part + self.noise(part, *part.shape))):
+            return self.run([layer.target_modules["o"], layer.target_modules["down"]])
 
     def value_shift(self, values: Tensor) -> Tensor:
         """One shift for all tokens, several times the values' own size; the same at every call."""
@@ -221,15 +221,15 @@ def _near(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).norm() <= 0.03 * expected.norm() + 1e-6)
 
 
-def _prove_weight(reference: _Run, site: Site) -> None:
-    bias = site.bias()
-    expected = reference.read(site) @ site.weight().float().T + (0.0 if bias is None else bias.float())
-    if not _near(reference.written(site), expected):
-        raise HostMapError(f"'{site.name}' ({site.type}) computes something else than its weight.", _HINT)
+def _prove_weight(reference: _Run, linear: TargetModule) -> None:
+    bias = linear.bias()
+    expected = reference.read(linear) @ linear.weight().float().T + (0.0 if bias is None else bias.float())
+    if not _near(reference.written(linear), expected):
+        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something else than its weight.", _HINT)
 
 
 def _prove_norm(host_map: HostMap, reference: _Run, layer: HostLayer) -> None:
-    same = torch.equal(reference.read(layer.sites["q"]), reference.streams[layer.index])
+    same = torch.equal(reference.read(layer.target_modules["q"]), reference.streams[layer.index])
     if same == host_map.family.pre_norm:
         found = "the stream itself" if same else "something else than the stream"
         raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike its family's.", _HINT)
@@ -237,7 +237,7 @@ def _prove_norm(host_map: HostMap, reference: _Run, layer: HostLayer) -> None:
 
 def _prove_attention(runner: _Runner, layer: HostLayer, reference: _Run, edited: dict[str, _Run]) -> None:
     """q, k and v are told apart by which tokens' attention output (what o reads) they change."""
-    o, v = layer.sites["o"], layer.sites["v"]
+    o, v = layer.target_modules["o"], layer.target_modules["v"]
     before = reference.read(o)
     query, key, value = (edited[kind].read(o) - before for kind in ("q", "k", "v"))
     others = [token for token in range(_TOKENS) if token != _MIDDLE]
@@ -255,6 +255,6 @@ def _prove_attention(runner: _Runner, layer: HostLayer, reference: _Run, edited:
 
 def _prove_feed_forward(layer: HostLayer, reference: _Run, edited: dict[str, _Run]) -> None:
     """Doubling up doubles what down reads, where a gate holds the activation."""
-    down = layer.sites["down"]
-    if "gate" in layer.sites and not _near(edited["up"].read(down), 2 * reference.read(down)):
+    down = layer.target_modules["down"]
+    if "gate" in layer.target_modules and not _near(edited["up"].read(down), 2 * reference.read(down)):
         raise HostMapError(f"gate and up of layer {layer.index} do not act as such.", _HINT)

@@ -24,7 +24,7 @@ Served = Literal["own", "other", "any"]
 
 
 @dataclass
-class Carried:
+class FoldedAdapter:
     """What all tasks of one adapter share on a host: its own parts, and what was measured once to set them."""
 
     adapter: PortedAdapter
@@ -51,7 +51,7 @@ class AlignedHost:
     plan: PortPlan
     host_flops: int
     serves: Served = "any"
-    carried: dict[object, Carried] = field(default_factory=dict, repr=False)
+    folded: dict[object, FoldedAdapter] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         served = {"own": "the adapter's own task", "other": "other tasks", "any": "any task"}[self.serves]

@@ -2,7 +2,7 @@
 
 | control | what it is |
 |---|---|
-| untouched | the target without any adapter: the class that the training labels hold most of |
+| majority_class | the commonest class of the training labels, for every example; no host runs |
 | random_update | the readout as ported, and updates as large per token as at full strength in random directions |
 | head_only | a linear head on the mean final state, trained on the frozen source, through a map of the last depth |
 | size | the same adapter aligned by `size`, which knows nothing of the target's basis |
@@ -27,7 +27,7 @@ from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, align_host
 from uhl_cli.ported.model import encode_examples
 
-CONTROLS = ("untouched", "random_update", "head_only", "size")
+CONTROLS = ("majority_class", "random_update", "head_only", "size")
 Progress = Callable[[int, int], None]
 
 
@@ -72,7 +72,7 @@ def mean_final_states(
     max_length: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Mean final states of the untouched host, float32 [predictions, d], in the examples' order.
+    """Mean final states of the host alone, float32 [predictions, d], in the examples' order.
 
     One row an example (mean over its content tokens), or one a word for token tasks.
     :returns: The states and the number of rows of each example.

@@ -125,7 +125,7 @@ class StandardClassifier(nn.Module):
         whole = [name for name in heads if any(True for _ in getattr(model, name).parameters())]
         if family.pooler is not None and getattr(base, family.pooler, None) is not None:
             whole.append(family.pooler)
-        rules = family.sites.values()
+        rules = family.target_modules.values()
         config = LoraConfig(
             task_type=_TASK_TYPES[task.kind],
             r=self.rank,

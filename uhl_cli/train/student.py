@@ -62,11 +62,11 @@ class Student(nn.Module):
         device = host_map.embeddings.weight.device
         if trained == "lora":
             generator = torch.Generator().manual_seed(seed)
-            for name, site in linear_modules(host_map).items():
-                key, inputs = name.replace(".", "/"), site.in_features
+            for name, linear in linear_modules(host_map).items():
+                key, inputs = name.replace(".", "/"), linear.in_features
                 down = torch.randn(rank, inputs, generator=generator) / math.sqrt(inputs)
                 self.factors[f"down:{key}"] = nn.Parameter(down.to(device))
-                self.factors[f"up:{key}"] = nn.Parameter(torch.zeros(site.module_features, rank, device=device))
+                self.factors[f"up:{key}"] = nn.Parameter(torch.zeros(linear.module_features, rank, device=device))
         else:
             self._expansion = Expansion.of(host_map, math.prod(delta_shape))
             self.delta_theta = nn.Parameter(torch.zeros(delta_shape, device=device))
