@@ -105,7 +105,7 @@ def test_a_file_without_a_transfer_set_says_what_to_give(place, here):
 
 def test_a_folder_that_is_there_is_kept(place, here, merged):
     output, _ = merged
-    assert "is there already" in call(*arguments(place, output, "--data", place.data)).error
+    assert "already exists" in call(*arguments(place, output, "--data", place.data)).error
     Path("mine").mkdir()
     Path("mine/words.txt").write_text("words")
     error = call(*arguments(place, "mine", "--data", place.data, "--overwrite")).error

@@ -380,7 +380,7 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (
             ["a text", "--output", "there.csv"],
             1,
-            "there.csv is there already. Choose another --output, or add --overwrite",
+            "there.csv already exists. Choose another --output, or add --overwrite",
         ),
         (["a text", "--output", "folder.csv"], 1, "is a folder"),
         (["a text", "--output", "there.csv/x.csv"], 1, "cannot write to"),

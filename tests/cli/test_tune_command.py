@@ -34,7 +34,7 @@ def test_writes_a_task_file_that_port_takes(place, here):
     assert scores["ported"] == report["scores"]["tuned"]
     plain = json.loads(call(*port_arguments(place.adapter, place.target, place.data), "--json").out)["scores"]
     assert plain["ported"] == report["scores"]["zero_shot"]
-    assert call(*arguments, "--quiet").error.startswith("error: task.safetensors is there already.")
+    assert call(*arguments, "--quiet").error.startswith("error: task.safetensors already exists.")
     assert call(*arguments, "--quiet", "--overwrite") == Called(0, "task.safetensors\n", "")
 
 

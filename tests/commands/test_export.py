@@ -388,7 +388,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(adapters, tmp_path):
     host, output = save_tiny_host(tmp_path / "host", "bert"), tmp_path / "out"
     called(adapters["sequence"], host, output)
     whole = content(output)
-    with pytest.raises(OutputError, match=r"uhl_export\.json is there already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"uhl_export\.json already exists.*--overwrite"):
         called(adapters["sequence"], host, output)
     called(adapters["sequence"], host, output, overwrite=True, seed=3)
     assert content(output) != whole

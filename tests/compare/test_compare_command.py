@@ -154,7 +154,7 @@ def test_finished_runs_are_kept_or_refused(tiny):
     folder, arguments, results, _ = tiny
     refused = call(*arguments, "--results-dir", results)
     assert refused.code == 1
-    assert "is there already" in refused.error
+    assert "already exists" in refused.error
     before = {path: path.stat().st_mtime_ns for path in results.glob("*/metrics.json")}
     shutil.rmtree(results / "lora--small--sst2--s0")
     resumed = call(*arguments, "--results-dir", results, "--resume", "--json", "--no-figures")

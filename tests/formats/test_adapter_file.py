@@ -289,7 +289,7 @@ BAD_TENSORS = [
     ({"delta_theta": cut}, "delta_theta holds 27 bytes"),
     ({"delta_theta": viewed(np.int8)}, "delta_theta is int8"),
     ({"delta_theta": nested}, "delta_theta holds 28 bytes"),
-    ({"mixer_out_bias": changed(-1, 0x18)}, "mixer_out_bias has a half byte behind its end"),
+    ({"mixer_out_bias": changed(-1, 0x18)}, "mixer_out_bias has half a byte after its end"),
     ({"atoms_u__scale": changed(0, np.nan)}, "atoms_u.scale holds a value that is not finite"),
     ({"atoms_u__scale": changed(0, np.inf)}, "atoms_u.scale holds a value that is not finite"),
     ({"atoms_u__scale": changed(0, -np.inf)}, "atoms_u.scale holds a value that is not finite"),

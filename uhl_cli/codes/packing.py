@@ -42,7 +42,7 @@ def unpack_nibbles(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes
     np.right_shift(packed, 4, out=flat[1::2], casting="unsafe")
     flat -= 8
     if count % 2 and flat[-1] != 0:
-        raise FormatError(f"{name} has a half byte behind its end.", _HINT)
+        raise FormatError(f"{name} has half a byte after its end.", _HINT)
     flat = flat[:count]
     if count and int(flat.min()) < -7:
         raise FormatError(f"{name} has a code outside -7..7.", _HINT)
@@ -92,7 +92,7 @@ def unpack_levels(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
     if done != len(codes):
         raise FormatError(f"{name} does not fit {shape}.", _HINT)
     if flat[count:].any():
-        raise FormatError(f"{name} has codes behind its end.", _HINT)
+        raise FormatError(f"{name} has codes after its end.", _HINT)
     return flat[:count].reshape(shape)
 
 

@@ -76,5 +76,5 @@ def _folder(output: Path | None) -> Iterator[Path]:
             yield Path(name)
         return
     if (output / ADAPTER_NAME).exists():
-        raise OutputError(f"{output / ADAPTER_NAME} is there already.", "Choose another --output.")
+        raise OutputError(f"{output / ADAPTER_NAME} already exists.", "Choose another --output.")
     yield output

@@ -210,7 +210,7 @@ def _refuse_output(options: ExportOptions, files: RunFiles) -> None:
     """:raises OutputError: The folder may not or cannot be written; nothing but an export is ever replaced."""
     output = options.output
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
-        raise OutputError(f"{output} is there already, and no export of uhl.", "Choose another --output.")
+        raise OutputError(f"{output} already exists, and no export of uhl.", "Choose another --output.")
     refuse_overwriting(output / RECORD_FILE, files, resume=options.resume, overwrite=options.overwrite)
 
 

@@ -119,7 +119,7 @@ def _own_texts(task: Task, path: Path) -> TransferTexts:
         raise DataError(f"{task.name} is on pairs of texts, and --texts has none.", "Give labelled data with --data.")
     texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint))))
     if len(texts) < 2:
-        raise DataError(f"the texts {path} are a single one.", hint)
+        raise DataError(f"{path} holds only one text.", hint)
     words = task.kind == "tokens"
     return TransferTexts(texts, None, 0 if words else SPANS, words, f"file {path.name}")
 

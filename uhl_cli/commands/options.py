@@ -27,7 +27,7 @@ _OF_THE_CALL = frozenset(
 _ALIGN = "alignment strategy; by default the one that the file was trained with"
 _MAX_FLOPS = "FLOP limit in percent of the target's own; parts are left out to hold it"
 _DEVICE = "where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is"
-_OVERWRITE = "replace what is there already"
+_OVERWRITE = "replace what already exists"
 _RESUME = "go on with an interrupted run"
 _SAVE_EVERY = "steps between checkpoints"
 
@@ -85,8 +85,8 @@ _TRAIN_DATA = frozenset({"data.train_split", "data.limit_train"})
 class PretrainOptions(Options):
     """All of `uhl pretrain`.  The source's word states define canonical space.
 
-    :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None is as
-        many as are of use, or no bank where there is no text or no room for one; a number insists on a bank; 0 is none.
+    :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None: automatic,
+        and no bank where there is no text or no room for one. A number requires a bank; 0 is none.
     """
 
     option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align"}

@@ -39,7 +39,7 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
     """
     if options.output is not None and (options.output / FILE_NAME).exists() and not options.overwrite:
         raise OutputError(
-            f"{options.output / FILE_NAME} is there already.", "Choose another --output, or add --overwrite."
+            f"{options.output / FILE_NAME} already exists.", "Choose another --output, or add --overwrite."
         )
     if options.output is not None:
         refuse_unwritable(options.output / FILE_NAME)

@@ -86,7 +86,7 @@ def run_predict(
         written_form(options.output)
         refuse_unwritable(options.output)
         if options.output.exists() and not options.overwrite:
-            raise OutputError(f"{options.output} is there already.", "Choose another --output, or add --overwrite.")
+            raise OutputError(f"{options.output} already exists.", "Choose another --output, or add --overwrite.")
     _refuse_idle(options)
     source = None if options.texts else find_source(_named(options), options.format)
     opened = _open(options)
@@ -304,7 +304,7 @@ def _open_ported(options: PredictOptions) -> Opened:
             if options.target.name is not None:
                 raise
             problem = f"the host '{record.target.name}' of {options.adapter} is not here."
-            raise HostNotFoundError(problem, "Say with --target where it lies.") from error
+            raise HostNotFoundError(problem, "Name its path with --target.") from error
         return host.name, load_ported(path.parent, host)
 
     return Opened(record.task.kind, record.task.labels, record.task, model)

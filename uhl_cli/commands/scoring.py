@@ -54,7 +54,7 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output that is there already, or that an unfinished run is making; writes nothing itself.
+    """Refuse an output that already exists, or that an unfinished run is making; writes nothing itself.
 
     :raises OutputError: When it may not or cannot be written.
     """
@@ -63,11 +63,11 @@ def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite
     if overwrite or (resume and unfinished):
         return
     if output.exists():
-        raise OutputError(f"{output} is there already.", "Choose another --output, or add --overwrite.")
+        raise OutputError(f"{output} already exists.", "Choose another --output, or add --overwrite.")
     if unfinished:
         raise OutputError(
-            f"an unfinished run lies in {files.folder}.",
-            "Go on with --resume, or begin anew with --overwrite.",
+            f"there is an unfinished run in {files.folder}.",
+            "Go on with --resume, or btart over with --overwrite.",
         )
 
 

@@ -288,11 +288,11 @@ class _KeptTrials:
         try:
             kept = _Kept.model_validate_json(self._path.read_bytes())
         except ValidationError as error:
-            raise TrainingError(f"{self._path} holds no trials.", "Begin anew with --overwrite.") from error
+            raise TrainingError(f"{self._path} holds no trials.", "Btart over with --overwrite.") from error
         if kept.digest != self._digest:
             raise TrainingError(
                 f"the trials in {self._path} were made with other settings.",
-                "Give the same options, or begin anew with --overwrite.",
+                "Give the same options, or btart over with --overwrite.",
             )
         return list(kept.trials)
 

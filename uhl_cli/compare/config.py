@@ -54,7 +54,7 @@ class CompareOptions(Options):
     device: str = Field("auto", description="where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is")
     offline: bool = Field(False, description="use only what is local or cached")
     resume: bool = Field(False, description="keep finished runs and make the others")
-    overwrite: bool = Field(False, description="replace what is there already")
+    overwrite: bool = Field(False, description="replace what already exists")
     compare_only: bool = Field(False, description="make no run: compare those that are finished")
     time_only: bool = Field(False, description="make no run: measure the wall-clock of those that are finished again")
     figures: bool = Field(True, description="draw figures (needs matplotlib)")
@@ -251,7 +251,7 @@ def load_configs(names: list[str]) -> list[RunConfig]:
                 raise UsageError(f"two runs are called {run.run_id}.", "Give every run a run_id of its own.")
             runs[run.run_id] = run
     if not runs:
-        raise UsageError("there is no run to make.", "Name a file or a set with --config.")
+        raise UsageError("there is nothing to run.", "Name a file or a set with --config.")
     return list(runs.values())
 
 
@@ -282,7 +282,7 @@ def _from_file(path: Path) -> list[RunConfig]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{path}: {where}: {first['msg']}.", "Mend the configuration.") from error
+        raise UsageError(f"{path}: {where}: {first['msg']}.", "Fix the configuration.") from error
 
 
 def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None:

@@ -81,7 +81,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     A run that fails is reported and leaves the others alone; Ctrl-C loses the run at hand only.  Several processes may
     make different runs in one folder, each with `resume`; a last call with `compare_only` compares them all.
 
-    :raises UhlError: Before any run: wrong configurations, results that are there already, nothing to compare.
+    :raises UhlError: Before any run: wrong configurations, results that already exist, nothing to compare.
     """
     makes_none = options.compare_only or options.time_only
     if makes_none and options.overwrite:
@@ -168,7 +168,7 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
             continue
         if not (options.resume or options.compare_only or options.time_only):
             hint = "Go on with --resume, or add --overwrite, or choose another --results-dir."
-            raise OutputError(f"{folder.metrics} is there already.", hint)
+            raise OutputError(f"{folder.metrics} already exists.", hint)
         # A comparison makes no run, so it takes older ones whose settings are these but for some that are gone.
         made = folder.read_config().digest if options.compare_only else folder.read().config_digest
         if made != run.digest:

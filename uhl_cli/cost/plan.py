@@ -83,7 +83,7 @@ def make_plan(
     :raises BudgetError: When even the smallest readout is beyond it.
     """
     plan = replace(full_plan(host_map), max_flops=max_flops_percent)
-    # The counted figure holds softmax pooling too; a thousandth is kept back for such small change.
+    # The counted figure holds softmax pooling too; a thousandth is reserved for such small terms.
     limit = host_flops_per_token * max_flops_percent / 100 * 0.999
     for smaller in _reductions(plan, host_map.num_hidden_layers, config):
         if adapter_flops_per_token(plan, host_map, config) <= limit:

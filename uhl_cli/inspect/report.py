@@ -36,7 +36,7 @@ class InspectOptions(Options):
     plot: Path | None = Field(
         None, description="draw the same as figures: a .png, .svg or .pdf file (needs the extra `figures`)"
     )
-    overwrite: bool = Field(False, description="replace what is there already")
+    overwrite: bool = Field(False, description="replace what already exists")
 
 
 class Part(Frozen):

@@ -39,7 +39,7 @@ def run_inspect(options: InspectOptions) -> InspectReport:
 
 def _refuse_contradictions(options: InspectOptions) -> None:
     if options.verify and options.diff is not None:
-        raise UsageError("--verify and --diff are two questions.", "Ask one at a time.")
+        raise UsageError("--verify and --diff cannot be used together.", "Use one at a time.")
     described = options.anchors or options.transfer or options.plot is not None
     if described and (options.verify or options.diff is not None):
         raise UsageError("--anchors, --transfer and --plot describe a file.", "Leave out --verify and --diff.")
@@ -48,4 +48,4 @@ def _refuse_contradictions(options: InspectOptions) -> None:
     if options.plot.suffix.lower() not in PLOT_FORMATS:
         raise UsageError(f"--plot {options.plot}: no such kind of figure.", f"Use one of {', '.join(PLOT_FORMATS)}.")
     if options.plot.exists() and not options.overwrite:
-        raise OutputError(f"{options.plot} is there already.", "Choose another --plot, or add --overwrite.")
+        raise OutputError(f"{options.plot} already exists.", "Choose another --plot, or add --overwrite.")

@@ -258,7 +258,7 @@ def _append_log(path: Path, report: StepReport) -> None:
 
 
 def _trim_log(path: Path, first: int) -> None:
-    """Drop the log's lines behind the checkpoint that the run goes on from."""
+    """Drop the log's lines after the checkpoint that the run continues from."""
     if not path.exists():
         return
     kept = []
