@@ -85,8 +85,8 @@ _TRAIN_DATA = frozenset({"data.train_split", "data.limit_train"})
 class PretrainOptions(Options):
     """All of `uhl pretrain`.  The source's word states define canonical space.
 
-    :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None: automatic,
-        and no bank where there is no text or no room for one. A number requires a bank; 0 is none.
+    :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None:
+        automatic, and no bank where there is no text or no room for one.  A number requires a bank; 0 is none.
     """
 
     option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align"}
