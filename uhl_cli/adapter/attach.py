@@ -37,7 +37,7 @@ _READOUT = -1
 
 @dataclass(frozen=True)
 class AlignmentNoise:
-    """Gaussian noise on z in standard deviations, for another host's alignment error (docs/method.md, "Pretraining")."""
+    """Gaussian noise on z in standard deviations: another host's alignment error (docs/method.md, "Pretraining")."""
 
     readout: float
     updates: float
