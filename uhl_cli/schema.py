@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from uhl_cli.data.tasks import Task
 from uhl_cli.metrics import Score
 
-# The module types that an update can edit; "readout" is the canonical task head, not a host module (DESIGN 2.4).
+# The module types that an update can edit; "readout" is the canonical task head, not a host module.
+# See docs/method.md, "Update".
 UPDATE_TYPES: tuple[str, ...] = ("q", "k", "v", "o", "up", "down", "gate", "readout")
 
 Strategy = Literal["anchors", "size"]
@@ -28,7 +29,7 @@ class Frozen(BaseModel):
 
 
 class AdapterConfig(Frozen):
-    """Shape of a canonical adapter; every tensor's size follows from it (DESIGN 1 and 2)."""
+    """Shape of a canonical adapter; every tensor's size follows from it (docs/method.md, "Canonical adapter")."""
 
     num_atoms: int = Field(128, ge=1, le=1024)
     canonical_size: int = Field(256, ge=4, le=1024)

@@ -37,7 +37,7 @@ _READOUT = -1
 
 @dataclass(frozen=True)
 class AlignmentNoise:
-    """Gaussian noise on z in standard deviations; it stands for another host's alignment error (DESIGN 2)."""
+    """Gaussian noise on z in standard deviations: another host's alignment error (docs/method.md, "Pretraining")."""
 
     readout: float
     updates: float

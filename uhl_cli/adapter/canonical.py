@@ -1,8 +1,8 @@
-"""The canonical adapter: everything that is trained, in coordinates that belong to no host (DESIGN 2).
+"""The canonical adapter: everything that is trained, in coordinates that belong to no host.
 
-It holds no tensor of a host's width.  `folding.fold` turns it, together with an alignment, into the maps of
-one host.  Parameters are kept in float32; `stored()` gives the values as the file will hold them, with
-straight-through gradients, and all computing uses those.
+See docs/method.md, "Canonical adapter".  It holds no tensor of a host's width.  `folding.fold` turns it, together with
+an alignment, into the maps of one host.  Parameters are kept in float32; `stored()` gives the values as the file will
+hold them, with straight-through gradients, and all computing uses those.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Routing:
 class CanonicalAdapter(nn.Module):
     """Atoms, mixer, router, hyper-MLP, readout and delta-theta, all of canonical shape.
 
-    A new adapter changes nothing: its atoms' U is zero.  The `head_*` parameters are the head-only control of
-    DESIGN 4, fitted apart on the frozen source and never trained with the rest.
+    A new adapter changes nothing: its atoms' U is zero.  The `head_*` parameters are the head-only control, fitted
+    apart on the frozen source and never trained with the rest (docs/method.md, "Controls").
     """
 
     def __init__(self, config: AdapterConfig, *, seed: int = 0) -> None:
@@ -82,7 +82,10 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
 
 
 def mix(stored: dict[str, Tensor], depth: float, update_type: str) -> Tensor:
-    """Mixing weights g(t, type) [M]: one plus a two-layer sine network plus delta-theta (DESIGN 2.4, 2.8)."""
+    """Mixing weights g(t, type) [M]: one plus a two-layer sine network plus delta-theta.
+
+    See docs/method.md, "Canonical adapter".
+    """
     index = UPDATE_TYPES.index(update_type)
     weight = stored["mixer_in_weight"]
     hidden = torch.sin(weight[:, 0] * depth + weight[:, 1 + index] + stored["mixer_in_bias"])
@@ -91,7 +94,7 @@ def mix(stored: dict[str, Tensor], depth: float, update_type: str) -> Tensor:
 
 
 def size_gains(stored: dict[str, Tensor], width: int) -> tuple[Tensor, Tensor]:
-    """Gains s(log10 d) for reading and for writing, each [d0] and positive (DESIGN 2.2).
+    """Gains s(log10 d) for reading and for writing, each [d0] and positive (docs/method.md, "Canonical adapter").
 
     The logarithm is centred on a width of 100 to 1,000 so that one hidden layer resolves it.
     """

@@ -1,8 +1,8 @@
 """Folding: canonical adapter + alignment + host weights -> the few matrices that a forward pass needs.
 
-All that does not depend on the token is multiplied out once (DESIGN 2.6): V P_in, R P_in, P_out U^T (and W P_out U^T
-where a module is fused), and the readout's first layer with the taps.  The same code serves training (with gradients),
-porting (without) and counting (on the meta device).
+All that does not depend on the token is multiplied out once (docs/method.md, "Update"): V P_in, R P_in, P_out U^T (and
+W P_out U^T where a module is fused), and the readout's first layer with the taps.  The same code serves training (with
+gradients), porting (without) and counting (on the meta device).
 """
 
 from __future__ import annotations

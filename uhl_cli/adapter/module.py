@@ -133,7 +133,7 @@ class PortedReadout(nn.Module):
         return PortedReadout(self.by_depth, self.bias, layer, self.pool, self.out_weight, self.out_bias, shift)
 
     def logits(self, features: Tensor, content_mask: Tensor, words: Tensor | None) -> Tensor:
-        """Logits of the canonical readout (DESIGN 2.7).
+        """Logits of the canonical readout (docs/method.md, "Readout").
 
         :param features: [batch, tokens, readout_size], see `Attachment.readout_features`.
         :param content_mask: bool [batch, tokens]; the attention pool sees these tokens only.

@@ -1,6 +1,6 @@
 """Alignment: frozen linear maps between a host's stream and canonical space, by one of two strategies.
 
-`anchors` regresses the host's own word states on the bank's coordinates and back (DESIGN 2.3).
+`anchors` regresses the host's own word states on the bank's coordinates and back (docs/method.md, "Alignment").
 `size` is a fixed smooth basis that depends on the width only: a control that knows nothing of the host.
 
 No strategy uses a label or a gradient.

@@ -1,7 +1,7 @@
 """Word states: what a host's stream holds at every depth for the words of some texts.
 
 A host is run once over the texts.  Of each word the mean over its sub-token
-states is kept (DESIGN 2.3), so that hosts with different tokenizers answer the
+states is kept (docs/method.md, "Anchor texts and words"), so that hosts with different tokenizers answer the
 same question.
 """
 

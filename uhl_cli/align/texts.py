@@ -1,7 +1,7 @@
 """Anchor texts and the words in them: which text positions every host is asked about.
 
 A word is a character span, so that any tokenizer serves: a host's state of a
-word is the mean over the tokens that overlap its span (DESIGN 2.3).
+word is the mean over the tokens that overlap its span (docs/method.md, "Anchor texts and words").
 """
 
 from __future__ import annotations

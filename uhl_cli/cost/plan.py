@@ -1,4 +1,4 @@
-"""Port plan: which parts of an adapter a host carries, so that the FLOP limit holds (DESIGN 2.6).
+"""Port plan: which parts of an adapter a host carries, so that the FLOP limit holds (docs/method.md, "FLOP limit").
 
 Parts are left out in this order until the estimate is within the limit: module types (gate, up, down, k), then
 layers from the first upwards with all their modules, then the readout's own update, then depths that the

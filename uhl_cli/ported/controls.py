@@ -1,4 +1,4 @@
-"""The controls of DESIGN section 4: what a ported score must be read beside.
+"""The controls (docs/method.md, "Controls"): what a ported score must be read beside.
 
 | control | what it is |
 |---|---|
@@ -7,7 +7,7 @@
 | head_only | a linear head on the mean final state, trained on the frozen source, through a map of the last depth |
 | size | the same adapter aligned by `size`, which knows nothing of the target's basis |
 | full_updates | the updates at full strength, where the transfer set has left them out |
-| readout_only | the canonical readout as ported, updates off (not in DESIGN's four; it splits the gain in two) |
+| readout_only | the canonical readout as ported, updates off (it splits the gain in two) |
 """
 
 from __future__ import annotations

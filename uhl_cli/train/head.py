@@ -1,4 +1,4 @@
-"""The head-only control: logistic regression on the frozen source's mean final state (DESIGN 4)."""
+"""The head-only control: logistic regression on the frozen source's mean final state (docs/method.md, "Controls")."""
 
 from __future__ import annotations
 

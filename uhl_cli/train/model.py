@@ -29,7 +29,7 @@ RANKS = 1024
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of the loss (DESIGN 2.8), number of right predictions, and mean active atoms per token.
+    """Terms of the loss (docs/method.md, "Pretraining"), number of right predictions, and mean active atoms per token.
 
     `updated` is False for a step that left the updates off, whose `active` is zero.
     """

@@ -1,8 +1,8 @@
 """The transfer set: texts, spans of them, and what a teacher says of each.
 
-It is how behaviour travels (DESIGN 4): a target learns a task from it without a label, without the source model and
-without the task's data.  Spans cost no bytes: which ones there are follows from the texts by a fixed rule, so that a
-file holds a span's outputs alone.
+It is how behaviour travels (docs/method.md, "Transfer set"): a target learns a task from it without a label, without
+the source model and without the task's data.  Spans cost no bytes: which ones there are follows from the texts by a
+fixed rule, so that a file holds a span's outputs alone.
 """
 
 from __future__ import annotations
