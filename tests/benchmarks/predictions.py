@@ -3,7 +3,7 @@
     python tests/benchmarks/predictions.py --shared SHARED --against tests/benchmarks/results/predictions.json
     python tests/benchmarks/predictions.py --shared SHARED --output predictions.json
 
-A change that is meant to move no score moves no prediction.  `results/predictions.json` was made at commit 1399231, on
+A change that is meant to move no score moves no prediction.  `results/predictions.json` was made at commit 8e684b4, on
 a CPU with two threads; another machine's rounding may move a prediction that is a tie.  Exit code 1 where any differs.
 """
 
