@@ -1,6 +1,6 @@
 """The canonical adapter: everything that is trained, in coordinates that belong to no host.
 
-See docs/method.md, "Canonical adapter".  It holds no tensor of a host's width.  `folding.fold` turns it, together with
+See docs/method.md, "Canonical adapter".  It holds no tensor of a host's width.  `adapter.fold` turns it, together with
 an alignment, into the maps of one host.  Parameters are kept in float32; `stored()` gives the values as the file will
 hold them, with straight-through gradients, and all computing uses those.
 """

@@ -41,7 +41,7 @@ class FeatureBank:
 
     `codes` int8 [W, F], within -7..7; `scales`, `mean` float32 [F].  The first readout_size columns are the
     input of the readout's activation, the others the logits of the head-only control.  `shift` [readout_size] is what
-    the updates add to the former on the source, on average, see `adapter.shift`.
+    the updates add to the former on the source, on average, see `ported.shift`.
     """
 
     anchors: AnchorTexts

@@ -39,7 +39,7 @@ def _embedding_bag(inputs: Values, _outputs: Values) -> int:
 
 
 def _row_responses(inputs: Values, _outputs: Values) -> int:
-    """Multiply-adds of the products of states with the rows that `indices` gather, see `gathered.row_responses`."""
+    """Multiply-adds of the products of states with the rows that `indices` gather, see `adapter.sparse`."""
     table, indices = (_shape(entry) for entry in inputs[1:3])
     return math.prod(indices) * table[1]
 
