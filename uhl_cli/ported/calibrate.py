@@ -1,4 +1,4 @@
-"""TuningSetup a ported adapter by its transfer set, in closed form: class offsets, and how strongly the updates act.
+"""Calibrates a ported adapter by its transfer set, in closed form: class offsets, and how strongly the updates act.
 
 On another host the updates arrive in part, and what arrives pushes all texts towards one class.  The teacher's outputs
 say how far: for each strength the class offsets are fitted that bring the ported model's probabilities nearest to the
