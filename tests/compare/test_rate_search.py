@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toy_runs import sequence_data
 
-from uhl_cli.compare.config import SearchSection
+from uhl_cli.commands.options import HostOptions
+from uhl_cli.compare import runs
+from uhl_cli.compare.config import DatasetSection, RunConfig, SearchSection, TrainingSection
 from uhl_cli.compare.results import Search
 from uhl_cli.compare.search import KeptSearches, search_rate, split_for_search
 from uhl_cli.errors import TrainingError
@@ -61,3 +63,29 @@ def test_searches_written_at_once_are_all_kept(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(write, range(64)))
     assert len(KeptSearches(tmp_path / "searches.json")) == 64
+
+
+def test_a_search_serves_all_seeds_of_what_it_was_made_for_and_nothing_else():
+    data, searches, attempts = sequence_data(), {}, []
+
+    def attempt(_data, held, training):
+        attempts.append(training)
+        return [0] * len(held)
+
+    def search(**changes):
+        training = TrainingSection(**({"steps": 20, "warmup_steps": 2} | changes))
+        section = SearchSection(learning_rates=(1e-3, 1e-2), steps=4, edge_tries=0)
+        run = RunConfig(
+            run_id="x",
+            method="lora",
+            host=HostOptions(name="h"),
+            dataset=DatasetSection(task="sst2"),
+            training=training,
+            search=section,
+        )
+        before = len(attempts)
+        runs._search(run, data, searches, attempt)
+        return len(attempts) - before
+
+    assert [search(), search(), search(seed=1), search(learning_rate=0.3)] == [2, 0, 0, 0]
+    assert [search(rank=4), search(batch_size=8), search(rank=4)] == [2, 2, 0]

@@ -266,13 +266,14 @@ def _search(run: RunConfig, data: TaskData, searches: dict[str, Search], attempt
     section = run.search
     if not section.learning_rates:
         return None
-    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json()))
+    # The warm-up keeps its share of the steps.
+    warmup = round(run.training.warmup_steps * section.steps / run.training.steps)
+    short = run.training.model_copy(update={"steps": section.steps, "warmup_steps": warmup, "seed": 0})
+    trained = short.model_dump_json(exclude={"learning_rate"})
+    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained))
     if key not in searches:
         held, rest = split_for_search(_train(data), section.held_out)
         references, task = references_of(held), data.task
-        # The warm-up keeps its share of the steps.
-        warmup = round(run.training.warmup_steps * section.steps / run.training.steps)
-        short = run.training.model_copy(update={"steps": section.steps, "warmup_steps": warmup, "seed": 0})
 
         def scored(rate: float) -> float:
             training = short.model_copy(update={"learning_rate": rate})

@@ -28,11 +28,11 @@ def split_for_search(examples: Examples, limit: int) -> tuple[Examples, Examples
 
 
 def search_rate(search: SearchSection, attempt: Callable[[float], float], held_out: int) -> Search:
-    """Try every rate of the section, and beyond an edge while the best lies on it.
+    """Try every rate of the section, and go beyond the smallest or largest while the best is one of these.
 
-    Of rates that tie the one nearest to the middle is taken.  All tie that are within one standard error of the highest
-    score, that of a share of the held-out examples: a search is shorter than the run that it serves, and a rate that
-    leads by chance at its end can be far too high for ten times the steps.
+    Among the rates within one standard error of the best, the middle one is chosen.  The error is that of a share of
+    the held-out examples.  A search is shorter than the run that it serves, so a rate that leads by chance at its end
+    can be far too high for ten times the steps.
 
     :param attempt: Gives the score of a rate; one whose training diverges scores zero.
     :param held_out: Number of examples that a score is measured on.
