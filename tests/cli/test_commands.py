@@ -124,7 +124,7 @@ def test_nothing_is_overwritten_unasked(place, here):
     shutil.rmtree(here / "out.safetensors.uhl-run")
     called = call(*arguments, "--resume")
     assert called.code == 1
-    assert "there already" in called.error
+    assert "already exists" in called.error
     assert (here / "out.safetensors").read_bytes() == second
 
 

@@ -217,7 +217,7 @@ def test_plot_says_where_it_drew(adapter):
         (["a.safetensors", "--diff", "missing"], 1, "there is no file missing"),
         (["."], 1, "is a folder"),
         (["a.safetensors", "--plot", "a.bmp"], 2, "no such kind of figure"),
-        (["a.safetensors", "--verify", "--diff", "a.safetensors"], 2, "two questions"),
+        (["a.safetensors", "--verify", "--diff", "a.safetensors"], 2, "cannot be used together"),
     ],
 )
 def test_errors_are_one_line(arguments, code, words, adapter):

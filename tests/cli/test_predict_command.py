@@ -441,7 +441,7 @@ def test_a_host_that_has_gone_is_asked_for(place, made, here):
     target = record.target.model_copy(update={"name": str(here / "gone")})
     save_ported(here / "folder", load_ported(made.lora), target, record.tuned)
     line = call("predict", "folder", "a text").error
-    assert "Say with --target where it lies" in line
+    assert "Name its path with --target" in line
     assert call("predict", "folder", "a text", "--target", place.target).code == 0
 
 

@@ -435,7 +435,7 @@ def test_wrong_inputs_are_one_line_and_write_nothing(adapters, tmp_path):
         ("bare", DataError, r"no transfer set for toy to learn from.*--texts FILE.*--data", {}),
         ("bare", DataError, "cannot read the texts", {"texts": tmp_path / "nowhere.txt"}),
         ("bare", DataError, "are empty", {"texts": empty}),
-        ("bare", DataError, "a single one", {"texts": single}),
+        ("bare", DataError, "only one text", {"texts": single}),
         ("bare", DataError, "not UTF-8", {"texts": binary}),
         ("pairs", DataError, r"on pairs of texts.*--data", {"texts": words}),
         ("sequence", LabelError, "known are cold, warm", {"data": DataOptions(data=str(labels))}),

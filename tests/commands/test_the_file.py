@@ -206,7 +206,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     path = tmp_path / "adapter.safetensors"
     path.write_text("precious")
     options = PretrainOptions(host=HostOptions(name="x"), data=DataOptions(task="sst2"), output=path)
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="already exists"):
         run_pretrain(options)
     assert path.read_text() == "precious"
 

@@ -186,7 +186,7 @@ def test_an_output_that_is_there_is_not_replaced(adapter, tmp_path):
 
     there = tmp_path / "task.safetensors"
     there.write_bytes(b"mine")
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="already exists"):
         refuse_overwriting(there, RunFiles(tmp_path / "run"), resume=False, overwrite=False)
     refuse_overwriting(there, RunFiles(tmp_path / "run"), resume=False, overwrite=True)
 

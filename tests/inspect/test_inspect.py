@@ -477,7 +477,7 @@ def test_figures_are_written_whole_or_not_at_all(adapter, tmp_path, monkeypatch)
     figure = pytest.importorskip("matplotlib.figure")
     plot = tmp_path / "a.png"
     plot.write_bytes(b"old")
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="already exists"):
         run_inspect(InspectOptions(file=adapter, plot=plot))
 
     def full(self: object, path: Path, **_: object) -> None:
