@@ -18,6 +18,7 @@ from toy_runs import TINY_LIMIT, make_adapter, pair_data, sequence_data, token_d
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands import export as module
 from uhl_cli.commands.export import run_export
 from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, TuneTraining
 from uhl_cli.commands.scoring import references_of
@@ -261,6 +262,14 @@ def test_a_smaller_type_is_reported(form, adapters, tmp_path):
         data = sequence_data().evaluation
         gaps = [(a - b).abs().max() for a, b in zip(exact.logits_of(data), rounded.logits_of(data), strict=True)]
         assert float(max(gaps)) <= report.rounding.largest + 1e-6
+
+
+def test_a_type_whose_range_is_too_small_is_refused():
+    values = [torch.tensor([[70_000.0, 1.0]])]
+    exact, rounded = module._Said(values, []), module._Said([value.half().float() for value in values], [])
+    with pytest.raises(OutputError, match=r"in float16 the outputs are not finite numbers\. Choose another --dtype"):
+        module._rounding("float16", exact, rounded)
+    assert module._rounding("float16", exact, exact).moved == 0
 
 
 def tuned(adapter: Path, output: Path, parameters: str, host, **changes: Any) -> Path:
