@@ -430,6 +430,21 @@ def test_a_full_disk_leaves_no_trace_and_keeps_the_old_export(adapters, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("failure", [Exception("No space left on device (os error 28)"), AssertionError("ours")])
+def test_a_disk_that_is_full_for_the_tokenizer_is_one_line(adapters, tmp_path, monkeypatch, failure):
+    """The tokenizers library says so by a plain exception; any other kind passes through."""
+
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise failure
+
+    host = target()
+    monkeypatch.setattr(type(host.tokenizer), "save_pretrained", full)
+    wanted = OutputError if type(failure) is Exception else AssertionError
+    with pytest.raises(wanted, match=r"cannot write to .*No space left on device|ours"):
+        run(adapters["sequence"], tmp_path / "out", host)
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_inputs_are_one_line_and_write_nothing(adapters, tmp_path):
     host, output = save_tiny_host(tmp_path / "host", "bert"), tmp_path / "out"
     words, empty, single = tmp_path / "t.txt", tmp_path / "empty.txt", tmp_path / "single.txt"
