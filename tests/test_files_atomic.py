@@ -174,3 +174,15 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to"), atomic_folder(tmp_path / "file" / "folder"):
         pytest.fail("the block was entered")
+
+
+def test_a_link_stays_and_leads_to_the_new_folder(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    (real / "old").touch()
+    link.symlink_to(real)
+    with atomic_folder(link) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in real.iterdir()] == ["new"]
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]

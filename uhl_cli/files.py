@@ -46,10 +46,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place, synced to disk, when the block ends without an error.
 
-    What was at `path` is removed then.
+    What was at `path` is removed then; of a link, what it leads to.
 
     :raises OutputError: When it cannot be written; nothing is left behind then, and an old folder stays.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))

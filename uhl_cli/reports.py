@@ -182,7 +182,7 @@ class PredictReport(Frozen):
     model: str = Field(description="name of the host, or of the classifier, that ran")
     texts: int
     labels: dict[str, int] = Field(description="texts by label, or entities, or words where tags are of no entities")
-    unsure: int = Field(description="texts, or words, whose label is empty for --threshold")
+    unsure: int = Field(description="texts, or words, whose label is empty: below --threshold, or cut off")
     truncated: int = Field(description="texts that were cut at the longest input")
     seconds: float = Field(description="of labelling, without loading and aligning")
     output: str | None = None

@@ -130,6 +130,8 @@ def test_read_texts(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("first line\n\n  \nzweite Zeile: ü\n", encoding="utf-8")
     assert read_texts(path) == ["first line", "zweite Zeile: ü"]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as editors on Windows save it
+    assert read_texts(path) == ["first line", "zweite Zeile: ü"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00", None])

@@ -78,6 +78,12 @@ def test_texts_of_the_users_own(place, here):
         (["--dtype", "int8"], 2, "int8"),
         (["--base", "x"], 2, "--base has no effect"),
         (["--rank", "0"], 2, "--rank"),
+        (["--format", "peft", "--base", ""], 2, "--base"),
+        (["--format", "peft", "--base", "a\nb"], 2, "--base"),
+        (["--format", "peft", "--base", "x" * 5000], 2, "--base"),
+        (["--output", "."], 1, ". is no name for something new"),
+        (["--output", "/"], 1, "/ is no name for something new"),
+        (["--output", "\udcff"], 1, "is not UTF-8. Choose another --output"),
         (["--task-file", "nothing"], 1, "nothing"),
         (["--data", "nowhere.tsv"], 1, "nowhere.tsv"),
         (["--data", "labels.tsv"], 1, "known are"),
@@ -115,6 +121,23 @@ def test_a_folder_that_is_there_is_kept(place, here, merged):
     assert "nowhere.safetensors" in missing.error
     no_target = call("export", place.adapter, "--output", "out")
     assert no_target.code == 2
+
+
+def test_an_export_that_was_moved_takes_its_base_along(place, here):
+    made = call(*arguments(place, "made", "--data", place.data, "--format", "peft", "--base", "copy", "--quiet"))
+    assert made.code == 0, made.err
+    before = call("predict", "made", "a fine film", "--device", "cpu")
+    Path("made").rename("moved")
+    assert call("predict", "moved", "a fine film", "--device", "cpu") == before
+    assert before.code == 0
+    Path("moved/base").rename("base")
+    assert "There is no folder" in call("predict", "moved", "a fine film").error
+
+
+def test_other_commands_say_what_an_export_is(merged):
+    output, _ = merged
+    for name in ("budget", "inspect"):
+        assert "It holds a model, which `uhl predict` takes" in call(name, output).error
 
 
 @pytest.mark.integration

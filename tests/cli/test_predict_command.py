@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas
+import pyarrow.parquet
 import pytest
 import torch
 from command_runs import ROOT, Called, Workplace, call, imported, port_arguments, pretrain_arguments
@@ -345,6 +346,19 @@ def test_texts_that_are_cut_are_counted(place, made):
     assert shorter != json.loads(call(*on(place, made.adapter, SENTENCES[0])).out)
 
 
+@pytest.mark.integration
+def test_a_word_that_was_cut_off_has_no_tag_and_is_in_no_entity(made):
+    """Class 0 is B-PER here: where nothing is known, it would be the first."""
+    given = ["predict", made.words, "Anna saw Anna again", "--max-length", "4"]
+    row, whole = records(*given)[0], records(*given[:3])[0]
+    read = 4 - row["tags"].count(None)
+    assert 0 < read < 4
+    assert row["tags"][read:] == [None] * (4 - read)
+    assert None not in whole["tags"]
+    words = row["words"]
+    assert all(entity["end"] <= len(" ".join(words[:read])) for entity in row["entities"])
+
+
 def files_in(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
@@ -387,6 +401,10 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (["a text", "--threshold", "2"], 2, "--threshold"),
         (["a text", "--top-k", "0"], 2, "--top-k"),
         (["a text", "--batch-size", "0"], 2, "--batch-size"),
+        (["a text", "--batch-size", "9" * 30], 2, "--batch-size"),
+        (["a text", "--output", "\udcff.csv", "--json"], 1, "is not UTF-8. Choose another --output"),
+        (["--input", "twice.parquet"], 1, "here/twice.parquet: column names are there twice"),
+        (["--input", "dates.parquet"], 1, "Cannot read here/dates.parquet"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_written(place, made, here, monkeypatch, given, code, words):
@@ -403,6 +421,10 @@ def test_wrong_input_is_one_line_and_nothing_is_written(place, made, here, monke
     (here / "labelled.csv").write_text("text,label\na,b\n")
     (here / "there.csv").write_text("precious")
     (here / "folder.csv").mkdir()
+    years = pyarrow.array([2**62], pyarrow.timestamp("us"))  # beyond those of Python
+    for name, last in (("twice", pyarrow.array(["b"])), ("dates", years)):
+        names = ["text", "text" if name == "twice" else "when"]
+        pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(["a"]), last], names=names), f"{name}.parquet")
     monkeypatch.setattr("uhl_cli.commands.predict.load", lambda _: pytest.fail("the host was loaded"))
     before = files_in(here)
     for more in ([], [] if "--output" in given or "--overwrite" in given else ["--output", "out.csv"]):

@@ -18,6 +18,7 @@ from toy_runs import TINY_LIMIT, make_adapter, pair_data, sequence_data, token_d
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands import export as module
 from uhl_cli.commands.export import run_export
 from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, TuneTraining
 from uhl_cli.commands.scoring import references_of
@@ -263,6 +264,14 @@ def test_a_smaller_type_is_reported(form, adapters, tmp_path):
         assert float(max(gaps)) <= report.rounding.largest + 1e-6
 
 
+def test_a_type_whose_range_is_too_small_is_refused():
+    values = [torch.tensor([[70_000.0, 1.0]])]
+    exact, rounded = module._Said(values, []), module._Said([value.half().float() for value in values], [])
+    with pytest.raises(OutputError, match=r"in float16 the outputs are not finite numbers\. Choose another --dtype"):
+        module._rounding("float16", exact, rounded)
+    assert module._rounding("float16", exact, exact).moved == 0
+
+
 def tuned(adapter: Path, output: Path, parameters: str, host, **changes: Any) -> Path:
     settings = {"max_steps": 4, "batch_size": 8, "learning_rate": 0.02}
     options = TuneOptions(
@@ -419,6 +428,21 @@ def test_a_full_disk_leaves_no_trace_and_keeps_the_old_export(adapters, tmp_path
             run(adapters["sequence"], output, host, seed=4)
     assert content(output) == whole
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("failure", [Exception("No space left on device (os error 28)"), AssertionError("ours")])
+def test_a_disk_that_is_full_for_the_tokenizer_is_one_line(adapters, tmp_path, monkeypatch, failure):
+    """The tokenizers library says so by a plain exception; any other kind passes through."""
+
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise failure
+
+    host = target()
+    monkeypatch.setattr(type(host.tokenizer), "save_pretrained", full)
+    wanted = OutputError if type(failure) is Exception else AssertionError
+    with pytest.raises(wanted, match=r"cannot write to .*No space left on device|ours"):
+        run(adapters["sequence"], tmp_path / "out", host)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_inputs_are_one_line_and_write_nothing(adapters, tmp_path):

@@ -90,6 +90,20 @@ def test_half_a_character_and_a_date_are_written_as_text(tmp_path):
     assert json.loads(json_line(row))["n"] == "2024-05-01"
 
 
+def test_a_number_that_json_lacks_is_null_and_all_else_stays(tmp_path):
+    row = {"text": "a", "n": float("nan"), "deep": [{"x": float("inf"), "y": 0.5}]}
+    lines = [written(tmp_path / "x.jsonl", [row]).read_text(), json_line(row)]
+    for line in lines:
+        found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert found == {"text": "a", "n": None, "deep": [{"x": None, "y": 0.5}]}
+
+
+def test_a_tab_in_the_name_of_a_column_is_said_to_be_there(tmp_path):
+    with pytest.raises(DataError, match="the name of a column holds a tab or a line break"):
+        written(tmp_path / "x.tsv", [{"text": "a", "m\tn": 1}], ("text", "m\tn"))
+    assert not list(tmp_path.iterdir())
+
+
 def interrupted():
     yield from ROWS
     raise KeyboardInterrupt

@@ -172,6 +172,12 @@ def broken(tmp_path, damage: str) -> str:
             config["base_model_name_or_path"] = str(tmp_path / "no-such-base")
         elif damage == "peft of no classification":
             config["task_type"] = "CAUSAL_LM"
+        elif damage == "peft of a list of tasks":
+            config["task_type"] = ["SEQ_CLS"]
+        elif damage == "peft of a broken pattern":
+            config["target_modules"] = "("
+        elif damage == "peft of more layers":
+            config["layer_replication"] = [[0, 5]]
         elif damage == "peft of another base":
             save_tiny_host(base, "bert", hidden_size=48)
         if damage == "peft of broken configuration":
@@ -209,6 +215,9 @@ def broken(tmp_path, damage: str) -> str:
         ("peft without weights", HostError, "no adapter_model.safetensors"),
         ("peft without base", HostNotFoundError, "no-such-base"),
         ("peft of no classification", HostError, "for CAUSAL_LM, no classification"),
+        ("peft of a list of tasks", HostError, "no classification"),
+        ("peft of a broken pattern", HostError, "cannot be loaded"),
+        ("peft of more layers", HostError, "cannot be loaded"),
         ("peft of another base", HostError, "cannot be loaded"),
         ("peft of broken configuration", HostError, "cannot be read"),
     ],

@@ -210,7 +210,7 @@ def read_texts(
     :raises DataError: When the file is missing, is not UTF-8 text or holds no text.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise DataError(f"cannot read the texts {path}: {error.strerror}.", hint) from error
     except UnicodeDecodeError as error:

@@ -96,6 +96,6 @@ def _table(output: Output, report: PredictReport) -> None:
     for label, number in report.labels.items():
         table.row(label, f"{number:,}")
     if report.unsure:
-        table.row("empty: below the threshold", f"{report.unsure:,}")
+        table.row("empty: below the threshold, or cut off", f"{report.unsure:,}")
     output.table(table)
     output.line(f"kept in {report.output}")

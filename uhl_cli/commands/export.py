@@ -57,7 +57,7 @@ def run_export(options: ExportOptions, reporter: Reporter = silent) -> ExportRep
     """
     options.refuse_idle()
     adapter = UniversalAdapter.load(options.adapter)
-    files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
+    files = RunFiles.beside(options.output)
     _refuse_output(options, files)
     carried = _carried(adapter, options)
     refuse_untaught(carried, options, labelled=options.labelled)
@@ -327,7 +327,11 @@ def _classes(logits: Sequence[Tensor], task: Task) -> Classes:
 
 
 def _rounding(dtype: str, exact: _Said, rounded: _Said) -> RoundingReport:
+    """:raises OutputError: Numbers go beyond the smaller type's range."""
     first, second = (torch.cat([*said.held, *said.scored]) for said in (exact, rounded))
+    if not second.isfinite().all():
+        hint = "Choose another --dtype, and go on with --resume."
+        raise OutputError(f"in {dtype} the outputs are not finite numbers.", hint)
     return RoundingReport(
         dtype=dtype,
         predictions=len(first),

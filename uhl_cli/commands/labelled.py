@@ -68,7 +68,7 @@ class OfWords:
     An entity is `start`, `end`, `label` and `text`: it stands in the characters [start, end) of the text.  Of texts
     that came whole the `words` are added, of words that came apart the `text`, in which they are joined by blanks.
 
-    :param threshold: Where a tag's probability is less, it is null, and in no entity.
+    :param threshold: Where a tag's probability is less, it is null, and in no entity; so is that of a word cut off.
     :param whole: The texts came whole.
     """
 
@@ -90,9 +90,11 @@ class OfWords:
         rows: list[Row] = []
         for text, joined, spans, found in zip(texts, examples.texts, examples.words or (), logits, strict=True):
             values, places = found.softmax(-1).max(-1)
+            # A classifier says zeros of a word that it did not read, because the text was cut before it.
+            read = found.any(-1).tolist()
             tags = [
-                self._names[place] if value >= self._threshold else None
-                for value, place in zip(values.tolist(), places.tolist(), strict=True)
+                self._names[place] if known and value >= self._threshold else None
+                for known, value, place in zip(read, values.tolist(), places.tolist(), strict=True)
             ]
             words = [joined[start:end] for start, end in spans]
             row: Row = {

@@ -418,7 +418,9 @@ class PredictOptions(Options):
         description="adapter file, folder of `uhl port --output` or of `uhl tune --parameters lora`, or folder with a "
         "classifier of transformers or peft, such as `uhl export` makes",
     )
-    texts: tuple[str, ...] = Field((), description="texts to label; of a task on two texts, two by two")
+    texts: tuple[str, ...] = Field(
+        (), description="texts to label; of a task on two texts, two by two. Put -- before one that begins with a dash"
+    )
     target: SourceOptions = Field(
         SourceOptions(),
         description="hub id, local folder or builtin:NAME of the model to run on: needed with an adapter file; a "
@@ -438,7 +440,7 @@ class PredictOptions(Options):
     text_column: str | None = Field(None, description="column of the text; a model of words splits it at blanks")
     pair_column: str | None = Field(None, description="column of the second text")
     tokens_column: str | None = Field(None, description="column of the words, a list")
-    batch_size: int = Field(64, ge=1, description="texts per batch")
+    batch_size: int = Field(64, ge=1, le=100_000, description="texts per batch")
     max_length: int | None = Field(
         None,
         ge=4,
@@ -484,6 +486,8 @@ class ExportOptions(Options):
     )
     base: str | None = Field(
         None,
+        max_length=4000,
+        pattern=r"^\S(.*\S)?$",
         description="base that a peft export names: a hub id or path that others can load, or 'copy' to write it into "
         "the folder; by default the target, which is copied where it is builtin",
     )

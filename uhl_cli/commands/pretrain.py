@@ -55,7 +55,7 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
 
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
-    files = RunFiles(options.output.with_name(options.output.name + ".uhl-run"))
+    files = RunFiles.beside(options.output)
     refuse_overwriting(options.output, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = accelerator_for(options.host.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device

@@ -44,8 +44,12 @@ def load(options: HostOptions) -> Host:
 def refuse_unwritable(path: Path) -> None:
     """Notice an output that cannot be written before any work is spent on it; writes nothing itself.
 
-    :raises OutputError: When it is a folder, or would lie where no file can be made.
+    :raises OutputError: When it is a folder, would lie where no file can be made, or has a name that is not UTF-8.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # neither JSON nor the tokenizers take it
+        raise OutputError(f"the name {path} is not UTF-8.", "Choose another --output.") from error
     if path.is_dir():
         raise OutputError(f"{path} is a folder.", "Name a file with --output.")
     above = next(folder for folder in path.absolute().parents if folder.exists())

@@ -39,7 +39,7 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
     own = adapter.manifest.task
     name = name_to_load(own, options.data.model_dump()) if options.labelled else own.name
     output = options.output_path(name)
-    files = RunFiles(output.with_name(output.name + ".uhl-run"))
+    files = RunFiles.beside(output)
     written = output / FILE_NAME if options.parameters == "lora" else output
     refuse_overwriting(written, files, resume=options.resume, overwrite=options.overwrite)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)

@@ -231,9 +231,14 @@ def _parquet(source: Source, path: Path, size: int) -> Iterator[Rows]:
     except (OSError, pyarrow.ArrowException) as error:
         raise _unreadable(source.origin, error) from error
     with file:
+        names = file.schema_arrow.names
+        if len(set(names)) != len(names):
+            raise DataError(f"{source.origin}: column names are there twice.", "Give each column its own name.")
         batches = file.iter_batches(batch_size=size)
         rows = (row for batch in batches for row in batch.to_pylist())
-        guarded = _guarded(rows, source.origin, pyarrow.ArrowException)
+        guarded = _guarded(
+            rows, source.origin, pyarrow.ArrowException, OverflowError, ValueError
+        )  # dates beyond Python's
         yield Rows(source.origin, guarded, size=size, total=file.metadata.num_rows, schema=file.schema_arrow)
 
 

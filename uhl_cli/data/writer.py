@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +67,24 @@ def open_writer(
 
 
 def json_line(row: Row) -> str:
-    """A row as JSON on one line; what JSON has no form for, such as a date, is text."""
-    return json.dumps(row, ensure_ascii=False, default=str)
+    """A row as JSON on one line; what JSON has no form for, such as a date, is text, and a number such as NaN null."""
+    return _json(row)
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: object) -> object:
+    """The same with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(file: IO[str]) -> Write:
@@ -79,8 +96,9 @@ def _fields(file: IO[str], form: WrittenForm, names: Sequence[str]) -> Write:
 
     def tabbed(row: Sequence[str]) -> None:
         if any(letter in field for field in row for letter in "\t\r\n"):
+            where = f"row {number}" if number else "the name of a column"
             raise DataError(
-                f"row {number} holds a tab or a line break, which .tsv has no place for.",
+                f"{where} holds a tab or a line break, which .tsv has no place for.",
                 "Name an --output that ends in .csv or .jsonl.",
             )
         file.write("\t".join(row) + "\n")
@@ -101,7 +119,7 @@ def _fields(file: IO[str], form: WrittenForm, names: Sequence[str]) -> Write:
 def _field(value: object) -> str:
     if value is None:
         return ""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict, bool)) else str(value)
+    return _json(value) if isinstance(value, (list, dict, bool)) else str(value)
 
 
 def _refuse_others(row: Row, names: Sequence[str], number: int) -> None:

@@ -234,7 +234,9 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytearray:
     """
     try:
         if path.is_dir():
-            raise FormatError(f"{path} is a folder, not a file.", "Give the .safetensors file in it.")
+            model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+            hint = "It holds a model, which `uhl predict` takes." if model else "Give the .safetensors file in it."
+            raise FormatError(f"{path} is a folder, not a file.", hint)
         size = path.stat().st_size
         if not path.is_file():  # opening a pipe would wait for ever
             raise FormatError(f"{path} is not a regular file.", "Write it to a file first.")

@@ -77,7 +77,8 @@ def read_export(folder: Path) -> ExportRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])[:200]
-        problem = f"{path} is no record of an export: {where} {first['msg']}."
+        said = f"{where} {first['msg']}".strip()
+        problem = f"{path} is no record of an export: {said}."
         if _version_of(content) > _numbers(VERSION):
             raise NewerFormatError(problem, UPGRADE) from error
         raise FormatError(problem, _HINT) from error

@@ -9,7 +9,9 @@ import copy
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -49,8 +51,12 @@ def plain_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def save_plain(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files, for this release of transformers and for older ones."""
-    tokenizer.save_pretrained(str(folder))
+    """Write the tokenizer's files, for this release of transformers and for older ones.
+
+    :raises OSError: They cannot be written.
+    """
+    with _WriteFailures():
+        tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings["tokenizer_class"] == "TokenizersBackend":  # a name of transformers 5 for what both know
@@ -84,6 +90,16 @@ def refuse_other_ids(
     ours = encode(host, texts, pairs, max_length=max_length).model_inputs()
     if set(plain) != set(ours) or any(plain[name].tolist() != ours[name].tolist() for name in ours):
         raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", _HINT)
+
+
+class _WriteFailures(AbstractContextManager["_WriteFailures"]):
+    """Makes an `OSError` of the plain `Exception` that the tokenizers library raises on a full disk."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and kind is Exception:
+            raise OSError(first_line(error)) from error
 
 
 def _beginning_with(tokenizer: Any, token: int) -> PreTrainedTokenizerBase:  # noqa: ANN401

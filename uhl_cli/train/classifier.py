@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.data.labels import LONGEST_NAME, MOST_LABELS
 from uhl_cli.data.tasks import Kind
 from uhl_cli.errors import HostError, UnknownFamilyError, first_line
-from uhl_cli.formats.export import is_export, read_export
+from uhl_cli.formats.export import BASE_FOLDER, is_export, read_export
 from uhl_cli.host.checkpoint import device_of, longest_input
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.loading import from_pretrained, load_config, quiet
@@ -44,6 +45,8 @@ _OTHER_PROBLEMS = {"regression": "a regression", "multi_label_classification": "
 _SPACE_BEFORE_WORDS = frozenset({"bloom", "gpt2", "roberta", "deberta"})
 _NEEDED = "Name a model with a sequence-classification or token-classification head, or a PEFT folder of one."
 _PREFIX = "base_model.model."
+# Of a configuration that is whole JSON and yet fits neither peft nor the base.
+_PEFT_FAILURES = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, AttributeError, re.error)
 # A number of labels that no other size of a model is.
 _MARK = 7919
 
@@ -235,11 +238,13 @@ class _Peft:
                 shapes = {key.removeprefix(_PREFIX): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise HostError(f"the PEFT folder '{name}' cannot be read: {first_line(error)}", damaged) from error
+        if is_export(folder) and (folder / BASE_FOLDER).is_dir():  # wherever the folder was moved to
+            base = str(folder / BASE_FOLDER)
         if not isinstance(base, str) or not base:
             raise HostError(
                 f"the PEFT folder '{name}' names no base.", f"Write base_model_name_or_path into {PEFT_CONFIG_FILE}."
             )
-        if task is not None and task not in _KIND_OF_PEFT:
+        if task is not None and (not isinstance(task, str) or task not in _KIND_OF_PEFT):
             raise HostError(f"the PEFT folder '{name}' is for {task}, no classification.", _NEEDED)
         return cls(name, folder, base, None if task is None else _KIND_OF_PEFT[task], shapes)
 
@@ -275,7 +280,7 @@ class _Peft:
                 whole = PeftModel.from_pretrained(
                     model, str(self.folder), torch_device="cpu", autocast_adapter_dtype=False
                 )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+        except _PEFT_FAILURES as error:
             raise HostError(f"the PEFT folder '{self.name}' cannot be loaded: {first_line(error)}", hint) from error
         lacking = next((str(entry.message) for entry in caught if "missing adapter keys" in str(entry.message)), None)
         if lacking is not None:

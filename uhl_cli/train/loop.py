@@ -51,6 +51,16 @@ class RunFiles:
 
     folder: Path
 
+    @classmethod
+    def beside(cls, output: Path) -> RunFiles:
+        """Those of a run that makes `output`.
+
+        :raises OutputError: It is `.` or `/`, beside which nothing can be made.
+        """
+        if not output.name:
+            raise OutputError(f"{output} is no name for something new.", "Choose another --output.")
+        return cls(output.with_name(output.name + ".uhl-run"))
+
     @property
     def checkpoint(self) -> Path:
         """The latest checkpoint."""
