@@ -23,14 +23,16 @@ TARGETS = {
 # Words in the legend, colour, marker.
 HEAD = ("control: a linear head carried over", "#8d99ae", "s")
 PORTED = ("uhl, ported in seconds: no label, no gradient", "#74b49b", "o")
-LEARNT = ("uhl, LoRA learnt from the file: no label", "#0b6e4f", "D")
+LEARNT = ("uhl, LoRA distilled from the task's own texts: no label", "#0b6e4f", "D")
+OTHERS = ("uhl, LoRA distilled from other texts: no label", "#e09f3e", "v")
+TEACHER = "the teacher: a LoRA of the source, trained on labels"
 LABELLED = ("LoRA retrained on the target with labels", "#d1495b", "^")
 
 
-def scores(rows: list[dict[str, Any]], target: str, kind: str) -> list[float]:
+def scores(rows: list[dict[str, Any]], target: str, kind: str, file: str = "sst2") -> list[float]:
     """Of the default runs of one kind, one a seed."""
     name = "zero_shot" if kind == "zero-shot" else "tuned"
-    wanted = ("sst2", target, kind, "transfer", "ported", None)
+    wanted = (file, target, kind, "transfer", "ported", None)
     keys = ("file", "target", "kind", "lesson", "start", "steps")
     return [row["scores"][name]["value"] for row in rows if tuple(row[key] for key in keys) == wanted]
 
@@ -43,25 +45,30 @@ def main() -> None:
     rows = json.loads((RESULTS / "label_free.json").read_text())
     groups = json.loads((RESULTS / "compare_local" / "comparison" / "groups.json").read_text())["groups"]
     retrained = {(each["host"], each["method"]): each for each in groups if each["task"] == "sst2"}
-    figure, axis = plt.subplots(figsize=(9, 3.4), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(9, 3.9), constrained_layout=True)
     for place, target in enumerate(TARGETS):
         head, labelled = retrained[target, "head-only"], retrained[target, "lora"]
         series = (
             (HEAD, [head["mean"]], head["standard_error"]),
             (PORTED, scores(rows, target, "zero-shot"), 0.0),
+            (OTHERS, scores(rows, target, "lora", "sst2-general"), 0.0),
             (LEARNT, scores(rows, target, "lora"), 0.0),
             (LABELLED, [labelled["mean"]], labelled["standard_error"]),
         )
         for offset, ((label, colour, marker), values, error) in enumerate(series):
-            at = [place + (offset - 1.5) * 0.16] * len(values)
+            at = [place + (offset - 2) * 0.14] * len(values)
             axis.errorbar(
                 at, values, yerr=error or None, fmt=marker, color=colour, capsize=2, label=None if place else label
             )
+    teacher = json.loads((RESULTS / "label_free_files.json").read_text())["sst2"]["teacher_score"]["value"]
+    axis.axhline(teacher, color="#555555", linestyle=":", label=TEACHER)
     axis.set_xticks(range(len(TARGETS)), list(TARGETS.values()))
     axis.set_ylabel("SST-2 accuracy, 872 dev sentences")
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.set_title("One file, trained on a 6-layer MiniLM, on four other models (a point a seed; ± one standard error)")
+    axis.set_title(
+        "One adapter of a 6-layer MiniLM on four other models (one point per seed; bars: ± 1 standard error)"
+    )
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(arguments.output, dpi=110, metadata={"Software": None})
 
