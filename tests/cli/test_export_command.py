@@ -115,7 +115,7 @@ def test_a_folder_that_is_there_is_kept(place, here, merged):
     Path("mine").mkdir()
     Path("mine/words.txt").write_text("words")
     error = call(*arguments(place, "mine", "--data", place.data, "--overwrite")).error
-    assert "no export of uhl" in error
+    assert "not an export of uhl" in error
     assert Path("mine/words.txt").read_text() == "words"
     missing = call("export", "nowhere.safetensors", "--target", place.target, "--output", "out")
     assert "nowhere.safetensors" in missing.error
