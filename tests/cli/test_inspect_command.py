@@ -216,7 +216,7 @@ def test_plot_says_where_it_drew(adapter):
         (["missing.safetensors", "--verify"], 1, "there is no file missing.safetensors"),
         (["a.safetensors", "--diff", "missing"], 1, "there is no file missing"),
         (["."], 1, "is a folder"),
-        (["a.safetensors", "--plot", "a.bmp"], 2, "no such kind of figure"),
+        (["a.safetensors", "--plot", "a.bmp"], 2, "unknown figure format"),
         (["a.safetensors", "--verify", "--diff", "a.safetensors"], 2, "cannot be used together"),
     ],
 )
