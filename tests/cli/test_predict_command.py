@@ -538,7 +538,7 @@ def test_streams_that_are_closed_or_a_terminal(made, here):
     _, err = closed.communicate(timeout=240)
     assert (closed.returncode, err.decode()) == (
         1,
-        "error: stdout is closed, so that the result has nowhere to go. Name a file with --output.\n",
+        "error: stdout is closed, so the result cannot be printed. Name a file with --output.\n",
     )
     main, terminal = pty.openpty()
     asked = process(made.classifier, stdin=terminal, stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""`uhl inspect`: what is in an adapter, a task file or a folder, a verdict on it, or how two of them differ."""
+"""`uhl inspect`: describe an adapter, a task file or a folder, check it, or compare two of them."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ def _record() -> type[InspectOptions]:
 
 @command(_record, example="uhl inspect adapter.safetensors --verify", panels={"Output": ("plot",)})
 def inspect(options: InspectOptions, output: Output) -> None:
-    """Say what is in a file, check it, or compare it with another; needs no host, no data and no torch.
+    """Show what is in a file, check it, or compare it with another; needs no host, no data and no torch.
 
-    With --quiet one line: bytes and format version, tab separated; with --diff, whether the bytes are identical or
-    different.
+    With --quiet, print one line: bytes and format version, tab separated; with --diff, identical or different.
     """
     from uhl_cli.inspect.run import run_inspect
 
@@ -204,7 +203,7 @@ def _training(training: TrainingRecord, versions: dict[str, str]) -> dict[str, s
 
 
 def _parts(parts: Sequence[Part], total: int, *, members: bool = True) -> Table:
-    """Parts under the name and the sum of their group; fits eighty columns."""
+    """Parts grouped, with the sum of each group; fits eighty columns."""
     table = Table(
         "parts, scales included",
         left=["part", "dtype"],
@@ -236,7 +235,7 @@ def _share(share: float) -> str:
 
 
 def _atoms(atoms: AtomStatistics) -> Table:
-    """Norms and closest pairs of the dictionary; unused atoms are named below."""
+    """Norms and closest pairs of the dictionary; unused atoms are listed below."""
     unused = ", ".join(str(index) for index in atoms.unused[:_MAX_UNUSED])
     if len(atoms.unused) > _MAX_UNUSED:
         unused += ", ..."
@@ -261,7 +260,7 @@ def _pair(pair: Similarity | None) -> str:
 
 
 def _heat_map(mixing: MixingWeights) -> Table:
-    """Mean mixing weights: every block has its number, so that it is read without colour too."""
+    """Mean mixing weights; every block shows its number, so that no colour is needed."""
     table = Table(
         "mixing weights g(t, type), mean over used atoms",
         left=[" depth t "],
