@@ -33,8 +33,8 @@ def _record() -> type[ExportOptions]:
 def export(options: ExportOptions, output: Output) -> None:
     """Make a standard checkpoint, or a peft LoRA, from an adapter file and a target; the result needs no uhl.
 
-    It learns without labels from the texts in the adapter file, like `uhl tune --parameters lora`, but with its
-    family's own head in place of uhl's readout. The result loads with transformers alone and runs at the target's speed.
+    It learns without labels from the texts in the adapter file, as `uhl tune --parameters lora`, but with its
+    family's own head in place of uhl's readout. The result loads with transformers and runs at the target's speed.
     """
     from uhl_cli.commands.export import run_export
 
