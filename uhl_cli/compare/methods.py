@@ -18,7 +18,7 @@ class Method:
     :param name: What a run configuration calls it.
     :param label: What tables and figures call it.
     :param role: `proposed` and `baseline` compete for the best run; a `control` does not.
-    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there from scratch.
+    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there.
     """
 
     name: str
