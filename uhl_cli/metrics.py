@@ -47,7 +47,7 @@ class _Record(BaseModel):
 
 
 class Score(_Record):
-    """A metric's value in [0, 1] with its 95 % interval, and the number of examples behind it.
+    """A metric's value in [0, 1] with its 95 % interval, and the number of examples.
 
     `metric` says what was computed: `accuracy`, `entity_f1`, `macro f1` or `f1 of` the positive label.
     """

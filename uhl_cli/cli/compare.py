@@ -71,7 +71,7 @@ def _table(output: Output, report: CompareReport) -> None:
     for name, method in METHODS.items():
         found = counted(report.verdicts, name, "baseline")
         if found.total():
-            beside = f"{method.label} beside the baselines: better {found['better']}, worse {found['worse']}"
+            beside = f"{method.label} compared with the baselines: better {found['better']}, worse {found['worse']}"
             output.line(f"{beside}, open {found['open']} times (paired, Holm's 5 %)")
     left = f"{len(report.missing)} missing, " if report.missing else ""
     timed = f"{len(report.timed)} timed again, " if report.timed else ""

@@ -108,9 +108,9 @@ def _adapter(output: Output, report: InspectReport, content: AdapterContent) -> 
     if content.task_files:
         output.table(_task_files(content.task_files))
     else:
-        output.line("no tuned task file beside it belongs to it")
+        output.line("no task file next to it belongs to it")
     if content.unreadable:
-        output.line(f"beside it, no task files in spite of their names: {', '.join(content.unreadable)}")
+        output.line(f"next to it, named like task files but invalid: {', '.join(content.unreadable)}")
     if content.anchors.entries is not None:
         output.line("anchor texts and those of the feature bank, [words that the file knows] in brackets:")
         for entry in content.anchors.entries:
@@ -135,7 +135,7 @@ def _task(output: Output, report: InspectReport, content: TaskContent) -> None:
             "tuned by": record.supervision,
             "readout": "the adapter's own" if record.own_task else "its own, in this file",
             **_training(record.training, record.versions),
-            "adapter": f"{content.adapter}, beside it" if content.adapter else "not beside it",
+            "adapter": f"{content.adapter}, next to it" if content.adapter else "not next to it",
             "adapter's SHA-256": record.adapter,
             "SHA-256": content.digest,
         },
@@ -163,7 +163,7 @@ def _ported(output: Output, report: InspectReport, content: PortedContent) -> No
     if lora is not None:
         facts["LoRA"] = f"rank {lora.rank} on {lora.modules} modules, {lora.parameters:,} parameters"
     if tuned is not None:
-        beside = f"{content.adapter}, beside the folder" if content.adapter else "not beside the folder"
+        beside = f"{content.adapter}, next to the folder" if content.adapter else "not next to the folder"
         facts |= {"before tuning": _scored(tuned.before), "tuned": _scored(tuned.score), "tuned by": tuned.supervision}
         facts |= _training(tuned.training, tuned.versions)
         facts |= {"adapter": beside, "adapter's SHA-256": tuned.adapter}
@@ -346,7 +346,7 @@ def _readout(readout: ReadoutSummary) -> Table:
 
 def _task_files(files: Iterable[TaskFileSummary]) -> Table:
     """Task files that belong to an adapter, with their scores before and after."""
-    table = Table("tuned task files beside it", left=["file", "task", "target"], right=["before", "tuned", "bytes"])
+    table = Table("task files next to it", left=["file", "task", "target"], right=["before", "tuned", "bytes"])
     for entry in files:
         task = entry.task if entry.own_task else f"{entry.task} (new readout)"
         scores = interval(entry.before), interval(entry.score)

@@ -114,7 +114,7 @@ def _own_texts(task: Task, path: Path) -> TransferTexts:
 
     :raises DataError: When there are fewer than two different texts, or the task is on pairs.
     """
-    hint = "Give a UTF-8 text file with two or more different texts, one a line."
+    hint = "Give a UTF-8 text file with two or more different texts, one per line."
     if task.pair_column is not None:
         raise DataError(f"{task.name} is on pairs of texts, and --texts has none.", "Give labelled data with --data.")
     texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint))))

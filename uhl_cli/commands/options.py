@@ -376,7 +376,7 @@ class TuneOptions(Options):
         self.refuse_given(idle | _idle_data(self.data, self.labelled, self.score_data))
 
     def output_path(self, task: str) -> Path:
-        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) beside the adapter."""
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) next to the adapter."""
         if self.output is not None:
             return self.output
         ending = "lora" if self.parameters == "lora" else "task.safetensors"
