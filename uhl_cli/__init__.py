@@ -1,4 +1,4 @@
-"""uhl: train one small adapter, carry it into any other transformer checkpoint.
+"""uhl: train one small adapter, port it to any other transformer checkpoint.
 
 `from uhl_cli import UniversalAdapter` is the Python entry point; the command
 line is `uhl`.  Importing this package does not import torch.

@@ -53,10 +53,10 @@ __all__ = ["AlignedHost", "PortedModel", "UniversalAdapter", "load_ported"]
 class UniversalAdapter:
     """A loaded adapter file: manifest, anchor bank, the parameters as stored, and the file's SHA-256 digest.
 
-    `own_task` is False where it carries another task's readout, to which the head-only control does not belong.
-    `max_length` is the longest input in tokens that it was trained, or tuned, with.  `features` is None in files that
-    have none, and for another task's readout, which the source never saw.  `low_rank` says that delta-theta is an
-    update of the host's linear modules in place of the atoms' (see `adapter.low_rank`).
+    `own_task` is False if it has another task's readout, which has no head-only control.  `max_length` is the longest
+    input in tokens that it was trained, or tuned, with.  `features` is None for files without a feature bank, and for
+    another task's readout, which was not trained on the source.  If `low_rank`, delta-theta is a low-rank update of
+    the host's linear modules and replaces the atoms' update (see `adapter.low_rank`).
     """
 
     manifest: Manifest
@@ -97,15 +97,15 @@ class UniversalAdapter:
     def with_task(self, task: str | Path | TaskFile) -> UniversalAdapter:
         """The adapter's file with the delta-theta (and the readout) of a task file that `uhl tune` made.
 
-        It replaces any task file that the adapter carries already.
+        It replaces any task file already applied.
 
-        :param task: The file's path, or what `read_task` gave for it.
+        :param task: The file's path, or the result of `read_task`.
         :raises FormatError: When the file is damaged or was tuned on another adapter.
-        :raises UsageError: When it is the folder of a LoRA, which fits one model alone.
+        :raises UsageError: When it is the folder of a LoRA, which fits only one model.
         """
         if not isinstance(task, TaskFile) and is_ported(Path(task)):
             raise UsageError(
-                f"{task} holds a LoRA, which fits one model alone.", "Call adapter.port(model, tokenizer, task=folder)."
+                f"{task} holds a LoRA, which fits only one model.", "Call adapter.port(model, tokenizer, task=folder)."
             )
         content = task if isinstance(task, TaskFile) else read_task(Path(task))
         if content.record.adapter != self.digest:
@@ -144,7 +144,7 @@ class UniversalAdapter:
         )
 
     def transfer_set(self) -> TransferSet:
-        """What the file says of the teacher's behaviour.
+        """The file's transfer set: texts with the teacher's outputs.
 
         :raises DataError: When the file has no transfer set, or one of another version of the package's own texts.
         """
@@ -164,7 +164,7 @@ class UniversalAdapter:
 
     @property
     def own(self) -> UniversalAdapter:
-        """The adapter as its file holds it, whatever task file it carries."""
+        """The adapter as in its file, without any task file."""
         return self.base or self
 
     def align(
@@ -179,15 +179,15 @@ class UniversalAdapter:
     ) -> AlignedHost:
         """Align a model to this adapter: no label, no gradient, one pass over the anchor texts.
 
-        The model is left as it was, its training flags and `requires_grad` included.  Of a host without weights
-        (`host.config_only`) the result has shapes alone, enough to count costs.
+        The model is left unchanged, including its training flags and `requires_grad`.  For a host without weights
+        (`host.config_only`) the result only has shapes, enough to count costs.
 
-        :param max_flops: Limit in percent of the model's own FLOPs; parts are left out to hold it (see `cost.plan`).
-        :param any_task: Serve the readouts of task files too, which takes longer; else this adapter's readout alone.
-        :raises UsageError: When a bare model comes without its tokenizer.
+        :param max_flops: Limit in percent of the model's own FLOPs; parts are left out to meet it (see `cost.plan`).
+        :param any_task: Also serve the readouts of task files, which takes longer; default: this adapter's only.
+        :raises UsageError: When a model is given without its tokenizer.
         :raises BudgetError: When nothing that fits the limit is left.
-        :raises UnknownFamilyError: When the model's family has no row.
-        :raises AlignmentError: When the model takes in too few anchors, or its states are degenerate.
+        :raises UnknownFamilyError: When the model's family is not supported.
+        :raises AlignmentError: When the model can read too few anchors, or its states are degenerate.
         :raises HostError: When an adapter is attached to the model.
         """
         host, space = _host_of(model, tokenizer), self.bank.digest
@@ -203,7 +203,7 @@ class UniversalAdapter:
                 return AlignedHost(host, space, found, plan, host_flops)
             if any_task or self.features is not None:
                 found = self._with_features(host, found, plan, progress)
-                if found.features is None:  # the host takes in too few of the bank's words
+                if found.features is None:  # the host can read too few of the bank's words
                     if not joint:
                         found = align_host(host, self.bank, chosen, plan=plan, progress=progress)
                     return AlignedHost(host, space, found, plan, host_flops)
@@ -215,7 +215,7 @@ class UniversalAdapter:
         return "other" if self.features is None else "own"
 
     def _with_features(self, host: Host, alignment: Alignment, plan: PortPlan, progress: Progress | None) -> Alignment:
-        """The alignment with maps to the features of the adapter's own readout, where the host takes in enough."""
+        """The alignment with maps to the features of the adapter's own readout, if the host can read enough words."""
         own = self.own
         config = own.manifest.config
         assert own.features is not None
@@ -247,13 +247,13 @@ class UniversalAdapter:
         strength: float | None = None,
         progress: Progress | None = None,
     ) -> PortedModel:
-        """Carry the adapter to a model: no label, no gradient, one pass over the anchor texts.
+        """Port the adapter to a model: no label, no gradient, one pass over the anchor texts.
 
-        :param model: A model, or what `align` made of it; `strategy` and `max_flops` are for `align` (see there).
-        :param task: Task file of `uhl tune`, whose task is carried in place of the adapter's own; or the folder that
-            `uhl tune --parameters lora` made for this model, which needs no alignment and knows no limit of FLOPs.
-        :param strength: How strongly the updates act: 0, 0.5 or 1; by default what the transfer set says (see
-            `ported.calibrate`), and 1 without one.  What has no updates, or tuned ones, knows no strength.
+        :param model: A model, or the result of `align`; `strategy` and `max_flops` are for `align` (see there).
+        :param task: Task file of `uhl tune`, which replaces the adapter's own task; or the folder that `uhl tune
+            --parameters lora` made for this model, which needs no alignment and has no FLOP limit.
+        :param strength: How strongly the updates act: 0, 0.5 or 1; by default chosen by the transfer set (see
+            `ported.calibrate`), and 1 without one.  It does not apply without updates, or to tuned ones.
         :raises UsageError: When the aligned host does not serve the task, or carries other parts for it, or at another
             strength.
         :raises FormatError: When the task file is damaged or was tuned on another adapter.
@@ -302,7 +302,7 @@ class UniversalAdapter:
             adapter = adapter.without_updates().with_lora(lora)
             adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
         elif self is not own:
-            # Another task's readout takes the taps: the feature bank says nothing of it.
+            # Another task's readout uses the taps: the feature bank does not apply to it.
             taken = alignment if self.own_task else replace(alignment, features=None)
             adapter = refold(adapter, _on(self.stored, host), taken, new_readout=not self.own_task)
             adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
@@ -323,7 +323,7 @@ class UniversalAdapter:
     def shift(self, aligned: AlignedHost) -> Tensor | None:
         """What the readout adds to its features on this host, float32 [readout_size], or None: see `ported.shift`.
 
-        Measured once for an aligned host, with the adapter's own updates, whatever a task file adds to them.
+        Measured once per aligned host, with the adapter's own updates, without those of a task file.
         """
         folded = self.own._folded_for(aligned)
         if not folded.measured:
@@ -338,9 +338,9 @@ class UniversalAdapter:
 
     @torch.no_grad()
     def calibration(self, aligned: AlignedHost) -> Calibration | None:
-        """Strength of the updates and class offsets on this host by the transfer set; None without one, or weights.
+        """Strength of the updates and class offsets by the transfer set; None without it, or without weights.
 
-        Measured once for an aligned host.  A transfer set that cannot be read here (`transfer_set`) is left out.
+        Measured once per aligned host.  A transfer set that cannot be read here (`transfer_set`) is ignored.
         """
         own = self.own
         folded = own._folded_for(aligned)
@@ -355,7 +355,7 @@ class UniversalAdapter:
         return folded.calibration
 
     def judge(self, host: Host) -> Judge | None:
-        """The transfer set on a host, to set an adapter, or a control beside it, by; None where there is none."""
+        """The transfer set on a host, to calibrate an adapter or a control; None if there is none."""
         if self.transfer is None:
             return None
         try:
@@ -381,7 +381,7 @@ class UniversalAdapter:
 
     @torch.no_grad()
     def _folded_for(self, aligned: AlignedHost) -> FoldedAdapter:
-        """This file's own parts on the host, without a shift; folded once."""
+        """This file's own parts on the host, without a shift; computed once."""
         if self not in aligned.folded:
             host, plan = aligned.host, aligned.plan
             folded: PortedAdapter = fold(
@@ -400,7 +400,7 @@ def _host_of(model: nn.Module | Host, tokenizer: PreTrainedTokenizerBase | None)
 
 
 def _on(stored: dict[str, Tensor], host: Host) -> dict[str, Tensor]:
-    """The parameters where they are folded: on the CPU, or on the meta device for a host without weights."""
+    """The parameters on the device of folding: the CPU, or the meta device for a host without weights."""
     if not host.map.embeddings.weight.is_meta:
         return stored
     return {name: value.to("meta") for name, value in stored.items()}

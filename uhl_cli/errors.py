@@ -12,7 +12,7 @@ from uhl_cli.text import one_line
 
 
 class UhlError(Exception):
-    """Base of all errors of uhl.  Whatever name or message of others they quote, both stay one printable line.
+    """Base of all errors of uhl.  Message and hint are one printable line each, whatever text they quote.
 
     :param message: What failed, and on which input, in one line.
     :param hint: What the user can do or run next, in one line.
@@ -48,7 +48,7 @@ class TokenizerError(HostError):
 
 
 class UnknownFamilyError(HostError):
-    """The host's architecture has no row in the table of families."""
+    """The host's architecture is not in the table of families."""
 
 
 class HostMapError(HostError):
@@ -80,13 +80,13 @@ class NewerFormatError(FormatError):
 
 
 class BudgetError(UhlError):
-    """The adapter cannot hold the limits that were asked for."""
+    """The adapter exceeds the limits that were asked for."""
 
     exit_code = 3
 
 
 class OutputError(UhlError):
-    """A result cannot be written: disk full, no permission, already there."""
+    """A result cannot be written: disk full, no permission, or it already exists."""
 
 
 class TrainingError(UhlError):
@@ -94,9 +94,9 @@ class TrainingError(UhlError):
 
 
 class RunError(UhlError):
-    """Runs of a comparison failed; the others are there."""
+    """Some runs of a comparison failed; the others are finished."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign error's message, or its class where it has none."""
+    """The first line of a foreign error's message, or its class name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

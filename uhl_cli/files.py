@@ -46,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place, synced to disk, when the block ends without an error.
 
-    What was at `path` is removed then; of a link, what it leads to.
+    Anything that was at `path` is then removed; for a link, its target is replaced.
 
     :raises OutputError: When it cannot be written; nothing is left behind then, and an old folder stays.
     """

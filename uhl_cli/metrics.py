@@ -47,7 +47,7 @@ class _Record(BaseModel):
 
 
 class Score(_Record):
-    """A metric's value in [0, 1] with its 95 % interval, and the number of examples behind it.
+    """A metric's value in [0, 1] with its 95 % interval, and the number of examples.
 
     `metric` says what was computed: `accuracy`, `entity_f1`, `macro f1` or `f1 of` the positive label.
     """
@@ -64,14 +64,14 @@ def score(task_metric: str, predictions: Predictions, references: Predictions, l
         task.  `f1`: of class 1 if there are two labels, else the mean over
         the classes that occur.  `entity_f1`: of entities, as seqeval counts
         them in its default mode.
-    :param predictions: A class id an example, or a sequence of class ids a sentence.
+    :param predictions: One class id per example, or one sequence of class ids per sentence.
     :param references: The true class ids, of the same shape.
     :param label_names: The name of each class id.
     :returns: With Wilson's interval for the accuracy of single examples, else
         the percentile interval of 1000 bootstrap resamples of the examples.
     :raises DataError: If there are no examples, shapes differ, or an id has no name.
-    :raises LabelError: If `entity_f1` is asked of labels that are not O, B-, I-, E-, S-.
-    :raises UsageError: If there is no such metric.
+    :raises LabelError: If `entity_f1` is requested for labels that are not O, B-, I-, E-, S-.
+    :raises UsageError: If the metric is unknown.
     """
     name, rows, statistic = count(task_metric, predictions, references, label_names)
     value, low, high, _ = _bootstrap(rows, statistic)
@@ -117,9 +117,9 @@ def mean_difference(pairs: Sequence[tuple[Counted, Counted]]) -> MeanDifference:
     """How much better the first of a pair is than the second, in the mean of all pairs.
 
     All are resampled on the same examples, 1000 times: seeds that err on the same examples do not count as new
-    evidence.  What other seeds would have given is not in the interval.
+    evidence.  The interval does not include the variation over other seeds.
 
-    :param pairs: What `count` makes of the predictions of a and of b on the same examples, one pair a seed.
+    :param pairs: Results of `count` for the predictions of a and of b on the same examples, one pair per seed.
     :raises DataError: When there is no pair.
     """
     if not pairs:
@@ -151,7 +151,7 @@ def correct(predictions: Predictions, references: Predictions) -> NDArray[np.boo
 
 
 def majority_class(label_counts: Sequence[int]) -> int:
-    """The class id that occurs most often, the lowest of those that tie.
+    """The most frequent class id; of equally frequent ones the lowest.
 
     :raises DataError: If nothing was counted.
     """
@@ -166,7 +166,7 @@ def wilson_interval(right: int, examples: int) -> tuple[float, float]:
     :raises DataError: If `right` is not in 0..examples, or there are no examples.
     """
     if not 0 <= right <= examples or examples == 0:
-        raise DataError(f"{right} right of {examples} examples is no proportion.", "Check the counts.")
+        raise DataError(f"{right} right of {examples} examples is not a proportion.", "Check the counts.")
     square = _NORMAL_975**2
     proportion = right / examples
     middle = proportion + square / (2 * examples)
@@ -196,7 +196,7 @@ def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def count(metric: str, predictions: Predictions, references: Predictions, label_names: Sequence[str]) -> Counted:
-    """All that a metric needs to know of some predictions.
+    """The counts that a metric needs of some predictions.
 
     :raises UhlError: As `score` does.
     """
@@ -259,7 +259,7 @@ def _bootstrap(rows: Counts, statistic: Statistic) -> tuple[float, float, float,
     weights = np.random.default_rng(_SEED).multinomial(total, counts / total, size=RESAMPLES)
     drawn = statistic(distinct, weights)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    # The percentiles of a skewed statistic can miss its own value; such an interval would mislead.
+    # The percentile interval of a skewed statistic need not contain its value, which would mislead.
     return value, min(float(low), value), max(float(high), value), float(drawn.std(ddof=1))
 
 

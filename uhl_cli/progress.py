@@ -1,4 +1,4 @@
-"""What goes to stderr: lines, and progress as a bar a phase on a terminal or a line now and then in a log file."""
+"""Output to stderr: lines, and progress as one bar per phase on a terminal or occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def abandon(stream: TextIO | None) -> None:
-    """Point a stream that nobody reads any more at nothing, so that neither a later write nor the exit fails on it."""
+    """Redirect a stream that nobody reads any more to /dev/null, so that later writes and the exit do not fail."""
     with suppress(OSError, ValueError, AttributeError):  # a stream of a test or of an embedding has no descriptor
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, stream.fileno())  # type: ignore[union-attr]
@@ -35,26 +35,26 @@ def abandon(stream: TextIO | None) -> None:
 
 
 class Stderr(Console):
-    """The console of everything that is not a result.  When nobody reads it any more, it falls silent."""
+    """The console of everything that is not a result.  It becomes silent when nobody reads it any more."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True)
 
     def say(self, text: str, *, label: str = "", style: str = "") -> None:
-        """One line, never wrapped and no part of it taken for markup; `label` stands before it in `style`."""
+        """Print one line, never wrapped and without markup, after `label` in `style`."""
         try:
             self.print(Text(label, style).append(one_line(text), ""), soft_wrap=True, highlight=False)
         except OSError:
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        """Go on without a word: what is being made is worth more than its progress."""
+        """Continue silently: the result matters more than its progress."""
         self.quiet = True
         abandon(sys.stderr)
 
 
 class ProgressBar:
-    """A `reports.Reporter` that draws one bar a phase on a terminal, and sparse lines elsewhere."""
+    """A `reports.Reporter` that draws one bar per phase on a terminal, and sparse lines elsewhere."""
 
     def __init__(self, console: Stderr, enabled: bool, redirect: bool = True) -> None:
         self._enabled = enabled

@@ -1,4 +1,4 @@
-"""Reports: what the commands hand out, as data.  `--json` prints exactly these."""
+"""Reports: the results of the commands, as data.  `--json` prints exactly these."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from uhl_cli.schema import Frozen, HostRecord
 
 
 class Reporter(Protocol):
-    """Takes progress; the command line draws a bar from it, a library user may ignore it."""
+    """Receives progress; the command line draws a bar from it, a library user may ignore it."""
 
     def __call__(self, label: str, done: int, total: int | None, note: str = "") -> None:
         """`done` of `total` parts (None: not known) of the phase `label`; `note` is shown beside the bar."""
 
 
 def silent(label: str, done: int, total: int | None, note: str = "") -> None:
-    """A reporter that says nothing."""
+    """A reporter that does nothing."""
 
 
 def phase(reporter: Reporter, label: str) -> Callable[[int, int], None]:
-    """A reporter of one phase, in the form that the working modules take."""
+    """A reporter of one phase, as a function of (done, total)."""
     return lambda done, total: reporter(label, done, total)
 
 
@@ -57,9 +57,9 @@ class PretrainReport(Frozen):
     score: Score | None
     head_only: Score | None
     readout_only: Score | None
-    teacher: str | None = Field(description="what spoke in the transfer set; None without one")
+    teacher: str | None = Field(description="name of the transfer set's teacher; None without one")
     teacher_score: Score | None = Field(description="its score on the evaluation data")
-    teachers: dict[str, Score] = Field(description="scores of those to choose from, on held-out training examples")
+    teachers: dict[str, Score] = Field(description="scores of the candidate teachers, on held-out training examples")
     atoms_per_token: float | None
     truncated: int = Field(description="evaluation texts that were cut at the longest input")
     quality: tuple[DepthQuality, ...]
@@ -72,11 +72,11 @@ class PretrainReport(Frozen):
 
 
 class CalibrationReport(Frozen):
-    """How `port` set the adapter by its transfer set; see `ported.calibrate`."""
+    """How `port` calibrated the adapter by its transfer set; see `ported.calibrate`."""
 
     texts: int = Field(description="texts of the transfer set that the target read")
     strength: float = Field(description="how strongly the updates act; 0 leaves them out")
-    offsets: tuple[float, ...] = Field(description="what was added to the logits, a number a class")
+    offsets: tuple[float, ...] = Field(description="what was added to the logits, one number per class")
     cross_entropy: dict[float, float] = Field(description="to the teacher's outputs, in nats, by strength")
 
 
@@ -96,7 +96,7 @@ class PortReport(Frozen):
     supervision: Literal["labels", "transfer set"] | None = Field(None, description="what it was tuned by")
     quality: tuple[DepthQuality, ...]
     readout_quality: tuple[float, ...] = Field(
-        description="held-out R^2 of a readout's canonical coordinates, one a knot; empty with a feature bank"
+        description="held-out R^2 of a readout's canonical coordinates, one per knot; empty with a feature bank"
     )
     feature_quality: float | None = Field(
         None, description="held-out R^2 of the readout's features by the feature bank, if there is one; 0.88 at most"
@@ -114,14 +114,14 @@ class PortReport(Frozen):
 
 
 class Trial(Frozen):
-    """One trial of a search: what it tuned with, and its score on what was held out.  What was not searched is None."""
+    """One trial of a search: its values and its score on held-out examples.  A value not searched is None."""
 
     number: int
     learning_rate: float = Field(gt=0)
     active_weight: float | None = Field(None, gt=0)
     delta_weight: float | None = Field(None, gt=0)
     top_k: int | None = Field(None, ge=1, le=2)
-    readout_learning_rate: float | None = Field(None, gt=0, description="None where no readout is trained")
+    readout_learning_rate: float | None = Field(None, gt=0, description="None if no readout is trained")
     score: float
 
 
@@ -130,12 +130,12 @@ class SearchReport(Frozen):
 
     trials: tuple[Trial, ...]
     best: int
-    held_out: int = Field(description="examples, held out of what is tuned by, that trials were scored on")
+    held_out: int = Field(description="number of held-out examples that trials were scored on")
     ranges: dict[str, tuple[float, float]] = Field(description="ranges at the end, widened where needed")
 
 
 class TuneReport(Frozen):
-    """What `tune` did.  `scores` has "tuned" and what it is read beside; `gains` is tuned minus each, paired."""
+    """What `tune` did.  `scores` has "tuned" and its comparisons; `gains` is tuned minus each, paired."""
 
     output: str
     adapter: str
@@ -146,7 +146,7 @@ class TuneReport(Frozen):
     supervision: Literal["labels", "transfer set"] = Field(description="what it was tuned by")
     delta_bytes: int = Field(description="bytes of delta-theta's codes; 0 for a LoRA")
     lora_bytes: int = Field(description="bytes of the LoRA's factors; 0 for delta-theta")
-    readout_bytes: int = Field(description="bytes of a readout that was trained; 0 where the ported one is kept")
+    readout_bytes: int = Field(description="bytes of a readout that was trained; 0 if the ported one is kept")
     bytes: int = Field(description="bytes of the task file, or of the LoRA's folder")
     train_examples: int
     unread: int = Field(0, description="examples of the transfer set whose every token is unknown to the target")
@@ -170,9 +170,9 @@ class DemoReport(Frozen):
     pretrain: PretrainReport
     port: PortReport
     tune: TuneReport
-    max_bytes: int = Field(description="limit that the file holds")
-    max_flops: float = Field(description="limit that source and target hold, in percent of the host's own FLOPs")
-    output: str | None = Field(description="folder that keeps the files; None when they were thrown away")
+    max_bytes: int = Field(description="limit of the file's size")
+    max_flops: float = Field(description="limit on source and target, in percent of the host's own FLOPs")
+    output: str | None = Field(description="folder of the files; None if they were deleted")
     seconds: float
 
 
@@ -181,7 +181,7 @@ class PredictReport(Frozen):
 
     model: str = Field(description="name of the host, or of the classifier, that ran")
     texts: int
-    labels: dict[str, int] = Field(description="texts by label, or entities, or words where tags are of no entities")
+    labels: dict[str, int] = Field(description="texts by label, or entities, or words if tags are not of entities")
     unsure: int = Field(description="texts, or words, whose label is empty: below --threshold, or cut off")
     truncated: int = Field(description="texts that were cut at the longest input")
     seconds: float = Field(description="of labelling, without loading and aligning")
@@ -189,16 +189,16 @@ class PredictReport(Frozen):
 
 
 class RoundingReport(Frozen):
-    """What saving in a smaller type than float32 changed, on the examples that the export was judged by."""
+    """What saving in a smaller type than float32 changed, on the examples that the export was scored on."""
 
     dtype: str
     predictions: int
     largest: float = Field(description="largest difference of a logit")
-    moved: int = Field(description="predictions whose class is another one")
+    moved: int = Field(description="predictions whose class changed")
 
 
 class ExportReport(Frozen):
-    """What `export` did.  `scores` has "export" and what it is read beside; `gains` is the export minus each."""
+    """What `export` did.  `scores` has "export" and its comparisons; `gains` is the export minus each."""
 
     output: str
     format: Literal["merged", "peft"]
@@ -207,7 +207,7 @@ class ExportReport(Frozen):
     task: str
     base: str | None = Field(description="base that a peft export names; None for a merged one")
     arguments: dict[str, object] = Field(
-        description="what loading a peft export takes beside its folder, where its base says otherwise"
+        description="arguments that loading a peft export needs because its base has other settings"
     )
     files: dict[str, int] = Field(description="bytes by file")
     bytes: int
@@ -223,4 +223,4 @@ class ExportReport(Frozen):
     scores: dict[str, Score]
     gains: dict[str, Difference]
     truncated: int = Field(description="evaluation texts that were cut at the longest input")
-    rounding: RoundingReport | None = Field(description="None where it is saved in float32")
+    rounding: RoundingReport | None = Field(description="None if it is saved in float32")

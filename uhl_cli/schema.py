@@ -1,4 +1,4 @@
-"""Frozen configurations: what shapes an adapter and what its manifest records.
+"""Frozen configurations: an adapter's shape, and the records of its manifest.
 
 Everything here is plain data, validated by pydantic, importable without torch.
 Sizes are bounded because a manifest may come from a stranger's file.
@@ -51,7 +51,7 @@ class AdapterConfig(Frozen):
 
 
 class AnchorRecord(Frozen):
-    """Where the anchor texts came from, how many texts and words they are, and their digest."""
+    """The anchor texts' origin, number of texts and words, and digest."""
 
     origin: str = Field(max_length=200)
     texts: int = Field(ge=1, le=50_000)
@@ -60,9 +60,9 @@ class AnchorRecord(Frozen):
 
 
 class PartRecord(BaseModel):
-    """What a manifest says of an optional part that this uhl does not know.
+    """A manifest's record of an optional part that this uhl does not know.
 
-    :param required: Whether a reader that does not know the part has to refuse the file; else it leaves the part out.
+    :param required: Whether a reader that does not know the part must refuse the file; otherwise it ignores the part.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -86,7 +86,7 @@ class FeatureRecord(Frozen):
 
 
 class GeneralRecord(Frozen):
-    """Which of the package's own texts a transfer set is of, and how they are written, see `transfer.general`."""
+    """Which of the package's own texts a transfer set uses, and how they are written, see `transfer.general`."""
 
     version: int = Field(ge=1, le=9999)
     lower: bool
@@ -94,12 +94,12 @@ class GeneralRecord(Frozen):
 
 
 class TransferRecord(Frozen):
-    """What a manifest says of its transfer set, see `transfer.texts`.
+    """A manifest's record of its transfer set, see `transfer.texts`.
 
-    :param general: Set where the texts are the package's own, so that the file holds none.
-    :param examples: Texts and their spans; `predictions`: teacher's outputs, which are one a word of a token task.
+    :param general: Set if the texts are the package's own, which the file does not hold.
+    :param examples: Texts and their spans; `predictions`: the teacher's outputs, one per word for a token task.
     :param user_texts: How many of the texts come from the user's data or file.
-    :param teacher: What spoke; `teacher_score`: its score on the evaluation data, if there was any.
+    :param teacher: The teacher's name; `teacher_score`: its score on the evaluation data, if there was any.
     """
 
     origin: str = Field(max_length=200)
@@ -116,7 +116,7 @@ class TransferRecord(Frozen):
 
 
 class Parts(BaseModel):
-    """The optional parts of an adapter file by name; all tensors of part `x` are named `x.` and something.
+    """The optional parts of an adapter file by name; the names of all tensors of part `x` begin with `x.`.
 
     Parts that later versions add are kept as `PartRecord` in `unknown`.
     """
@@ -155,7 +155,7 @@ class TrainingConfig(Frozen):
         0.5,
         ge=0,
         lt=1,
-        description="share of the steps that leave the updates off, so that the readout serves both streams",
+        description="share of the steps without updates, so that the readout works with and without them",
     )
     updates: bool = Field(True, description="train the weight updates, or the readout alone")
     max_length: int = Field(128, ge=4, le=100_000, description="longest input in tokens")
@@ -164,7 +164,7 @@ class TrainingConfig(Frozen):
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast precision of training")
 
 
-# Settings that training had once: how many imitated widths it showed.
+# Settings of earlier versions: the number of simulated widths.
 _REMOVED = frozenset({"width_views"})
 
 
@@ -177,7 +177,7 @@ def without_removed(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 class TrainingRecord(Frozen):
-    """What a manifest says of the training that made it; settings that training no longer has are not read."""
+    """A manifest's record of training; settings that no longer exist are ignored."""
 
     command: str = Field(max_length=10_000)
     config: TrainingConfig
@@ -193,7 +193,7 @@ class TrainingRecord(Frozen):
 
 
 class Fingerprint(Frozen):
-    """What a host is, in a few fields; equal for equal checkpoints.  Computed by `host.fingerprint`.
+    """A host's identity in a few fields; equal for equal checkpoints.  Computed by `host.fingerprint`.
 
     :param architecture: Class of the base model.
     :param vocab_size: Rows of the input embedding.
@@ -211,7 +211,7 @@ class Fingerprint(Frozen):
 
 
 class HostRecord(Frozen):
-    """The source host: the name that was given, and what it was."""
+    """A host: its name as given, and its fingerprint."""
 
     name: str = Field(max_length=500)
     revision: str | None = Field(None, max_length=200)
@@ -219,10 +219,10 @@ class HostRecord(Frozen):
 
 
 class Structure(Frozen):
-    """What a ported adapter carries: everything that its shapes follow from, beside its host and task.
+    """What a ported adapter consists of: with its host and task, this determines all shapes.
 
     :param layers: Types of the modules that get updates, by layer.
-    :param taps: Depths, 0 to L, that the readout listens to.
+    :param taps: Depths, 0 to L, that the readout reads.
     :param readout_update: Whether the readout has an update of its own; `shift`: whether it has a shift.
     :param lora_rank: Rank of the LoRA on every linear module of every layer; 0 for none.
     """
@@ -248,7 +248,7 @@ class Structure(Frozen):
 
 
 class Manifest(Frozen):
-    """The JSON that stands in an adapter file's header."""
+    """The JSON in an adapter file's header."""
 
     format_version: str = Field(pattern=r"^\d{1,4}\.\d{1,4}$")
     config: AdapterConfig

@@ -1,4 +1,4 @@
-"""Text for a terminal or a log: no string that a file, a host or data brings may do more there than be read."""
+"""Text for a terminal or a log: text from a file, a host or data cannot do anything there but be read."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_wall_clock_only_when_asked(place):
 def test_a_length_that_the_host_does_not_take_is_said(place):
     called = on(place, "--quiet", "--sequence-length", "100")
     assert called.code == 0
-    assert called.err == "warning: the target takes 64 tokens at most; counted at that length.\n"
+    assert called.err == "warning: the target takes at most 64 tokens; counted at that length.\n"
 
 
 def test_markup_in_names_is_left_alone(place, here):

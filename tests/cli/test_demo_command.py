@@ -68,7 +68,7 @@ def test_the_closing_table_says_what_happened(kept, here, monkeypatch):
     assert called.code == 0, called.err
     for words in (
         "1. trained an adapter on builtin:tiny (2 layers x 128)",
-        "2. carried the file to builtin:tiny (2 layers x 128): no label, no gradient",
+        "2. ported the file to builtin:tiny (2 layers x 128): no label, no gradient",
         "3. tuned a LoRA there without labels, 2 steps on the texts in the file",
         "linear head",
         "--align size",

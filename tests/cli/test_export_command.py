@@ -81,8 +81,8 @@ def test_texts_of_the_users_own(place, here):
         (["--format", "peft", "--base", ""], 2, "--base"),
         (["--format", "peft", "--base", "a\nb"], 2, "--base"),
         (["--format", "peft", "--base", "x" * 5000], 2, "--base"),
-        (["--output", "."], 1, ". is no name for something new"),
-        (["--output", "/"], 1, "/ is no name for something new"),
+        (["--output", "."], 1, ". cannot be an output"),
+        (["--output", "/"], 1, "/ cannot be an output"),
         (["--output", "\udcff"], 1, "is not UTF-8. Choose another --output"),
         (["--task-file", "nothing"], 1, "nothing"),
         (["--data", "nowhere.tsv"], 1, "nowhere.tsv"),
@@ -115,7 +115,7 @@ def test_a_folder_that_is_there_is_kept(place, here, merged):
     Path("mine").mkdir()
     Path("mine/words.txt").write_text("words")
     error = call(*arguments(place, "mine", "--data", place.data, "--overwrite")).error
-    assert "no export of uhl" in error
+    assert "not an export of uhl" in error
     assert Path("mine/words.txt").read_text() == "words"
     missing = call("export", "nowhere.safetensors", "--target", place.target, "--output", "out")
     assert "nowhere.safetensors" in missing.error

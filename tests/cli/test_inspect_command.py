@@ -85,7 +85,14 @@ def test_tables_say_what_is_in_a_task_file(adapter, tuned, here):
     (here / tuned.name).write_bytes(tuned.read_bytes())
     called = call("inspect", tuned.name, env=WIDE)
     assert (called.code, called.err) == (0, "")
-    for words in ("task file", "before tuning", "a.safetensors, beside it", "uhl tune", "delta_theta", "the adapter's"):
+    for words in (
+        "task file",
+        "before tuning",
+        "a.safetensors, next to it",
+        "uhl tune",
+        "delta_theta",
+        "the adapter's",
+    ):
         assert words in called.out, words
     assert call("inspect", tuned.name, "--quiet") == Called(0, f"{tuned.stat().st_size}\t2.1\n", "")
     assert json.loads(call("inspect", tuned.name, "--json").out)["kind"] == "task"
@@ -216,7 +223,7 @@ def test_plot_says_where_it_drew(adapter):
         (["missing.safetensors", "--verify"], 1, "there is no file missing.safetensors"),
         (["a.safetensors", "--diff", "missing"], 1, "there is no file missing"),
         (["."], 1, "is a folder"),
-        (["a.safetensors", "--plot", "a.bmp"], 2, "no such kind of figure"),
+        (["a.safetensors", "--plot", "a.bmp"], 2, "unknown figure format"),
         (["a.safetensors", "--verify", "--diff", "a.safetensors"], 2, "cannot be used together"),
     ],
 )

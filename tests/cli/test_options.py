@@ -244,7 +244,7 @@ def test_help_has_an_example_that_the_command_takes(arguments, taken):
 def test_help_breaks_lines_where_the_terminal_ends():
     said = call("inspect", "--help", env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", "TERMINAL_WIDTH": "80"}).out
     lines = [line.strip() for line in said.splitlines()]
-    start = next(place for place, line in enumerate(lines) if line.startswith("With --quiet one line"))
+    start = next(place for place, line in enumerate(lines) if line.startswith("With --quiet, print one line"))
     paragraph = lines[start : lines.index("", start)]
     assert len(paragraph) > 1
     for line, following in pairwise(paragraph):

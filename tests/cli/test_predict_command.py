@@ -305,9 +305,9 @@ def test_pairs(place, made, here):
     assert told[0]["pair"] == rows[0]["answer"]
     called = call(*on(place, made.pairs, "one text"))
     assert called.code == 2
-    assert "two by two" in called.error
+    assert "two texts for each pair" in called.error
     (here / "in.txt").write_text("one text\n")
-    assert "takes two" in call(*on(place, made.pairs, "--input", "in.txt")).error
+    assert "takes pairs" in call(*on(place, made.pairs, "--input", "in.txt")).error
     (here / "one.jsonl").write_text('{"question": "a"}\n')
     assert "--pair-column" in call(*on(place, made.pairs, "--input", "one.jsonl")).error
 
@@ -380,13 +380,17 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (["--input", "prose.csv", "--text-column", "absent"], 1, "no column 'absent'"),
         (["--input", "null.jsonl"], 1, "null in row 2"),
         (["--input", "number.jsonl"], 1, "type int in row 1"),
-        (["--input", "half.jsonl"], 1, "row 1 of here/half.jsonl is no valid Unicode"),
+        (["--input", "half.jsonl"], 1, "row 1 of here/half.jsonl is not valid Unicode"),
         (["--input", "binary.txt"], 1, "is binary"),
         (["--input", "latin.txt"], 1, "is not UTF-8"),
         (["--input", "x.xlsx"], 1, "none of .txt .csv"),
         (["--input", "good.txt", "--format", "jsonl"], 1, "line 1 is no JSON"),
-        (["--input", "labelled.csv"], 1, "has a column 'label' already. Rename what is added with --prefix"),
-        (["--input", "good.txt", "a text"], 2, "there are texts and an --input"),
+        (
+            ["--input", "labelled.csv"],
+            1,
+            "has a column 'label' already. Rename the added columns, for example with --prefix",
+        ),
+        (["--input", "good.txt", "a text"], 2, "both texts and --input were given"),
         (["--format", "csv", "a text"], 2, "--format has no effect"),
         (["--input", "-", "--format", "parquet"], 2, "parquet cannot be read from stdin"),
         (["a text", "--overwrite"], 2, "--overwrite has no effect"),
@@ -463,7 +467,7 @@ def test_a_host_that_has_gone_is_asked_for(place, made, here):
     target = record.target.model_copy(update={"name": str(here / "gone")})
     save_ported(here / "folder", load_ported(made.lora), target, record.tuned)
     line = call("predict", "folder", "a text").error
-    assert "Name its path with --target" in line
+    assert "Give its path with --target" in line
     assert call("predict", "folder", "a text", "--target", place.target).code == 0
 
 
@@ -534,7 +538,7 @@ def test_streams_that_are_closed_or_a_terminal(made, here):
     _, err = closed.communicate(timeout=240)
     assert (closed.returncode, err.decode()) == (
         1,
-        "error: stdout is closed, so that the result has nowhere to go. Name a file with --output.\n",
+        "error: stdout is closed, so the result cannot be printed. Name a file with --output.\n",
     )
     main, terminal = pty.openpty()
     asked = process(made.classifier, stdin=terminal, stdout=subprocess.PIPE)

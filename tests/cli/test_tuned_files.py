@@ -121,7 +121,7 @@ def test_an_adapter_is_found_beside_the_folder(place, lora, here):
     shutil.copytree(lora[0], here / "folder")
     shutil.copy(place.adapter, here / "mine.safetensors")
     assert json.loads(call("inspect", "folder", "--json").out)["ported"]["adapter"] == "mine.safetensors"
-    assert "mine.safetensors, beside the folder" in call("inspect", "folder", env=WIDE).out
+    assert "mine.safetensors, next to the folder" in call("inspect", "folder", env=WIDE).out
     assert json.loads(call("inspect", lora[0], "--json").out)["ported"]["adapter"] is None
 
 

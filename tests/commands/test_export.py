@@ -409,7 +409,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(adapters, tmp_path):
     (mine / "thesis.txt").write_text("words")
     (tmp_path / "file").write_text("words")
     for path in (mine, tmp_path / "file"):
-        with pytest.raises(OutputError, match="no export of uhl"):
+        with pytest.raises(OutputError, match="not an export of uhl"):
             called(adapters["sequence"], host, path, overwrite=True)
     assert [each.name for each in mine.iterdir()] == ["thesis.txt"]
 

@@ -228,7 +228,7 @@ def test_timing_a_run_without_its_adapter_fails_by_name(tiny, tmp_path):
     called = call(*again)
     assert called.code == 1
     assert "1 of 1 runs failed, first uhl-tuned--small--sst2--s0" in called.err
-    assert "is not there any more" in called.err
+    assert "no longer exists" in called.err
     assert "then go on with --time-only" in called.err
     assert not (copy / "adapters").exists()  # and nothing was pretrained in its place
     assert "Traceback" in (copy / "uhl-tuned--small--sst2--s0" / "error.txt").read_text()
@@ -239,7 +239,7 @@ def test_timing_a_run_without_its_adapter_fails_by_name(tiny, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("flag", ["--compare-only", "--time-only"])
-@pytest.mark.parametrize(("extra", "said"), [([], "no run of these is finished"), (["--overwrite"], "makes no run")])
+@pytest.mark.parametrize(("extra", "said"), [([], "none of these runs is finished"), (["--overwrite"], "makes no run")])
 def test_nothing_to_compare_is_an_error(tiny, tmp_path, flag, extra, said):
     _, arguments, _, _ = tiny
     called = call(*arguments, "--results-dir", tmp_path / "none", flag, *extra)
@@ -296,7 +296,7 @@ def test_an_adapter_of_another_task_is_refused_by_name(tiny, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config", "nothing"], "there is no configuration nothing"),
+        (["--config", "nothing"], "configuration nothing not found"),
         (["--config", "local", "--at", "minilm-l3"], "not of the form NAME=PATH"),
         (["--config", "local", "--at", "x=y"], "no run has a host or data set 'x'"),
         (["--config", "local", "--method", "magic"], "no run has the method 'magic'"),

@@ -127,7 +127,7 @@ def test_a_folder_that_was_not_tuned_is_no_task_file(tmp_path):
 
 
 def test_a_folder_fits_one_model_and_is_no_task_of_an_adapter(tmp_path, saved):
-    with pytest.raises(UsageError, match="fits one model alone") as caught:
+    with pytest.raises(UsageError, match="fits only one model") as caught:
         tiny_universal(tiny_host("bert"), digest=DIGEST).with_task(place(tmp_path, saved))
     assert "task=folder" in caught.value.hint
 

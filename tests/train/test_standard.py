@@ -210,7 +210,7 @@ def test_a_release_that_misreads_padding_is_refused(monkeypatch):
         host = tiny_host(family)
         refuse_misread_padding(host, TOKENS)
         if family in ("gpt2", "qwen2"):  # their one special token has all roles
-            with pytest.raises(HostError, match=r"takes padding for text.*4\.50"):
+            with pytest.raises(HostError, match=r"reads padding as text.*4\.50"):
                 refuse_misread_padding(host, SEQUENCE)
         else:
             refuse_misread_padding(host, SEQUENCE)

@@ -30,46 +30,46 @@ class BudgetOptions(Options):
 
     adapter: Path = Field(
         DEFAULT_ADAPTER,
-        description="adapter file made by `uhl pretrain`, or folder of `uhl port --output` or `uhl tune --parameters "
-        "lora`",
+        description="adapter file made by `uhl pretrain`, or folder made by `uhl port --output` or `uhl tune "
+        "--parameters lora`",
     )
     target: HostOptions | None = Field(
         None,
-        description="hub id, local folder or builtin:NAME of the model to measure the file on; of a folder the model "
-        "that it was made for",
+        description="hub id, local folder or builtin:NAME of the model to measure the file on; for a folder, the model "
+        "it was made for",
     )
     target_config: HostOptions | None = Field(
         None,
-        description="the same without weights: a config.json, a folder or a hub id, of which the configuration alone "
-        "is read; FLOPs and bytes are counted in seconds, however large the model",
+        description="the same without weights: a config.json, a folder or a hub id. Only the configuration is read, so "
+        "that FLOPs and bytes of a model of any size are counted in seconds",
     )
     task_file: Path | None = Field(
         None,
-        description="task file, or folder of a LoRA, of `uhl tune` to use with the adapter; its bytes are listed apart",
+        description="task file or LoRA folder of `uhl tune` to use with the adapter; its bytes are listed apart",
     )
     strategy: Strategy | None = Field(
         None, description="alignment strategy; by default the one that the file was trained with"
     )
     data: DataOptions = Field(
         DataOptions(),
-        description="task whose evaluation data active atoms are measured on; by default the anchor texts serve",
+        description="task whose evaluation data active atoms are measured on; by default the anchor texts are used",
     )
-    sequence_length: int = Field(128, ge=1, le=1_000_000, description="tokens of each sequence that is counted")
-    batch_size: int = Field(1, ge=1, le=100_000, description="sequences in the pass that is counted and timed")
+    sequence_length: int = Field(128, ge=1, le=1_000_000, description="tokens per sequence")
+    batch_size: int = Field(1, ge=1, le=100_000, description="sequences in the forward pass that is counted and timed")
     max_bytes: int | None = Field(
-        None, ge=1, description=f"limit in bytes, by default {MAX_BYTES:,} of an adapter file and none of a folder"
+        None, ge=1, description=f"limit in bytes, by default {MAX_BYTES:,} for an adapter file and none for a folder"
     )
     max_flops: float | None = Field(
         None,
         gt=0,
-        description=f"FLOP limit in percent of the target's own, by default {MAX_FLOPS:g}; as `port` does, parts are "
-        "left out to hold it",
+        description=f"FLOP limit in percent of the target's own, by default {MAX_FLOPS:g}; parts are left out to "
+        "stay within it, as `port` does",
     )
     max_atoms: float | None = Field(
-        None, ge=0, description=f"limit of active atoms per token, by default {MAX_ATOMS:g} where they are measured"
+        None, ge=0, description=f"limit of active atoms per token, by default {MAX_ATOMS:g} if they are measured"
     )
     time: bool = Field(False, description="also measure the wall-clock overhead")
-    repetitions: int = Field(20, ge=3, le=10_000, description="pairs of passes that --time takes")
+    repetitions: int = Field(20, ge=3, le=10_000, description="pairs of passes for --time")
     seed: int = Field(0, ge=0, description="seed of --limit-evaluation")
 
     @property
@@ -90,19 +90,19 @@ class FlopBudget(Frozen):
     """FLOPs by two independent counters."""
 
     convention: str = CONVENTION
-    fvcore: FlopCount = Field(description="fvcore's trace of the running model, doubled, since it counts one a pair")
+    fvcore: FlopCount = Field(description="fvcore's trace of the running model, times two")
     torch: FlopCount = Field(description="torch's flop counter as the operators run")
     host_difference_percent: float = Field(description="fvcore minus torch, over torch, of the host alone")
     adapter_difference_percent: float = Field(description="the same of what the adapter adds")
-    uncounted: tuple[str, ...] = Field(description="operators that ran and count nothing")
+    uncounted: tuple[str, ...] = Field(description="operators that ran and are not counted")
     lora: int = Field(
         0,
-        description="of a LoRA or low-rank update, by torch's counter, unmerged; merged into the weights it takes none",
+        description="of an unmerged LoRA or low-rank update, by torch's counter; 0 once merged into the weights",
     )
 
     @property
     def percent(self) -> float:
-        """The larger figure of both counters, which the limit is held against."""
+        """The larger figure of both counters, which is compared with the limit."""
         return max(self.fvcore.percent, self.torch.percent)
 
 
@@ -111,12 +111,12 @@ class MemoryBudget(Frozen):
 
     host_weights: int = Field(description="parameters of the host's base model, in their precision")
     adapter_weights: int = Field(description="tensors that the folded adapter adds, in the same precision")
-    host_peak: int = Field(description="most bytes that a pass of the host alone holds besides the weights")
+    host_peak: int = Field(description="peak bytes of a pass of the host alone, without the weights")
     adapter_peak: int = Field(description="what attaching the adapter adds to that peak")
 
 
 class TimeBudget(Frozen):
-    """Wall-clock time of one pass, host alone and with the adapter by turns."""
+    """Wall-clock time of one pass, alternately of the host alone and with the adapter."""
 
     repetitions: int
     host_seconds: float = Field(description="median")
@@ -145,22 +145,22 @@ class TargetBudget(Frozen):
     weights_loaded: bool = Field(description="false: counted from the configuration alone, on the meta device")
     dtype: str
     device: str
-    sequence_length: int = Field(description="tokens of each sequence, no more than the host takes")
+    sequence_length: int = Field(description="tokens of each sequence, at most the host's limit")
     batch_size: int
     flops: FlopBudget
     memory: MemoryBudget
-    atoms: AtomsBudget | None = Field(description="None without weights, and where a LoRA replaces the updates")
+    atoms: AtomsBudget | None = Field(description="None without weights, or if a LoRA replaces the updates")
     time: TimeBudget | None = Field(description="None unless asked for")
     strength: float | None = Field(
-        None, description="of the updates, as the transfer set sets it; 0 leaves them out.  None where it sets none"
+        None, description="of the updates, chosen by the transfer set; 0 leaves them out.  None without that choice"
     )
-    left_out: tuple[str, ...] = Field(description="parts that `port` leaves out to hold the FLOP limit")
+    left_out: tuple[str, ...] = Field(description="parts that `port` leaves out to stay within the FLOP limit")
     whole_percent: float = Field(description="FLOPs with nothing left out, by formula at 128 tokens, in percent")
-    refused: str | None = Field(description="why nothing is left to port within the limit; all parts are counted then")
+    refused: str | None = Field(description="why nothing can be ported within the limit; all parts are then counted")
 
 
 class Limits(Frozen):
-    """The limits that were held against; None where there is nothing to hold against it."""
+    """The limits; None where nothing is compared with it."""
 
     bytes: int | None
     flops_percent: float | None
@@ -168,7 +168,7 @@ class Limits(Frozen):
 
 
 class BudgetReport(Frozen):
-    """What `budget` found.  `beyond` says in words which limits are passed; it is empty within all of them."""
+    """What `budget` found.  `beyond` describes the limits that are exceeded; empty if none is."""
 
     adapter: str
     file: FileSizes

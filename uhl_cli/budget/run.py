@@ -24,9 +24,9 @@ from uhl_cli.reports import Reporter, silent
 
 
 def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetReport:
-    """Measure a file or a ported adapter's folder, and on a target if one is named; `beyond` has the limits passed.
+    """Measure a file or a ported adapter's folder, and on a target if one is named; `beyond` has the limits exceeded.
 
-    :raises UsageError: When options contradict each other, or a limit cannot be held against anything.
+    :raises UsageError: When options contradict each other, or there is nothing to compare a limit with.
     :raises UhlError: Any other of its kinds.
     """
     _refuse_contradictions(options)
@@ -54,14 +54,14 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
 
 
 def _of_folder(options: BudgetOptions, reporter: Reporter) -> BudgetReport:
-    """The same of a ported adapter's folder, which is aligned already and holds no texts to count atoms on."""
+    """The same of a ported adapter's folder, which is already aligned and holds no texts to measure atoms on."""
     idle = {"task_file": "holds what was tuned", "strategy": "is aligned already"}
     options.refuse_given({name: f"{options.adapter} {why}" for name, why in idle.items()})
     file = read_ported(ported_path(options.adapter))
     sizes, target = ported_sizes(file.contents), None
     if not options.data_asked and options.max_atoms is not None and options.max_atoms < file.record.structure.top_k:
         raise UsageError(
-            "--max-atoms has nothing to be held against: a folder holds no texts to count active atoms on.",
+            "--max-atoms cannot be checked: a folder holds no texts to count active atoms on.",
             "Name data with --data.",
         )
     if (named := options.target or options.target_config) is not None:
@@ -88,7 +88,9 @@ def _refuse_contradictions(options: BudgetOptions) -> None:
     if options.target is not None and options.target_config is not None:
         raise UsageError("--target and --target-config name two targets.", "Give one of them.")
     if options.target is None and options.target_config is None and options.max_flops is not None:
-        raise UsageError("--max-flops has nothing to be held against.", "Name a host with --target or --target-config.")
+        raise UsageError(
+            "--max-flops cannot be checked without a target.", "Name a host with --target or --target-config."
+        )
     if options.target is not None:
         return
     needing_weights = {"--time": options.time, "--data and --task": options.data_asked}
@@ -98,16 +100,16 @@ def _refuse_contradictions(options: BudgetOptions) -> None:
 
 
 def _refuse_unknowable(options: BudgetOptions, top_k: int) -> None:
-    """Without weights no atoms are counted; but a limit that the most possible holds is kept for certain."""
+    """Refuse a limit of atoms that cannot be checked: without weights only the possible maximum is known."""
     if options.target is None and options.max_atoms is not None and options.max_atoms < top_k:
         raise UsageError(
-            "--max-atoms below what the file allows a token cannot be held against anything without weights.",
+            "--max-atoms cannot be checked without weights: the file allows more active atoms per token.",
             "Name a host with --target.",
         )
 
 
 def _task(options: BudgetOptions, digest: str) -> tuple[TaskFile | None, FileSizes | None]:
-    """The task file, if it is one, and the sizes of what `options.task_file` names."""
+    """The task file (None for a LoRA folder), and the sizes of what `options.task_file` names."""
     if options.task_file is None:
         return None, None
     if is_ported(options.task_file):

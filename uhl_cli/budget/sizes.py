@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "transfer texts": ("transfer.texts",),
     "transfer outputs": ("transfer.outputs",),
 }
-# What this uhl does not know of: optional parts that newer versions add.
+# Optional parts of newer versions, which this uhl does not know.
 OTHER = "other parts"
 _DATA = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.", "transfer.")))
 
@@ -55,11 +55,11 @@ def file_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FileSizes:
     """Sizes of an adapter file or a task file.
 
     :param shapes: Shape of every parameter that it holds, see `layout.parameter_shapes`; an adapter file's anchors
-        are found by themselves.
+        need none.
     :raises FormatError: When it cannot be read.
     """
     contents = read(path, ADAPTER, TASK)
-    # Anchors, features and the transfer set have no parameters, so that no shape of theirs matters here.
+    # Anchors, features and the transfer set have no parameters, so their shapes do not matter here.
     found = file_parts(contents, dict(shapes) | dict.fromkeys(_DATA, (0,)))
     named = {name: part for part, names in PARTS.items() for name in names}
     rows: dict[str, list[Part]] = {}

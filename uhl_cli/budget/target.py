@@ -1,6 +1,6 @@
-"""`budget` on a target: the adapter is ported as `port` does it, then counted and measured.
+"""`budget` on a target: port the adapter as `port` does, then count and measure.
 
-Of a target whose configuration alone is there, everything but weights, atoms and time is the same, on the meta device.
+With only a configuration, it runs on the meta device: everything is the same except weights, atoms and time.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase, silent
 from uhl_cli.schema import AdapterConfig
 
-# Texts a batch when active atoms are measured; the figure does not depend on it.
+# Texts per batch when active atoms are measured; the result does not depend on it.
 _TEXTS_PER_BATCH = 32
 
 
 def target_budget(
     adapter: UniversalAdapter, options: BudgetOptions, target: HostOptions, reporter: Reporter = silent
 ) -> TargetBudget:
-    """Load the target, or its configuration alone where `options.target_config` names it, and measure the adapter.
+    """Load the target, or only its configuration if `options.target_config` names it, and measure the adapter.
 
     :raises HostError: When the target cannot be loaded, or cannot be run without values.
     :raises AlignmentError: When it cannot be aligned.
-    :raises DataError: When the data that was asked for cannot be had.
+    :raises DataError: When the data that was asked for cannot be found or read.
     """
     if options.target is not None:
         examples, source = _examples(adapter, options, offline=target.offline)
@@ -65,9 +65,9 @@ def target_budget(
 
 
 def folder_budget(task: Task, options: BudgetOptions, target: HostOptions, reporter: Reporter = silent) -> TargetBudget:
-    """`target_budget` of the ported adapter's folder that `options.adapter` names; atoms are measured on data alone.
+    """`target_budget` of the ported adapter's folder that `options.adapter` names; atoms are only measured on data.
 
-    :raises FingerprintError: When the target is not the one that it was made for.
+    :raises FingerprintError: When the folder was made for another target.
     :raises UhlError: As `target_budget`, and as `load_ported`.
     """
     folder, examples, source = ported_path(options.adapter).parent, None, ""
@@ -80,7 +80,7 @@ def folder_budget(task: Task, options: BudgetOptions, target: HostOptions, repor
 
 
 def _without_weights(target: HostOptions, measured: Callable[[Host], TargetBudget]) -> TargetBudget:
-    """What is measured on a host of which the configuration alone is loaded."""
+    """What is measured on a host without weights."""
     host = load_config_host(target.name, revision=target.revision, dtype=target.dtype, offline=target.offline)
     try:
         return measured(host)
@@ -102,8 +102,8 @@ def measure(
 ) -> TargetBudget:
     """What a loaded adapter costs on a loaded host.
 
-    :param examples: What active atoms are measured on; None for a host without weights.
-    :param source: What the examples are, for the report.
+    :param examples: Examples to measure active atoms on; None for a host without weights.
+    :param source: Description of the examples, for the report.
     """
     refused = calibration = None
     if options.task_file is not None and is_ported(options.task_file):
@@ -138,9 +138,9 @@ def _measured(
     whole: float | None = None,
     refused: str | None = None,
 ) -> TargetBudget:
-    """Counts and measures of one ported model.
+    """Counts and measurements of one ported model.
 
-    :param whole: FLOPs with nothing left out, in percent; None where nothing is ever left out.
+    :param whole: FLOPs with nothing left out, in percent; None if nothing can be left out.
     """
     host = ported.host
     shape = PassShape(options.batch_size, min(options.sequence_length, host.max_length))
@@ -179,7 +179,7 @@ def _measured(
 def _align(
     adapter: UniversalAdapter, host: Host, options: BudgetOptions, reporter: Reporter
 ) -> tuple[AlignedHost, str | None]:
-    """What `port` would align by; where it would refuse, everything, and why it would."""
+    """The plan that `port` would use; if it would refuse, the plan with all parts, and the reason."""
     progress, limit = phase(reporter, "aligning"), options.max_flops or MAX_FLOPS
     try:
         return adapter.align(host, strategy=options.strategy, max_flops=limit, progress=progress), None
@@ -194,7 +194,7 @@ def _atoms(ported: PortedModel, examples: Examples, source: str, reporter: Repor
 
 
 def _examples(adapter: UniversalAdapter, options: BudgetOptions, *, offline: bool) -> tuple[Examples, str]:
-    """The data that was asked for, else the anchor texts; with what they are, for the report."""
+    """The data that was asked for, else the anchor texts; with a description for the report."""
     if not options.data_asked:
         return anchor_examples(adapter), "the adapter's anchor texts"
     return _named_data(adapter.manifest.task, options, offline=offline)
@@ -207,7 +207,7 @@ def _named_data(task: Task, options: BudgetOptions, *, offline: bool) -> tuple[E
 
 
 def anchor_examples(adapter: UniversalAdapter) -> Examples:
-    """The file's anchor texts as examples of its task; their labels are made up and looked at by nothing."""
+    """The file's anchor texts as examples of its task; their labels are placeholders that nothing reads."""
     texts = adapter.bank.anchors.texts
     if adapter.manifest.config.kind == "sequence":
         return Examples(texts, labels=(0,) * len(texts))
@@ -256,7 +256,7 @@ def whole_percent(host_map: HostMap, config: AdapterConfig, host_flops_per_token
 
 
 def measure_memory(host_map: HostMap, adapter: PortedAdapter, shape: PassShape) -> MemoryBudget:
-    """Bytes of the weights and, measured on one pass each, of the peak beside them."""
+    """Bytes of the weights, and of the peak without them, measured on one pass each."""
     host_peak = peak_bytes(host_map, None, shape)
     return MemoryBudget(
         host_weights=sum(parameter.nbytes for parameter in host_map.base.parameters()),
@@ -275,9 +275,9 @@ def measure_time(
     repetitions: int,
     progress: Progress | None = None,
 ) -> TimeBudget:
-    """Wall-clock seconds of one pass, host alone and with the adapter attached by turns, so that drift hits both.
+    """Wall-clock seconds of one pass, by turns of the host alone and with the adapter, so that drift affects both.
 
-    Some passes before are not counted.  Attaching itself is outside the clock, the readout inside.
+    Warm-up passes are not counted.  The time includes the readout, but not attaching.
     """
     alone: list[float] = []
     attached: list[float] = []
@@ -310,7 +310,7 @@ def _seconds(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape)
 
 
 def _wait_for(device: torch.device) -> None:
-    """Accelerators compute behind the caller's back; the clock waits for them."""
+    """Wait for the accelerator, which computes asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

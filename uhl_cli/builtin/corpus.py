@@ -1,9 +1,9 @@
 """Texts that the builtin hosts are trained on, paragraphs of a plain text file, and the tokenizers made from them.
 
-An encyclopaedia hardly praises or blames anything.  So that the hosts learn the words for it all the same, sentences
-of our own that do (`opinions.txt`, unlabelled; none of their subjects is in the task `reviews`) are added several
-times over, some of the paragraphs have words exchanged for common words of the teacher's vocabulary, and short lists
-of such words are added too: the teacher's states say what they mean.
+An encyclopaedia contains hardly any opinions.  So that the hosts still learn opinion words, our own sentences of
+praise and blame (`opinions.txt`, unlabelled; no subject is shared with the task `reviews`) are added several times,
+words of some paragraphs are replaced by common words of the teacher's vocabulary, and short lists of such words are
+added: the teacher's states provide their meaning.
 
 Tokenizers are byte-level BPE, lower-case for encoders, cased for decoders.  Not WordPiece: its trainer breaks ties at
 random, so the same command would not give the same host.
@@ -32,7 +32,7 @@ EXCHANGED_TEXTS = 0.3
 EXCHANGED_WORDS = 0.2
 LISTS = 0.25
 OPINION_COPIES = 6
-# Our own sentences of praise and blame count this often, so that most of their words get a piece of their own.
+# Repetitions of our own opinion sentences, so that most of their words become one token.
 OPINION_WEIGHT = 30
 _ENCODER = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _DECODER = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -81,7 +81,7 @@ def teacher_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def build_corpus(paragraphs: list[str], words: list[str], *, seed: int) -> list[str]:
-    """Chunks, a share of them with words exchanged, and lists of words; the same for the same input and seed."""
+    """Chunks, some with replaced words, and lists of words; deterministic for an input and a seed."""
     rng = np.random.default_rng(seed)
     texts = chunks(paragraphs)
     exchanged = rng.random(len(texts)) < EXCHANGED_TEXTS

@@ -2,9 +2,9 @@
 
     python -m uhl_cli.builtin.make --text TEXT --teacher HOST --output uhl_cli/builtin/hosts --work FOLDER
 
-TEXT is plain English, a paragraph a line; HOST any encoder that `uhl` takes.  What is finished in OUTPUT is left
-alone, so an interrupted run goes on with the first host that is missing.  The same command gives the same hosts on
-the same machine and number of threads; the seeds stand in `recipes`.
+TEXT is plain English, a paragraph a line; HOST any encoder that `uhl` takes.  Finished hosts in OUTPUT are
+kept, so an interrupted run continues with the first missing host.  The same command gives the same hosts on
+the same machine and number of threads; the seeds are in `recipes`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train_host(
     targets: WordTargets,
     reporter: Reporter,
 ) -> tuple[Student, dict[str, float]]:
-    """A trained student and its losses on texts that it never saw."""
+    """A trained student and its losses on held-out texts."""
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     student = Student(recipe, tokenizer, targets.size)
     matrices = [value for value in student.parameters() if value.dim() > 1]
@@ -93,9 +93,9 @@ def _held_out(
 
 
 def write_host(folder: Path, student: Student, tokenizer: PreTrainedTokenizerFast, record: dict[str, object]) -> None:
-    """Configuration, tokenizer, record and, last, the weights: a folder with weights is whole."""
+    """Configuration, tokenizer, record and, last, the weights: a folder with weights is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    student.body.config._attn_implementation = None  # users get their own library's best
+    student.body.config._attn_implementation = None  # users get their own library's default
     student.body.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -122,7 +122,7 @@ def make_hosts(
 
     :param work: Folder for the teacher's states, which are kept for the next call.
     :param vocab_size: Most pieces of the tokenizers.
-    :param command: What a host's record says of how it was made.
+    :param command: The command, for the hosts' records.
     """
     missing = [recipe for recipe in recipes if not (output / recipe.name / "model.safetensors").exists()]
     teacher = load_host(teacher_name, device="cpu")

@@ -1,4 +1,4 @@
-"""The builtin hosts, a row each: shape, tokenizer and training.  Free of torch.
+"""The builtin hosts, one row each: shape, tokenizer and training.  Importable without torch.
 
 `python -m uhl_cli.builtin.make` turns a row into a checkpoint; see there for the command and what it needs.
 """
@@ -22,7 +22,7 @@ class Recipe:
     :param kind: "encoder" is a BERT with masked language modelling, "decoder" a Llama with causal.
     :param intermediate_size: Width between up and down projection.
     :param steps: Optimiser steps of `batch_tokens` tokens each.
-    :param seed: Decides the random start, and with it the host's own basis.
+    :param seed: Determines the random initialisation, and thereby the host's basis.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The model that is trained into a builtin host: its body, a language-modelling head, and two distillation maps.
 
 Only the body ships.  An encoder predicts masked tokens, a decoder the next token; both also predict, by a linear
-map of each word's state, what the teacher holds of that word at half and at full depth.
+map of each word's state, the teacher's states of that word at half and at full depth.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from uhl_cli.builtin.recipes import MAX_LENGTH, Recipe
 from uhl_cli.builtin.words import Batch
 
 MASKED = 0.15
-# Share of a decoder's positions whose next token is predicted in a step; the rest would cost more than they teach.
+# Share of a decoder's positions whose next token is predicted in a step; the rest would not be worth their cost.
 PREDICTED = 0.25
 DISTILLATION_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
 class StudentLosses:
-    """`language` in nats a token; `distillation` is the mean share of the teacher's variance that is missed."""
+    """`language` in nats a token; `distillation` is the mean unexplained share of the teacher's variance."""
 
     total: Tensor
     language: Tensor
@@ -32,7 +32,7 @@ class StudentLosses:
 
 
 def body(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A randomly started model of the recipe's shape; uses torch's global random state."""
+    """A randomly initialised model of the recipe's shape; uses torch's global random state."""
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": recipe.hidden_size,

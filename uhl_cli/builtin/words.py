@@ -1,4 +1,4 @@
-"""Texts as flat arrays of tokens, each with the word that it belongs to, and what the teacher says of every word.
+"""Texts as flat arrays of tokens, each with the word that it belongs to, and the teacher's state of every word.
 
 The words are the same for every tokenizer.
 """
@@ -27,7 +27,7 @@ SAMPLE_BATCHES = 40
 
 @dataclass(frozen=True)
 class TokenisedTexts:
-    """All texts' tokens behind one another.
+    """The tokens of all texts, concatenated.
 
     `tokens` and `words` are as long as all texts together: a token's id, and the number of its word among the
     words of all texts, or -1.  `starts` and `word_starts` [texts + 1] say where each text's tokens and words begin.
@@ -140,7 +140,7 @@ class WordTargets:
 
 @torch.inference_mode()
 def word_targets(teacher: Host, texts: list[str], path: Path, reporter: Reporter) -> WordTargets:
-    """Run the teacher over all texts once, in bfloat16, and keep its word states in `path`."""
+    """Run the teacher over all texts once, in bfloat16, and save its word states in `path`."""
     texts_tokens = tokenise(teacher.tokenizer, texts, max_length=teacher.max_length)
     rows = np.arange(len(texts))
     order = batches(texts_tokens.lengths(), rows, tokens=BATCH_TOKENS, seed=0, epoch=0)

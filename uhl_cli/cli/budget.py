@@ -26,10 +26,10 @@ def _record() -> type[BudgetOptions]:
     interrupted="Nothing was written.",
 )
 def budget(options: BudgetOptions, output: Output) -> None:
-    """Say what a file costs, and on a target its FLOPs, memory and active atoms; exit 3 beyond a limit, else 0.
+    """Measure what a file costs: bytes, and on a target FLOPs, memory and active atoms. Exit code 3 beyond a limit.
 
-    With --quiet one line for scripts: bytes, FLOP percent and active atoms, tab separated, a dash for what was not
-    measured.
+    With --quiet, print one line for scripts: bytes, FLOP percent and active atoms, tab separated, with a dash for what
+    was not measured.
     """
     from uhl_cli.budget.run import run_budget
 
@@ -37,7 +37,7 @@ def budget(options: BudgetOptions, output: Output) -> None:
         report = run_budget(options, reporter)
     target = report.target
     if target is not None and target.sequence_length < options.sequence_length:
-        said = f"the target takes {target.sequence_length} tokens at most; counted at that length."
+        said = f"the target takes at most {target.sequence_length} tokens; counted at that length."
         output.note(said, "warning: ")
     percent = "-" if target is None else f"{target.flops.percent:.4f}"
     atoms = "-" if target is None or target.atoms is None else f"{target.atoms.per_token:.4f}"

@@ -28,12 +28,12 @@ def _record() -> type[CompareOptions]:
         "Output": ("results-dir", "figures", "report-to"),
     },
     metavars={"at": "NAME=PATH"},
-    interrupted="Go on after the last finished run with --resume.",
+    interrupted="Continue after the last finished run with --resume.",
 )
 def compare(options: CompareOptions, output: Output) -> None:
     """Run every method and baseline on the same hosts, data and budget, and compare them.
 
-    Exit code 1 when a run failed; the others are compared all the same.
+    Exit code 1 if a run failed; the others are still compared.
     """
     from uhl_cli.compare.experiment import chosen_runs, run_compare
 
@@ -49,13 +49,13 @@ def compare(options: CompareOptions, output: Output) -> None:
         tried = len(report.failed) + len(report.made) + len(report.timed)
         raise RunError(
             f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}",
-            f"See error.txt in its folder, then go on with {'--time-only' if options.time_only else '--resume'}; "
-            "--at NAME=PATH says where a host or data set lies.",
+            f"See error.txt in its folder, then continue with {'--time-only' if options.time_only else '--resume'}; "
+            "--at NAME=PATH gives the location of a host or data set.",
         )
 
 
 def _table(output: Output, report: CompareReport) -> None:
-    """Print a table a data set and host, then the best runs and the gap."""
+    """Print one table per data set and host, then the best runs and the gap."""
     from uhl_cli.compare.aggregate import counted
     from uhl_cli.compare.methods import METHODS
 
@@ -71,7 +71,7 @@ def _table(output: Output, report: CompareReport) -> None:
     for name, method in METHODS.items():
         found = counted(report.verdicts, name, "baseline")
         if found.total():
-            beside = f"{method.label} beside the baselines: better {found['better']}, worse {found['worse']}"
+            beside = f"{method.label} compared with the baselines: better {found['better']}, worse {found['worse']}"
             output.line(f"{beside}, open {found['open']} times (paired, Holm's 5 %)")
     left = f"{len(report.missing)} missing, " if report.missing else ""
     timed = f"{len(report.timed)} timed again, " if report.timed else ""

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from uhl_cli.schema import HostRecord
 
 CONTROLS = {
-    "majority_class": "always the commonest answer",
-    "size": "the adapter, through a map that knows nothing of the target (--align size)",
-    "head_only": "a linear head carried over in place of the adapter (head only)",
-    "random_update": "the adapter with its updates turned in random directions",
+    "majority_class": "always the most frequent class",
+    "size": "the adapter, with a map by size alone (--align size)",
+    "head_only": "a ported linear head in place of the adapter (head only)",
+    "random_update": "the adapter with its updates in random directions",
 }
 
 
@@ -34,7 +34,7 @@ def _record() -> type[DemoOptions]:
     interrupted="Run it again; nothing was kept.",
 )
 def demo(options: DemoOptions, output: Output) -> None:
-    """See the whole way in about three minutes, with nothing to download: train, port, tune without labels, compare."""
+    """Train, port, tune without labels and compare, in about three minutes and without any download."""
     from uhl_cli.commands.demo import run_demo
 
     with output.progress() as reporter:
@@ -43,7 +43,7 @@ def demo(options: DemoOptions, output: Output) -> None:
 
 
 def _table(output: Output, report: DemoReport) -> None:
-    """Print what happened, in plain words, and one sentence on every comparison that matters."""
+    """Print the steps with their scores, and one sentence on each important comparison."""
     source, target = _shape(report.pretrain.source), _shape(report.port.target)
     ported = report.port.scores["ported"]
     table = Table(
@@ -52,7 +52,7 @@ def _table(output: Output, report: DemoReport) -> None:
         right=["score"],
     )
     table.row(f"1. trained an adapter on {source}", interval(report.pretrain.score))
-    table.row(f"2. carried the file to {target}: no label, no gradient", interval(ported), style="bold")
+    table.row(f"2. ported the file to {target}: no label, no gradient", interval(ported), style="bold")
     for name, words in CONTROLS.items():
         table.row(f"   for comparison, on the target: {words}", interval(report.port.scores[name]))
     tuned = report.tune
@@ -61,7 +61,7 @@ def _table(output: Output, report: DemoReport) -> None:
         interval(tuned.scores["tuned"]),
         style="bold",
     )
-    table.row("   the teacher that spoke of these texts, on the source", interval(report.pretrain.teacher_score))
+    table.row("   the teacher that labelled these texts, on the source", interval(report.pretrain.teacher_score))
     output.table(table)
     atoms = report.port.atoms_per_token or 0.0
     gains = report.port.gains
@@ -70,18 +70,16 @@ def _table(output: Output, report: DemoReport) -> None:
         f"{report.port.flops.percent:.2f} % FLOPs to the target (limit {report.max_flops:g} %), and {atoms:.2f} atoms "
         "(limit 2) act on a token."
     )
-    output.line(
-        f"Carried over, it is {versus(gains['head_only'])} the linear head and {versus(gains['size'])} --align size."
-    )
-    output.line(f"Tuned, it is {versus(tuned.gains['zero_shot'])} what was carried over.")
+    output.line(f"Ported, it is {versus(gains['head_only'])} the linear head and {versus(gains['size'])} --align size.")
+    output.line(f"Tuned, it is {versus(tuned.gains['zero_shot'])} the ported adapter.")
     better = {
         name: report.port.scores[name].value for name in CONTROLS if report.port.scores[name].value > ported.value
     }
     if better:
         named = ", ".join(f"{CONTROLS[name]} ({value:.3f})" for name, value in better.items())
-        output.line(f"Controls that score higher than the file as carried over ({ported.value:.3f}): {named}.")
+        output.line(f"Controls that score higher than the ported file ({ported.value:.3f}): {named}.")
     else:
-        output.line("No control scores higher than the file as carried over.")
+        output.line("No control scores higher than the ported file.")
     output.line(
         f"On the target the LoRA holds {tuned.lora_bytes:,} bytes, its readout {tuned.readout_bytes:,}. Merged, a LoRA "
         "costs nothing at run time."
@@ -100,7 +98,7 @@ def _shape(host: HostRecord) -> str:
 
 
 def versus(difference: Difference) -> str:
-    """How a score stands to another; only a difference whose interval leaves out zero is called one."""
+    """A comparison of two scores in words; a difference counts only if its interval excludes zero."""
     value, low, high = difference.value, difference.low, difference.high
     if low > 0:
         return f"better by {value:.3f} [{low:.3f}, {high:.3f}] than"

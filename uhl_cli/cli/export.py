@@ -28,13 +28,13 @@ def _record() -> type[ExportOptions]:
         "Data": ("score-data",),
         "Output": ("format", "base", "dtype"),
     },
-    interrupted="Go on from the last checkpoint with --resume.",
+    interrupted="Continue from the last checkpoint with --resume.",
 )
 def export(options: ExportOptions, output: Output) -> None:
-    """Make a standard model of an adapter file and a target: a checkpoint or a peft LoRA, which needs no uhl.
+    """Make a standard checkpoint, or a peft LoRA, from an adapter file and a target; the result needs no uhl.
 
-    It learns without labels from the texts in the adapter file, as `uhl tune --parameters lora` does, with its family's
-    own head in place of uhl's readout. What comes out is loaded by transformers alone, and runs at the target's speed.
+    It learns without labels from the texts in the adapter file, as `uhl tune --parameters lora`, but with its
+    family's own head in place of uhl's readout. The result loads with transformers and runs at the target's speed.
     """
     from uhl_cli.commands.export import run_export
 
@@ -49,7 +49,7 @@ def export(options: ExportOptions, output: Output) -> None:
             )
         if report.arguments:
             output.note(
-                f"the base names other labels or no padding: see README.md in {report.output} for what loading takes."
+                f"the base has other labels or no padding: README.md in {report.output} says how to load the export."
             )
         output.warn_truncated(report.truncated)
         output.result(report, quiet=[(report.output,)], table=_table)

@@ -1,4 +1,4 @@
-"""`uhl inspect`: what is in an adapter, a task file or a folder, a verdict on it, or how two of them differ."""
+"""`uhl inspect`: describe an adapter, a task file or a folder, check it, or compare two of them."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ def _record() -> type[InspectOptions]:
 
 @command(_record, example="uhl inspect adapter.safetensors --verify", panels={"Output": ("plot",)})
 def inspect(options: InspectOptions, output: Output) -> None:
-    """Say what is in a file, check it, or compare it with another; needs no host, no data and no torch.
+    """Show what is in a file, check it, or compare it with another; needs no host, no data and no torch.
 
-    With --quiet one line: bytes and format version, tab separated; with --diff, whether the bytes are identical or
-    different.
+    With --quiet, print one line: bytes and format version, tab separated; with --diff, identical or different.
     """
     from uhl_cli.inspect.run import run_inspect
 
@@ -109,9 +108,9 @@ def _adapter(output: Output, report: InspectReport, content: AdapterContent) -> 
     if content.task_files:
         output.table(_task_files(content.task_files))
     else:
-        output.line("no tuned task file beside it belongs to it")
+        output.line("no task file next to it belongs to it")
     if content.unreadable:
-        output.line(f"beside it, no task files in spite of their names: {', '.join(content.unreadable)}")
+        output.line(f"next to it, named like task files but invalid: {', '.join(content.unreadable)}")
     if content.anchors.entries is not None:
         output.line("anchor texts and those of the feature bank, [words that the file knows] in brackets:")
         for entry in content.anchors.entries:
@@ -136,7 +135,7 @@ def _task(output: Output, report: InspectReport, content: TaskContent) -> None:
             "tuned by": record.supervision,
             "readout": "the adapter's own" if record.own_task else "its own, in this file",
             **_training(record.training, record.versions),
-            "adapter": f"{content.adapter}, beside it" if content.adapter else "not beside it",
+            "adapter": f"{content.adapter}, next to it" if content.adapter else "not next to it",
             "adapter's SHA-256": record.adapter,
             "SHA-256": content.digest,
         },
@@ -164,7 +163,7 @@ def _ported(output: Output, report: InspectReport, content: PortedContent) -> No
     if lora is not None:
         facts["LoRA"] = f"rank {lora.rank} on {lora.modules} modules, {lora.parameters:,} parameters"
     if tuned is not None:
-        beside = f"{content.adapter}, beside the folder" if content.adapter else "not beside the folder"
+        beside = f"{content.adapter}, next to the folder" if content.adapter else "not next to the folder"
         facts |= {"before tuning": _scored(tuned.before), "tuned": _scored(tuned.score), "tuned by": tuned.supervision}
         facts |= _training(tuned.training, tuned.versions)
         facts |= {"adapter": beside, "adapter's SHA-256": tuned.adapter}
@@ -204,7 +203,7 @@ def _training(training: TrainingRecord, versions: dict[str, str]) -> dict[str, s
 
 
 def _parts(parts: Sequence[Part], total: int, *, members: bool = True) -> Table:
-    """Parts under the name and the sum of their group; fits eighty columns."""
+    """Parts grouped, with the sum of each group; fits eighty columns."""
     table = Table(
         "parts, scales included",
         left=["part", "dtype"],
@@ -236,7 +235,7 @@ def _share(share: float) -> str:
 
 
 def _atoms(atoms: AtomStatistics) -> Table:
-    """Norms and closest pairs of the dictionary; unused atoms are named below."""
+    """Norms and closest pairs of the dictionary; unused atoms are listed below."""
     unused = ", ".join(str(index) for index in atoms.unused[:_MAX_UNUSED])
     if len(atoms.unused) > _MAX_UNUSED:
         unused += ", ..."
@@ -261,7 +260,7 @@ def _pair(pair: Similarity | None) -> str:
 
 
 def _heat_map(mixing: MixingWeights) -> Table:
-    """Mean mixing weights: every block has its number, so that it is read without colour too."""
+    """Mean mixing weights; every block shows its number, so that no colour is needed."""
     table = Table(
         "mixing weights g(t, type), mean over used atoms",
         left=[" depth t "],
@@ -347,7 +346,7 @@ def _readout(readout: ReadoutSummary) -> Table:
 
 def _task_files(files: Iterable[TaskFileSummary]) -> Table:
     """Task files that belong to an adapter, with their scores before and after."""
-    table = Table("tuned task files beside it", left=["file", "task", "target"], right=["before", "tuned", "bytes"])
+    table = Table("task files next to it", left=["file", "task", "target"], right=["before", "tuned", "bytes"])
     for entry in files:
         task = entry.task if entry.own_task else f"{entry.task} (new readout)"
         scores = interval(entry.before), interval(entry.score)

@@ -26,7 +26,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class _Commands(TyperGroup):
-    """Gives a command its options when it is called, or asked for its help."""
+    """Adds a command's options only when it is called or its help is shown."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:  # noqa: ANN401 - typer's
         name, found, rest = super().resolve_command(ctx, args)
@@ -34,7 +34,7 @@ class _Commands(TyperGroup):
 
 
 def with_options(name: str) -> Any:  # noqa: ANN401 - click's command, whose package depends on typer's release
-    """The command of that name, all its options with it."""
+    """The command of that name with all its options."""
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=_SETTINGS)
     COMMANDS[name].add_to(alone, options=True)
     return typer.main.get_command(alone)
@@ -43,7 +43,7 @@ def with_options(name: str) -> Any:  # noqa: ANN401 - click's command, whose pac
 app = typer.Typer(
     name="uhl",
     cls=_Commands,
-    help="Train one adapter under 1 MB on one transformer, then carry the same file into any other checkpoint.",
+    help="Train one adapter under 1 MB on one transformer, then port the same file to any other checkpoint.",
     epilog="Example: uhl port adapter.safetensors --target prajjwal1/bert-tiny",
     no_args_is_help=True,
     add_completion=True,
@@ -61,10 +61,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command."""
+    """Holds the options before a command."""
 
 
 for _each in COMMANDS.values():

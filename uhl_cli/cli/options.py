@@ -1,8 +1,8 @@
-"""Commands of the command line, made of the records of their options.
+"""Commands of the command line, built from the records of their options.
 
-A command is declared with `command`: its function gets the record and the sink, and the options, with their defaults,
-bounds and help, come from the record's fields (`uhl_cli.commands.flags`).  The record is imported when the command is
-called or asked for its help, so that `uhl --help` stays quick.
+`command` declares a command: its function gets the record and the output, and its options, with defaults, bounds and
+help, come from the record's fields (`uhl_cli.commands.flags`).  The record is imported when the command is called or
+its help is shown, so that `uhl --help` stays fast.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", bound="Options")
 
 _NONE = type(None)
-# The options of every command that say how it prints.
+# Options of every command that control how it prints.
 _PRINTING = {
     "json": ("--json", "Print the report as JSON."),
-    "quiet": ("--quiet", "-q", "No progress; print only what a script needs."),
+    "quiet": ("--quiet", "-q", "Show no progress and print only what a script needs."),
     "debug": ("--debug", "Show the traceback of an error."),
 }
-# Options of these names or of nested records are listed under a heading of their own, in every command.
+# Options of these names or nested records are listed under their own heading in every command.
 _PANELS = {"host": "Host", "target": "Host", "target_config": "Host", "data": "Data", "training": "Training"}
 _PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite": "Output"}
 
@@ -41,11 +41,11 @@ _PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite"
 class Command(Generic[Record]):
     """A command.
 
-    :param function: What it does, and its help.
-    :param record: Imports the kind of record that the function takes.
+    :param function: Runs it; the docstring is its help.
+    :param record: Imports the class of the record that the function takes.
     :param example: A call that works, for the help.
-    :param panels: Names of options by the heading that they are listed under.
-    :param metavars: What stands for the value of an option in the help.
+    :param panels: Names of options, by the heading that lists them.
+    :param metavars: Placeholders for the values of options in the help.
     :param interrupted: What to do after Ctrl-C.
     """
 
@@ -73,7 +73,7 @@ class Command(Generic[Record]):
             parameters += [_printing(name, *words) for name, words in _PRINTING.items()]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {}
-        # Lines are broken as wide as the terminal is, not where the source breaks them.
+        # Lines wrap at the width of the terminal, not as in the source.
         call.__doc__ = "\n\n".join(" ".join(each.split()) for each in (self.function.__doc__ or "").split("\n\n"))
         app.command(self.name, epilog=f"Example: {self.example}")(call)
 
@@ -91,16 +91,16 @@ class Command(Generic[Record]):
             self.function(kind.from_flags(given), output)
 
     def _refuse_missing(self, path: Path) -> None:
-        """Say how to come by the file that a command reads when none is named.
+        """Explain how to make the default file that a command reads.
 
-        :raises UsageError: When it is not there.
+        :raises UsageError: When it does not exist.
         """
         if not path.exists():
             hint = f"Make one with `uhl pretrain`, or name an adapter: `uhl {self.name} FILE`."
             raise UsageError(f"there is no {path} in this folder.", hint)
 
     def _parameter(self, flag: Flag) -> inspect.Parameter:
-        """The flag as typer takes it.  Bounds are not typer's: the record checks them, and says so in one line."""
+        """The flag as a typer parameter, without bounds: the record checks them with a one-line error."""
         annotation, default = _typed(flag)
         shown: dict[str, Any] = {"help": escape(flag.help), "metavar": self.metavars.get(flag.name)}
         if flag.name == self.record().argument:

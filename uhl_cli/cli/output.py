@@ -1,8 +1,7 @@
-"""The one sink of the commands: results to stdout as a table, JSON or a quiet line, everything else to stderr.
+"""Output of the commands: results to stdout as a table, JSON or a quiet line, everything else to stderr.
 
-Guarantee: nothing that comes from a file, a host or data is taken for markup or for a command to the terminal.  Every
-string of a line or a cell passes `uhl_cli.text.one_line`; a style is only what a command names beside it.  Commands
-print through this module alone.
+Guarantee: no text from a file, a host or data is interpreted as markup or as a terminal command.  Every string of a
+line or a cell passes `uhl_cli.text.one_line`; only commands set styles.  Commands print through this module alone.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ if TYPE_CHECKING:  # both bring numpy, which `--help` does without
     from uhl_cli.metrics import Difference, Score
 
 INTERRUPTED = 130
-# As of a process that the signal of a broken pipe ends.
+# The exit code of a process that ends by SIGPIPE.
 NOBODY_READS = 141
-# Rows are never folded for a file or a pipe.
+# Rows are never wrapped for a file or a pipe.
 _NO_TERMINAL = 100_000
 
 Report = TypeVar("Report", bound=BaseModel)
@@ -51,10 +50,10 @@ Words = str | Span | Sequence[Span]
 
 
 class Table:
-    """A table to be filled row by row; its title above and its note below are never folded.
+    """A table that is filled row by row; its title above and its note below are never wrapped.
 
-    :param left: Names of the first columns, whose text folds on a narrow terminal.
-    :param right: Names of the columns after them, whose figures do not.
+    :param left: Names of the first columns, whose text wraps on a narrow terminal.
+    :param right: Names of the columns after them, which never wrap.
     :param form: `grid`; `list`, a grid without names; `compact`, without frame; `blocks`, cells side by side.
     """
 
@@ -89,7 +88,7 @@ class Table:
             )
 
     def row(self, *cells: Words, style: str = "") -> None:
-        """Add a row; cells that are missing at its end are empty."""
+        """Add a row; missing cells at its end are empty."""
         self._rich.add_row(*(_text(cell) for cell in cells), style=style)
 
     def section(self) -> None:
@@ -100,9 +99,9 @@ class Table:
 class Output:
     """Where one call of a command prints.
 
-    :param json: Results are their reports as JSON.
-    :param quiet: Results are a line for scripts, and there is no progress.
-    :param debug: Errors come with their traceback.
+    :param json: Print results as JSON.
+    :param quiet: Print results as lines for scripts, without progress.
+    :param debug: Print errors with their traceback.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False, debug: bool = False) -> None:
@@ -124,7 +123,7 @@ class Output:
     ) -> None:
         """Print a result.
 
-        :param quiet: Lines for scripts, each of the fields that tabs separate.
+        :param quiet: Lines for scripts, as fields that tabs separate.
         :param table: Prints the report for people, by `line` and `table`.
         """
         if self._json:
@@ -137,11 +136,11 @@ class Output:
     def part(
         self, records: Sequence[str], *, quiet: Callable[[], Sequence[Sequence[object]]], table: Callable[[], Table]
     ) -> bool:
-        """Print a part of a result that comes bit by bit: a table for people, else JSON lines.
+        """Print a part of a result that comes in parts: a table for people, else JSON lines.
 
         :param records: JSON, one line each.
         :param quiet: Lines for scripts, as in `result`.
-        :returns: Whether anybody still reads.
+        :returns: False once stdout's reader has closed it.
         """
         if self._json or not (self._quiet or self._sink.isatty()):
             self._sink.write("".join(_harmless(record) + "\n" for record in records))
@@ -152,7 +151,7 @@ class Output:
         return not self._sink.left
 
     def lines(self, rows: Sequence[Sequence[object]]) -> None:
-        """Print lines of fields that tabs separate, whatever form was asked for."""
+        """Print lines of tab-separated fields, whatever the output format."""
         self._sink.write("".join("\t".join(one_line(field) for field in row) + "\n" for row in rows))
 
     def line(self, words: Words) -> None:
@@ -172,7 +171,7 @@ class Output:
         self._stderr.say(text, label=label)
 
     def warn_truncated(self, truncated: int) -> None:
-        """One line on stderr when evaluation texts were cut."""
+        """Warn on stderr if evaluation texts were cut."""
         if truncated:
             self.note(
                 f"evaluation texts cut at the longest input: {truncated}; "
@@ -181,23 +180,23 @@ class Output:
             )
 
     def progress(self) -> ProgressBar:
-        """The reporter that commands hand on, as a context."""
+        """The progress reporter for commands, as a context manager."""
         return progress_bar(quiet=self._quiet)
 
     def progress_beside_parts(self) -> ProgressBar:
-        """The same of a command that prints with `part` as it goes on; none where its tables show how far it is.
+        """The same for a command that prints with `part` while it runs; silent if its tables show the progress.
 
         :raises OutputError: Stdout was closed before the start.
         """
         if sys.stdout is None:
-            raise OutputError("stdout is closed, so that the result has nowhere to go.", "Name a file with --output.")
+            raise OutputError("stdout is closed, so the result cannot be printed.", "Name a file with --output.")
         return progress_bar(quiet=self._quiet or (self._sink.isatty() and not self._json), printing=True)
 
     @contextmanager
     def errors(self, *, interrupted_hint: str = "") -> Iterator[None]:
         """Turn errors into one line on stderr and an exit code.
 
-        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 nobody read the rest of a result.
+        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 stdout was closed.
         """
         try:
             yield
@@ -229,7 +228,7 @@ class Output:
 
 @contextmanager
 def finished() -> Iterator[None]:
-    """The whole of a process: what is written last, `--help` too, meets a closed pipe or a full disk without noise."""
+    """Context of the whole process: on a closed pipe or full disk, even `--help` ends without a traceback."""
     try:
         try:
             yield
@@ -259,7 +258,7 @@ def _text(words: Words) -> Text:
 
 
 def _harmless(text: str) -> str:
-    """The same JSON; what is not printable, or not in the encoding of stdout, stands there as its escape."""
+    """The same JSON, with escapes for what is not printable or not in the encoding of stdout."""
     try:
         text.encode(_Stdout().encoding)
         known = True
@@ -274,21 +273,21 @@ def _harmless(text: str) -> str:
 
 
 class _Stdout(TextIOBase):
-    """The standard output of the moment, closed or not; `left` says that its reader has gone."""
+    """The current standard output, closed or not; `left` is True once its reader has closed it."""
 
     left = False
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the text that arrives."""
+        """Encoding of the written text."""
         return getattr(sys.stdout, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether a person reads it."""
+        """Whether it is a terminal."""
         return sys.stdout is not None and sys.stdout.isatty()
 
     def write(self, text: str) -> int:
-        """Write.  A reader that has left (`| head -1`) has had enough: the command goes on to its own exit code.
+        """Write.  A closed pipe (`| head -1`) is no error: the command continues to its own exit code.
 
         :raises OutputError: When it cannot be written for another reason, such as a full disk.
         """

@@ -35,7 +35,7 @@ def _record() -> type[PortOptions]:
     interrupted="Nothing was written.",
 )
 def port(options: PortOptions, output: Output) -> None:
-    """Carry an adapter file into another model and score it there, with no label and no gradient."""
+    """Port an adapter file to another model and score it there, without labels or gradients."""
     from uhl_cli.commands.port import run_port
 
     with output.progress() as reporter:

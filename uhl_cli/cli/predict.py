@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uhl_cli.commands.options import PredictOptions
     from uhl_cli.reports import PredictReport
 
-# Characters of a text in the table for people.
+# Maximum characters of a text in the table for people.
 _LONGEST = 200
 
 
@@ -37,12 +37,11 @@ def _record() -> type[PredictOptions]:
 def predict(options: PredictOptions, output: Output) -> None:
     """Label texts with an adapter on a target, with a ported folder, or with an exported one.
 
-    Texts stand after ADAPTER, or in a file (--input), which is read and labelled bit by bit, however long it is. The
-    input's columns are kept; what is added is the label and the probability of every class, or for a model of words
-    their tags and the entities, with the characters where they stand. On a terminal a table is shown; else JSON lines
-    are written (as --json does everywhere), and with --quiet the labels alone, one line a text. With --output the
-    result goes to that file, and --json is a report. Like other tools it ends with exit code 141 when nobody reads the
-    rest (| head -1).
+    Give texts after ADAPTER, or a file with --input, which is read and labelled in chunks, so it may be of any length.
+    The input's columns are kept. Added are the label and the probability of every class or, for a token classifier,
+    tags and entities with their character positions. A terminal shows a table, otherwise JSON lines are written (with
+    --json always); --quiet prints only the labels, one line per text. With --output the result goes to that file, and
+    --json prints a report. If the reader closes the pipe early (| head -1), the exit code is 141.
     """
     bar = output.progress() if options.output is not None else output.progress_beside_parts()
     from uhl_cli.commands.predict import run_predict
@@ -69,14 +68,12 @@ def predict(options: PredictOptions, output: Output) -> None:
 
 def _warn(output: Output, report: PredictReport) -> None:
     if report.truncated:
-        said = (
-            f"texts cut at the longest input: {report.truncated:,}; a larger --max-length helps if the model takes it."
-        )
+        said = f"texts cut at the longest input: {report.truncated:,}; use a larger --max-length if the model takes it."
         output.note(said, "warning: ")
 
 
 def _quiet(labelled: Labelled) -> list[tuple[str]]:
-    """The label of each text, or the tags of its words with blanks between; a dash stands for an empty one."""
+    """The label of each text, or the tags of its words separated by spaces; a dash for an empty one."""
     labels = (labelled.added.labels(row) for row in labelled.rows)
     return [(" ".join("-" if label is None else label for label in row),) for row in labels]
 
@@ -90,7 +87,7 @@ def _rows(labelled: Labelled) -> Table:
 
 
 def _table(output: Output, report: PredictReport) -> None:
-    """Print what went into a file."""
+    """Print a summary of what was written to a file."""
     output.line(f"{report.texts:,} texts labelled by {report.model} in {report.seconds:.1f} seconds")
     table = Table(left=["label"], right=["number"])
     for label, number in report.labels.items():

@@ -35,7 +35,7 @@ def _record() -> type[PretrainOptions]:
         ),
         "Training": ("resume", "save-every"),
     },
-    interrupted="Go on from the last checkpoint with --resume.",
+    interrupted="Continue from the last checkpoint with --resume.",
 )
 def pretrain(options: PretrainOptions, output: Output) -> None:
     """Train a universal adapter on a frozen host and write one file under 1 MB."""
@@ -69,6 +69,6 @@ def _table(output: Output, report: PretrainReport) -> None:
     output.table(table)
     if report.user_texts:
         output.line(
-            f"{report.user_texts:,} of your texts lie in the file: mind their licence before you share it. "
+            f"{report.user_texts:,} of your texts are in the file: check their licence before you share it. "
             "To keep them out, use --anchors general."
         )

@@ -28,14 +28,14 @@ def _record() -> type[TuneOptions]:
         "Data": ("score-data",),
     },
     metavars={"optimise": "N"},
-    interrupted="Go on from the last checkpoint with --resume.",
+    interrupted="Continue from the last checkpoint with --resume.",
 )
 def tune(options: TuneOptions, output: Output) -> None:
     """Tune a target: without labels on the texts in the adapter file, or with the labels of --task or --data.
 
-    What is tuned is 512 bytes (delta-theta), or with --parameters lora a LoRA and a readout of the target's own;
-    everything else is frozen. Without labels the target learns what the file's teacher said of its texts, and no data
-    is read but what --score-data names, for scores alone. With labels:
+    Tuned are 512 bytes (delta-theta) or, with --parameters lora, a LoRA and a readout; everything else is frozen.
+    Without labels, the target learns the teacher's outputs for the texts in the file; no data is read except that of
+    --score-data, which is used for scores only. With labels:
     uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2
     """
     from uhl_cli.commands.tune import run_tune
@@ -54,7 +54,7 @@ def tune(options: TuneOptions, output: Output) -> None:
 
 
 def _table(output: Output, report: TuneReport, *, target: str) -> None:
-    """Print what `tune` did; `target` is named as the user named it."""
+    """Print what `tune` did; `target` is the name that the user gave."""
     host = report.target.fingerprint
     shape = f"{host.model_type}, {host.num_hidden_layers} x {host.hidden_size}"
     what = "delta-theta" if report.parameters == "delta-theta" else "a LoRA"

@@ -1,4 +1,4 @@
-"""`uhl demo`: the whole way on what ships with the package, from training to tuning, with nothing to download."""
+"""`uhl demo`: train, port and tune with the models and data of the package, without any download."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADAPTER_NAME = "demo.safetensors"
 
 
 def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
-    """Pretrain on the source, port to the target, tune there without labels, all by the other commands' functions.
+    """Pretrain on the source, port to the target and tune there without labels, with the other commands' functions.
 
     :raises OutputError: When the folder holds a demo already.
     :raises UhlError: Any other of its kinds that a step raises.
@@ -40,7 +40,7 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
         data = DataOptions(task=options.task)
         path = folder / ADAPTER_NAME
         training = TrainingConfig(epochs=options.epochs, seed=options.seed)
-        # A LoRA beside the adapter takes a minute, and on so small a task it speaks no better.
+        # A LoRA teacher takes another minute, and on so small a task it is no better.
         pretrain_options = PretrainOptions(
             host=source, data=data, output=path, training=training, teacher="adapter", licence="MIT", overwrite=True
         )
@@ -70,7 +70,7 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
 
 @contextmanager
 def _folder(output: Path | None) -> Iterator[Path]:
-    """The folder that the files go to: the user's, or one that is gone afterwards."""
+    """The folder for the files: the user's, or a temporary one."""
     if output is None:
         with tempfile.TemporaryDirectory(prefix="uhl-demo-") as name:
             yield Path(name)

@@ -1,4 +1,4 @@
-"""`uhl export`: an adapter file and a target in, a standard classifier out, for those who have no uhl."""
+"""`uhl export`: make a standard classifier, which needs no uhl, from an adapter file and a target."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def export(
     files: RunFiles | None = None,
     reporter: Reporter = silent,
 ) -> ExportReport:
-    """Train a standard classifier with the weights of a loaded host, which stays as it was, and write its folder.
+    """Train a standard classifier with the weights of a loaded host, which is not changed, and write its folder.
 
     :param data: Labelled examples to learn from as well, in the adapter's labels.
-    :param evaluation: Data to score on where there are no labels.
+    :param evaluation: Data to score on if there are no labels.
     :raises HostError: When transformers has no standard head for the family, or one that misreads its padding.
-    :raises DataError: When there is nothing to learn from, or the labels are others than the adapter's.
+    :raises DataError: When there is nothing to learn from, or the labels differ from the adapter's.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     :raises OutputError: When the folder cannot be written.
     """
@@ -207,15 +207,15 @@ def export(
 
 
 def _refuse_output(options: ExportOptions, files: RunFiles) -> None:
-    """:raises OutputError: The folder may not or cannot be written; nothing but an export is ever replaced."""
+    """:raises OutputError: The folder may not or cannot be written.  Only an export is ever replaced."""
     output = options.output
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
-        raise OutputError(f"{output} already exists, and no export of uhl.", "Choose another --output.")
+        raise OutputError(f"{output} already exists and is not an export of uhl.", "Choose another --output.")
     refuse_overwriting(output / RECORD_FILE, files, resume=options.resume, overwrite=options.overwrite)
 
 
 def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdapter:
-    """The adapter with the task file, if one is named; a LoRA's folder is looked at only.
+    """The adapter with the task file, if one is named; a LoRA folder is only checked.
 
     :raises FormatError: When it cannot be read or was tuned from another adapter.
     """
@@ -230,7 +230,7 @@ def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdap
 def _ported(
     adapter: UniversalAdapter, carried: UniversalAdapter, host: Host, options: ExportOptions, reporter: Reporter
 ) -> dict[str, PortedModel]:
-    """What the export is read beside: the adapter as ported, and as the task file has tuned it."""
+    """The models that the export is compared with: the ported adapter, and the one tuned by the task file."""
     aligned = carried.align(
         host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
     )
@@ -255,8 +255,8 @@ def _train(
 ) -> None:
     """Train the LoRA and the head.
 
-    The head starts at random: one that is fitted first, on what the bare host gives, ends worse (SST-2 on minilm-l3:
-    agreement with the teacher 0.844 in place of 0.861).
+    The head starts at random: fitting it first on the bare host's outputs ends worse (SST-2 on minilm-l3: agreement
+    with the teacher 0.844 instead of 0.861).
     """
 
     def on_step(report: StepReport) -> None:
@@ -282,7 +282,7 @@ def _train(
 
 @dataclass(frozen=True)
 class _Said:
-    """Logits of every held-out example, and of every one that is scored."""
+    """Logits of the held-out examples and of those that are scored."""
 
     held: list[Tensor]
     scored: list[Tensor]
@@ -290,9 +290,9 @@ class _Said:
 
 @dataclass(frozen=True)
 class _Judges:
-    """The examples that models are judged by: held-out texts of the teacher's, and evaluation data.
+    """The examples that models are compared on: held-out texts of the teacher, and evaluation data.
 
-    :param held: Without a teacher, some of what it learnt from, which is good for nothing but differences.
+    :param held: Without a teacher, some of the training examples; these only serve to measure differences.
     """
 
     held: Examples
@@ -300,7 +300,7 @@ class _Judges:
     max_length: int
 
     def logits(self, model: Teacher, options: ExportOptions, reporter: Reporter, name: str) -> _Said:
-        """What a model says of them."""
+        """A model's logits of them."""
         progress = phase(reporter, f"scoring: {name.replace('_', '-')}")
         size = options.evaluation_batch_size
         found = [
@@ -327,10 +327,10 @@ def _classes(logits: Sequence[Tensor], task: Task) -> Classes:
 
 
 def _rounding(dtype: str, exact: _Said, rounded: _Said) -> RoundingReport:
-    """:raises OutputError: Numbers go beyond the smaller type's range."""
+    """:raises OutputError: The outputs exceed the range of the smaller type."""
     first, second = (torch.cat([*said.held, *said.scored]) for said in (exact, rounded))
     if not second.isfinite().all():
-        hint = "Choose another --dtype, and go on with --resume."
+        hint = "Choose another --dtype, and continue with --resume."
         raise OutputError(f"in {dtype} the outputs are not finite numbers.", hint)
     return RoundingReport(
         dtype=dtype,
@@ -351,7 +351,7 @@ def _base(options: ExportOptions, host: Host) -> tuple[str | None, str | None]:
 
 
 def _arguments(classifier: StandardClassifier, host: Host) -> dict[str, Any]:
-    """What loading takes so that the base, as others have it, gets the export's labels and padding."""
+    """Arguments of `from_pretrained` that give the original base the export's labels and padding."""
     theirs: Any = host.model.config
     ours: Any = classifier.config
     found: dict[str, Any] = {}
@@ -373,15 +373,15 @@ def _write(
 ) -> None:
     """Write the folder, whole or not at all.
 
-    :param base: What peft's configuration names; None where the base is written into the folder.
-    :param arguments: What loading takes beside the folder, for the card.
+    :param base: The base that peft's configuration names; None if it is written into the folder.
+    :param arguments: Arguments that loading needs besides the folder, for the card.
     :raises OutputError: When it cannot be written.
     """
     try:
         with quiet(), atomic_folder(output) as folder:
             if record.format == "peft" and base is None:
                 save_base(host, record.task, folder / BASE_FOLDER, getattr(torch, record.dtype))
-                assert host.tokenizer is not None  # a host that is trained on has one
+                assert host.tokenizer is not None  # training needs a tokenizer
                 save_plain(host.tokenizer, folder / BASE_FOLDER)
                 base = str((output / BASE_FOLDER).absolute())
             classifier.save(folder, base=base, revision=record.revision)
@@ -393,5 +393,5 @@ def _write(
 
 
 def _digest(path: Path) -> str:
-    """Of a task file's or a LoRA's content."""
+    """Digest of a task file's or a LoRA's content."""
     return hashlib.sha256((ported_path(path) if is_ported(path) else path).read_bytes()).hexdigest()

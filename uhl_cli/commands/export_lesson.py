@@ -1,4 +1,4 @@
-"""What `export` learns from: the transfer set, texts that a model speaks on, a second teacher, labels."""
+"""What `export` learns from: the transfer set, texts labelled by a model, a second teacher, labels."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def starts_from_lora(options: ExportOptions) -> bool:
 def refuse_untaught(carried: UniversalAdapter, options: ExportOptions, *, labelled: bool) -> None:
     """Return only if there is something to learn from.
 
-    :raises DataError: The file has no transfer set that can be read and nothing is named in its place, or the texts of
-        `--texts` are none to learn from.
+    :raises DataError: The file has no readable transfer set and no other source is named, or the texts of `--texts`
+        cannot be used.
     """
     task = carried.manifest.task
     if options.texts is not None:
@@ -52,7 +52,7 @@ def refuse_untaught(carried: UniversalAdapter, options: ExportOptions, *, labell
 def labelled_data(task: Task, options: ExportOptions) -> TaskData:
     """The data that `--task` or `--data` names.
 
-    :raises DataError: When it cannot be had, or has other labels than the adapter's.
+    :raises DataError: When it cannot be found or read, or its labels differ from the adapter's.
     """
     asked = options.data.model_dump()
     name = name_to_load(task, asked)
@@ -61,9 +61,9 @@ def labelled_data(task: Task, options: ExportOptions) -> TaskData:
 
 
 def refuse_other_labels(task: Task, data: TaskData) -> None:
-    """Return only if labelled data is of the adapter's own kind of task, and has its labels and training examples.
+    """Return only if labelled data has the adapter's kind of task and labels, and training examples.
 
-    :raises DataError: It is not.
+    :raises DataError: Otherwise.
     """
     if (data.task.kind, data.task.labels) != (task.kind, task.labels):
         kinds = {"sequence": "whole texts", "tokens": "words"}
@@ -85,7 +85,7 @@ def export_lesson(
     length: int,
     reporter: Reporter,
 ) -> tuple[Lesson, list[str]]:
-    """What the classifier learns from, with distributions as targets, and what taught it."""
+    """What the classifier learns from, with distributions as targets, and the names of its teachers."""
     lesson: Lesson | None = None
     teachers = []
     if options.texts is not None:
@@ -110,11 +110,11 @@ def export_lesson(
 
 
 def _own_texts(task: Task, path: Path) -> TransferTexts:
-    """The texts that `--texts` names, with spans of them.
+    """The texts that `--texts` names, with their spans.
 
-    :raises DataError: When there are no two different texts, or the task is on pairs.
+    :raises DataError: When there are fewer than two different texts, or the task is on pairs.
     """
-    hint = "Give a UTF-8 text file with two or more different texts, one a line."
+    hint = "Give a UTF-8 text file with two or more different texts, one per line."
     if task.pair_column is not None:
         raise DataError(f"{task.name} is on pairs of texts, and --texts has none.", "Give labelled data with --data.")
     texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint))))
@@ -127,7 +127,7 @@ def _own_texts(task: Task, path: Path) -> TransferTexts:
 def _said(
     texts: TransferTexts, model: PortedModel, options: ExportOptions, length: int, reporter: Reporter
 ) -> TransferSet:
-    """The texts with what a model says of them and of their spans."""
+    """The texts with a model's outputs for them and for their spans."""
     logits = model.logits_of(
         texts.examples(),
         batch_size=options.evaluation_batch_size,
@@ -138,7 +138,7 @@ def _said(
 
 
 def _averaged(lesson: Lesson, model: PortedModel, options: ExportOptions, length: int, reporter: Reporter) -> Lesson:
-    """The lesson with the mean of its targets and of a second teacher's probabilities."""
+    """The lesson with the mean of its targets and a second teacher's probabilities as targets."""
     first = lesson.targets
     assert first is not None
     said = model.logits_of(
@@ -156,7 +156,7 @@ def _averaged(lesson: Lesson, model: PortedModel, options: ExportOptions, length
 
 
 def _with_labels(lesson: Lesson | None, data: TaskData) -> Lesson:
-    """The lesson's examples and then the labelled ones, whose targets are certain."""
+    """The lesson's examples, followed by the labelled ones with one-hot targets."""
     examples, size = data.train, len(data.task.labels)
     assert examples is not None  # see refuse_other_labels
 

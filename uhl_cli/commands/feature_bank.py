@@ -1,4 +1,4 @@
-"""The feature bank of a trained adapter: texts that have room in the file, and what the source's readout sees there."""
+"""The feature bank of a trained adapter: texts that fit in the file, and the source readout's features there."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def feature_bank(
     room: int | None = None,
     step: float = STEP,
 ) -> FeatureBank | None:
-    """What the readout and the head-only control see on the source alone, `ported` and `own` its alignment.
+    """Features of the readout and of the head-only control on the source; `ported` is on it, `own` its alignment.
 
-    :param room: Bytes that the bank may take; texts from the last on are left out to hold it.
+    :param room: Bytes that the bank may take; the last texts are left out to stay within it.
     :param step: Step of the features' quantiser, in standard deviations.
-    :returns: None where the source itself takes in fewer than `MIN_WORDS` of the words.
+    :returns: None if the source itself can read fewer than `MIN_WORDS` of the words.
     """
     columns = adapter.manifest.config.readout_size + adapter.manifest.config.num_labels
     values = torch.zeros(anchors.num_words, columns)

@@ -1,7 +1,7 @@
-"""What a command is called with: a record, and the command line's options derived from it, one a field.
+"""Base class of the commands' options, from which the command line is derived: one option per field.
 
-Name, default, bounds and help of an option stand in the record alone.  `Options.from_flags` makes the record of the
-options' values, and `Options.said` the command line of a record.
+The fields alone define an option's name, default, bounds and help.  `Options.from_flags` builds the options from the
+command line's values, and `Options.said` gives the command line back.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Flag:
     :param name: As on the command line, without hyphens before it.
     :param paths: The fields that its value goes to, each by its path in the record.
     :param field: The field, which knows type and bounds.
-    :param default: What it is unless given; meaningless where it is `required`.
-    :param help: What it does, in a sentence that says its bounds.
+    :param default: Its value if not given; meaningless if it is `required`.
+    :param help: What it does, followed by its bounds.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Flag:
 
 
 class Options(Frozen):
-    """Base of the records that commands are called with.  A field is an option of its name, `_` written as `-`.
+    """Base of the commands' options.  Every field is an option of the same name, with `-` for `_`.
 
-    The fields of a nested record are options too; what is said of the nested record is the help of its first field.
+    The fields of a nested record are options too; the description of the nested record is the help of its first field.
 
-    :cvar argument: The field that is given without a name before it, if there is one.
-    :cvar rest: The field that takes all words after it, if there is one.
-    :cvar option_names: Options that are not called like their field, by the field's dotted path.
+    :cvar argument: The field of the positional argument, if there is one.
+    :cvar rest: The field that takes all further positional arguments, if there is one.
+    :cvar option_names: Names of options that differ from the field's name, by the field's dotted path.
     :cvar option_help: Help that differs from the field's description, by the same path.
     :cvar not_options: Dotted paths of fields that the command line does not offer.
     """
@@ -66,9 +66,9 @@ class Options(Frozen):
 
     @classmethod
     def flags(cls) -> tuple[Flag, ...]:
-        """The options, in the order of the fields.  Nested records of the same kind share theirs, but for the first.
+        """The options, in the order of the fields.  Nested records of one class share all options but the first.
 
-        :raises TypeError: When two fields that have nothing to do with each other claim one name.
+        :raises TypeError: When two unrelated fields have the same option name.
         """
         found: dict[str, Flag] = {}
         for flag in _walk(cls, cls, (), None):
@@ -80,7 +80,7 @@ class Options(Frozen):
 
     @classmethod
     def from_flags(cls: type[Record], values: Mapping[str, object]) -> Record:
-        """The record of the values of options, by the options' names; None is an option that was not given.
+        """The record with these values, by option name; None means that the option was not given.
 
         :raises UsageError: When a value breaks a bound; names the option.
         """
@@ -112,7 +112,7 @@ class Options(Frozen):
             raise UsageError(f"--{names[0] if names else where[-1]}: {first['msg']}.", "See --help.") from error
 
     def value_of(self, flag: Flag) -> object:
-        """What one of the options is in this record."""
+        """The value of an option in this record."""
         value: object = self
         for name in flag.paths[0]:
             value = getattr(value, name)
@@ -131,9 +131,9 @@ class Options(Frozen):
                 raise UsageError(f"--{flag.name} has no effect here; {why}.", hint)
 
     def said(self, command: str, *, always: frozenset[str], never: frozenset[str]) -> str:
-        """The command line of this record: `always`, and every other option but `never` whose value is no default.
+        """The command line of this record: the options `always`, and those not at their default except `never`.
 
-        Absolute paths are shortened to their last part, so that a shared file does not tell of its maker's disk.
+        Absolute paths are shortened to their last part, so that a shared file does not reveal local folders.
         """
         words = command.split()
         for flag in type(self).flags():
@@ -191,7 +191,7 @@ def _record(annotation: object) -> type[BaseModel] | None:
 
 
 def _lacks_head(nested: type[BaseModel], given: object) -> bool:
-    """Whether nothing says which one is meant: a host without its name."""
+    """Whether a required field is missing, such as a host's name."""
     return not isinstance(given, dict) or any(
         field.is_required() and name not in given for name, field in nested.model_fields.items()
     )
@@ -214,7 +214,7 @@ def _pairs(option: str, entries: object) -> dict[str, str]:
     for entry in entries if isinstance(entries, list) else []:
         name, separator, path = entry.partition("=")
         if not (name and separator and path):
-            raise UsageError(f"--{option} {entry}: not of the form NAME=PATH.", "Say --at minilm=hosts/minilm.")
+            raise UsageError(f"--{option} {entry}: not of the form NAME=PATH.", "Example: --at minilm=hosts/minilm.")
         found[name] = path
     return found
 

@@ -1,4 +1,4 @@
-"""What predictions add to the rows of an input: labels and probabilities of texts, or tags and entities of words."""
+"""Columns that predictions add to an input: labels and probabilities of texts, or tags and entities of words."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from uhl_cli.data.stream import Row
 from uhl_cli.data.writer import Kind, json_line
 from uhl_cli.metrics import entities_of
 
-# Decimal places of a probability: what is beyond them is the noise of batches.
+# Decimal places of a probability; further ones change with the batch.
 _PLACES = 6
-# Most probabilities that a person is shown of a text.
+# Maximum number of probabilities per text in the table for people.
 _SHOWN = 4
 
 
 class OfTexts:
     """`label`, and `probability_NAME` of every class, or of the `top_k` most probable classes of each text.
 
-    :param threshold: Where the largest probability is less, the label is null.
+    :param threshold: If the largest probability is below it, the label is null.
     """
 
     heading = ("label", "probabilities")
@@ -55,7 +55,7 @@ class OfTexts:
         return [label for label in self.labels(row) if label is not None]
 
     def cells(self, row: Row) -> tuple[str, ...]:
-        """What stands under `heading` in a table for people."""
+        """The cells below `heading` in a table for people."""
         named = zip(self._names, self._columns, strict=True)
         best = sorted(((row[column], name) for name, column in named if column in row), reverse=True)
         shown = ", ".join(f"{name} {value:.3f}" for value, name in best[:_SHOWN])
@@ -65,11 +65,11 @@ class OfTexts:
 class OfWords:
     """`tags` of words with the `probabilities` of these tags, and `entities` where the tags are of entities.
 
-    An entity is `start`, `end`, `label` and `text`: it stands in the characters [start, end) of the text.  Of texts
-    that came whole the `words` are added, of words that came apart the `text`, in which they are joined by blanks.
+    An entity has `start`, `end`, `label` and `text`: the characters [start, end) of the text.  If the input was texts,
+    their `words` are added; if it was lists of words, the `text`, which joins them by spaces.
 
-    :param threshold: Where a tag's probability is less, it is null, and in no entity; so is that of a word cut off.
-    :param whole: The texts came whole.
+    :param threshold: A tag whose probability is below it is null and in no entity, like that of a word cut off.
+    :param whole: The input was texts, not lists of words.
     """
 
     def __init__(self, names: Sequence[str], *, prefix: str, threshold: float | None, whole: bool) -> None:
@@ -86,11 +86,11 @@ class OfWords:
         self.heading = ("tags",) if self._entities is None else ("entities",)
 
     def rows(self, texts: Sequence[str], examples: Examples, logits: Sequence[Tensor]) -> list[Row]:
-        """The added columns of each text of a chunk; the words of `examples` are joined by blanks."""
+        """The added columns of each text of a chunk; the words of `examples` are joined by spaces."""
         rows: list[Row] = []
         for text, joined, spans, found in zip(texts, examples.texts, examples.words or (), logits, strict=True):
             values, places = found.softmax(-1).max(-1)
-            # A classifier says zeros of a word that it did not read, because the text was cut before it.
+            # A classifier gives zeros for a word that it did not read because the text was cut before it.
             read = found.any(-1).tolist()
             tags = [
                 self._names[place] if known and value >= self._threshold else None
@@ -113,13 +113,13 @@ class OfWords:
         return tags
 
     def counted(self, row: Row) -> list[str]:
-        """The label of each entity, or the tag of each word where tags are of no entities."""
+        """The label of each entity, or the tag of each word if tags are not of entities."""
         if self._entities is not None:
             return [entity["label"] for entity in row[self._entities]]
         return [tag for tag in self.labels(row) if tag is not None]
 
     def cells(self, row: Row) -> tuple[str, ...]:
-        """What stands under `heading` in a table for people."""
+        """The cells below `heading` in a table for people."""
         if self._entities is not None:
             return (", ".join(f"{entity['text']} ({entity['label']})" for entity in row[self._entities]),)
         return (" ".join(tag or "-" for tag in self.labels(row)),)
@@ -130,9 +130,9 @@ Added = OfTexts | OfWords
 
 @dataclass(frozen=True)
 class Labelled:
-    """A chunk of the input with its predictions, one entry a text.
+    """A chunk of the input with its predictions, one entry per text.
 
-    :param rows: The input's columns, and those of `added` after them.
+    :param rows: The input's columns, followed by those of `added`.
     """
 
     texts: list[str]
@@ -145,7 +145,7 @@ class Labelled:
 
 
 def _places(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
-    """Where the words of a text, in their order, stand in it: characters [start, end)."""
+    """Character positions [start, end) of the words of a text, in their order."""
     places, end = [], 0
     for word in words:
         start = text.index(word, end)

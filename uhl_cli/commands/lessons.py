@@ -1,7 +1,7 @@
-"""The task of a classifier of the user's own: labels and kind are its own, texts the data's, and it says their classes.
+"""The task taught by the user's own classifier: it gives labels, kind and the classes of the data's texts.
 
-With data that has labels, these are read for scores alone.  Data of another kind of task serves by its texts: words
-are what stands between blanks, and a sentence is its words.  Without any data, the package's own texts serve.
+Labels of the data are used for scores only.  Of data of another kind of task only the texts are used: a text is split
+into words at white space, and words are joined into a text.  Without any data, the package's own texts are used.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from uhl_cli.transfer.general import VERSION, transfer_texts
 
 
 def taught_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifier, TaskData]:
-    """The classifier, with the data's names of its classes where it has none, and the task with its examples.
+    """The classifier, with the data's class names if it has none of its own, and the task with its examples.
 
-    Classes of the training examples mean nothing until `lessons` sets them; those of evaluation examples are the
-    data's, by the classifier's ids.
+    Classes of the training examples have no meaning until `lessons` sets them; those of evaluation examples are the
+    data's, as the classifier's ids.
 
     :raises DataError: The data cannot be found or read, or holds no text.
-    :raises LabelError: Its labels are not the classifier's.
+    :raises LabelError: Its labels differ from the classifier's.
     """
     asked, seed, offline = options.data, options.training.seed, options.host.offline
     if asked.task is None and asked.data is None:
-        # Words of a text are what stands between blanks, so that for words its marks stand apart.
+        # Texts are split into words at white space, so for words their punctuation is set apart.
         texts = transfer_texts(GeneralRecord(version=VERSION, lower=False, apart=teacher.kind == "tokens"))
         texts = [texts[index] for index in subset_indices(len(texts), asked.limit_train, seed)]
         task = _task(teacher, teacher.name.rsplit("/", 1)[-1])
@@ -47,7 +47,7 @@ def taught_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifi
         task = _task(teacher, bare.name, bare.columns.text, bare.columns.pair, bare.columns.tokens)
         return teacher, TaskData(task, bare.examples, None, bare.source)
     found = load_task(name, data=data, seed=seed, offline=offline, **asked.model_dump(exclude={"task", "data"}))
-    assert found.train is not None  # it is asked for
+    assert found.train is not None  # training data was requested
     if found.task.kind != teacher.kind:
         task = _task(teacher, found.task.name, found.task.text_column, found.task.pair_column)
         examples = unlabelled_examples(found.train.texts, found.train.pairs, kind=teacher.kind)
@@ -63,7 +63,7 @@ def taught_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifi
 def lessons(
     teacher: Classifier, examples: Examples, *, batch_size: int, progress: Progress | None = None
 ) -> tuple[Examples, Targets]:
-    """The examples with the classifier's most probable classes, and its probabilities as targets to train by."""
+    """The examples with the classifier's most probable classes, and its probabilities as targets."""
     logits = teacher.logits_of(examples, batch_size=batch_size, progress=progress)
     probabilities = [part.softmax(-1) for part in logits]
     classes = [tuple(part.argmax(-1).tolist()) for part in logits]
@@ -100,9 +100,9 @@ def _task(
 
 
 def _ids(task: Task, teacher: Classifier) -> list[int]:
-    """The classifier's id of each label of the data: by name, then without regard to case, then by number.
+    """The classifier's id of each label of the data: by name, then by name ignoring case, then by number.
 
-    :raises LabelError: They are not the classifier's.
+    :raises LabelError: They differ from the classifier's.
     """
     labels, known = task.labels, teacher.labels
     for shown in (str, str.casefold):
@@ -115,7 +115,7 @@ def _ids(task: Task, teacher: Classifier) -> list[int]:
         return [int(label) for label in labels]
     raise LabelError(
         f"{task.name} has the labels {', '.join(labels[:20])}; those of '{teacher.name}' are {', '.join(known[:20])}.",
-        "Rename the labels of the data, or leave their column out: the teacher needs texts alone.",
+        "Rename the labels of the data, or remove their column: the teacher only needs texts.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of the commands, validated, importable without torch; those of the command line are derived from them."""
+"""Validated options of the commands, from which the command line is derived.  Importable without torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pydantic import Field, field_validator
 from uhl_cli.commands.flags import Options
 from uhl_cli.schema import AdapterConfig, Strategy, TrainingConfig
 
-# What a command takes when nothing is named: both ship with the package.
+# Defaults; both ship with the package.
 DEFAULT_HOST = "builtin:base"
 DEFAULT_TASK = "reviews"
 # What `pretrain` writes, and the other commands read, when no file is named.
 DEFAULT_ADAPTER = Path("adapter.safetensors")
 
-# What `--teacher` takes that is no model.
+# Values of `--teacher` that do not name a model.
 TEACHERS = ("auto", "adapter", "lora")
 
-# Options that decide nothing of a file's content, so that the command kept in it leaves them out.
+# Options that do not affect a file's content; the command recorded in the file leaves them out.
 _OF_THE_CALL = frozenset(
     {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
 )
 _ALIGN = "alignment strategy; by default the one that the file was trained with"
-_MAX_FLOPS = "FLOP limit in percent of the target's own; parts are left out to hold it"
-_DEVICE = "where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is"
-_OVERWRITE = "replace what already exists"
-_RESUME = "go on with an interrupted run"
+_MAX_FLOPS = "FLOP limit in percent of the target's own; parts of the adapter are left out to stay within it"
+_DEVICE = "device: cpu, cuda, cuda:1, mps, or auto for the best available"
+_OVERWRITE = "replace existing output"
+_RESUME = "continue an interrupted run"
 _SAVE_EVERY = "steps between checkpoints"
 
 
 def _deciding(options: Options, *others: str) -> dict[str, object]:
-    """All options but those that do not decide the course of a run, for its identity.
+    """All options that affect the result of a run, for the run's identity.
 
-    A host, data and files are named by digests of their content instead, so how they are named does not count.
+    Hosts, data and files are identified by digests of their content, so their names do not count.
     """
     apart = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size", *others}
     return options.model_dump(mode="json", exclude=apart)
@@ -50,18 +50,18 @@ class HostOptions(Options):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="precision of the host's weights"
     )
-    offline: bool = Field(False, description="use only what is local or cached")
+    offline: bool = Field(False, description="use only local or cached files")
     trust_remote_code: bool = Field(False, description="run model code from the host's repository")
 
 
 class SourceOptions(HostOptions):
-    """Which host a file is made on; without a name, `PretrainOptions.settled` finds one."""
+    """A host whose name is optional; for the source, `PretrainOptions.with_defaults` then chooses one."""
 
     name: str | None = Field(None, description="hub id, local folder or builtin:NAME")  # type: ignore[assignment]
 
 
 class DataOptions(Options):
-    """Which data, and which of its columns.  Without a task, that of the adapter is meant."""
+    """Which data, and which of its columns.  Without a task, the adapter's own task is used."""
 
     option_names: ClassVar = {"config": "data-config", "revision": "data-revision"}
 
@@ -85,8 +85,9 @@ _TRAIN_DATA = frozenset({"data.train_split", "data.limit_train"})
 class PretrainOptions(Options):
     """All of `uhl pretrain`.  The source's word states define canonical space.
 
-    :param feature_words: Most words of the feature bank, which takes what the anchors leave of `max_bytes`.  None:
-        automatic, and no bank where there is no text or no room for one.  A number requires a bank; 0 is none.
+    :param feature_words: Maximum number of words in the feature bank, which uses the bytes of `max_bytes` that the
+        anchors leave free.  None: automatic, without a bank if text or room is lacking.  A number requires a bank; 0
+        means no bank.
     """
 
     option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align"}
@@ -104,42 +105,44 @@ class PretrainOptions(Options):
         DataOptions(),
         description="task to train on: reviews, sst2, boolq, conll2003, amazon, or a hub id, file or folder of "
         "your own data; by default what --data names, else reviews. With a model as --teacher no labels are needed: a "
-        ".txt file with one text a line is enough, or nothing, which takes sentences of this package",
+        ".txt file with one text per line is enough, and without any data sentences of this package are used",
     )
-    output: Path = Field(DEFAULT_ADAPTER, description="where the adapter file goes")
+    output: Path = Field(DEFAULT_ADAPTER, description="path of the adapter file to write")
     anchors: str | None = Field(
         None,
-        description="texts to align by. They are SHIPPED IN THE FILE. By default words from the task's own training "
-        "texts; 'general' takes sentences of this package and FILE your own (one text a line), for when your training "
-        "text is confidential",
+        description="texts to align with. They are SHIPPED IN THE FILE. By default words from the task's own training "
+        "texts. If your training text is confidential: 'general' for sentences of this package, or FILE for texts of "
+        "your own (one per line)",
     )
-    num_anchors: int = Field(512, ge=32, le=20_000, description="anchor words; each takes some 250 bytes")
+    num_anchors: int = Field(512, ge=32, le=20_000, description="number of anchor words, about 250 bytes each")
     feature_words: int | None = Field(
         None,
         ge=0,
         le=200_000,
-        description="most words of the feature bank, whose texts ship as well; 0 for none. By default it takes what "
-        "the anchors leave of --max-bytes, if there is text for it",
+        description="maximum number of words in the feature bank, whose texts also ship in the file; 0 for no bank. By "
+        "default it uses the bytes of --max-bytes that the anchors leave free, if there is text for it",
     )
     transfer_set: str = Field(
         "auto",
         description="texts that SHIP IN THE FILE with the teacher's outputs, so that any target can be tuned without "
-        "labels: 'auto' the task's training texts as far as there is room, a number at most so many of them, 'general' "
-        "sentences of this package (the file holds no text then), FILE your own (one text a line), 0 none. With "
-        "--anchors general or FILE, 'auto' is that",
+        "labels: 'auto' for as many of the task's training texts as fit, a number for at most that many, 'general' for "
+        "sentences of this package (the file then holds no text), FILE for your own (one text per line), 0 for none. "
+        "With --anchors general or FILE, 'auto' uses the same source of texts",
     )
     teacher: str = Field(
         "auto",
-        description="what speaks in the transfer set: 'adapter' the source with the finished adapter, 'lora' a LoRA "
-        "that is trained beside it and thrown away, 'auto' the better of both on held-out training examples; or a "
-        "fine-tuned classifier of your own (hub id, folder, or PEFT folder), which then speaks in place of labels, "
-        "in training too",
+        description="model whose outputs the transfer set holds: 'adapter' for the source with the finished adapter, "
+        "'lora' for a LoRA that is trained as well and then discarded, 'auto' for the better of the two on held-out "
+        "training examples; or a fine-tuned classifier of your own (hub id, folder, or PEFT folder), which then "
+        "replaces labels, in training too",
     )
     adapter: AdapterConfig = AdapterConfig()
     training: TrainingConfig = TrainingConfig()
     licence: str = Field("unspecified", max_length=500, description="licence to record in the file")
     max_bytes: int = Field(
-        1_000_000, ge=1, description="largest file: refused before training; the feature bank fills it"
+        1_000_000,
+        ge=1,
+        description="maximum size of the file, checked before training; the feature bank fills what is left of it",
     )
     max_flops: float = Field(10.0, gt=0, description="FLOP limit on the source, in percent")
     evaluation_batch_size: int = Field(64, ge=1)
@@ -154,29 +157,29 @@ class PretrainOptions(Options):
 
     @property
     def classifier(self) -> str | None:
-        """The model that `teacher` names; None where it names a way of making one."""
+        """The model that `teacher` names; None for `TEACHERS`."""
         return None if self.teacher in TEACHERS else self.teacher
 
     def with_defaults(self, base: str | None = None) -> PretrainOptions:
-        """The options with a host, a task and anchors in place of what was left open.
+        """The options with defaults for host, task and anchors where they were not given.
 
-        :param base: Name of the base of the classifier that speaks in place of labels, if there is one.
+        :param base: Name of the base model of the classifier that replaces labels, if there is one.
         """
         host, data, anchors = self.host, self.data, self.anchors
         if host.name is None:
             host = host.model_copy(update={"name": base or DEFAULT_HOST})
         if self.classifier is None and data.task is None:  # data alone is a task of the user's own
             data = data.model_copy(update={"task": data.data or DEFAULT_TASK, "data": None})
-        elif data.task is None and data.data is None:  # the texts are the package's own, of which a file holds none
+        elif data.task is None and data.data is None:  # the package's own texts, which no file needs to hold
             anchors = anchors or "general"
         return self.model_copy(update={"host": host, "data": data, "anchors": anchors})
 
     def deciding(self) -> dict[str, object]:
-        """Every option that decides the course of a run; a checkpoint of others is refused."""
+        """Every option that affects the result; a checkpoint made with other values is refused."""
         return _deciding(self, "host", "licence") | {"dtype": self.host.dtype}
 
     def command(self) -> str:
-        """The command line that makes the same file: every option that decides its content, none that does not."""
+        """The command line that makes the same file, without the options that do not affect its content."""
         return self.said("uhl pretrain", always=frozenset({"host", "task"}), never=_OF_THE_CALL)
 
 
@@ -189,29 +192,30 @@ class PortOptions(Options):
 
     adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to port to")
-    data: DataOptions = Field(DataOptions(), description="task to score on, when not the adapter's own name for it")
+    data: DataOptions = Field(DataOptions(), description="task to score on; by default the adapter's")
     task_file: Path | None = Field(
         None,
-        description="task file, or folder of a LoRA, of `uhl tune` to use with the adapter; scores are then tuned ones",
+        description="task file or LoRA folder made by `uhl tune`, to use with the adapter; scores are then those of "
+        "the tuned model",
     )
     strategy: Strategy | None = Field(None, description=_ALIGN)
-    score: bool = Field(True, description="score zero-shot where the data can be had")
+    score: bool = Field(True, description="score zero-shot if the data is available")
     batch_size: int = Field(64, ge=1, description="texts per batch when scoring")
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     seed: int = Field(0, ge=0, description="seed of the random-update control and of subsets")
     output: Path | None = Field(
-        None, description="folder to keep the ported adapter in, to load without aligning again"
+        None, description="folder to save the ported adapter in, which loads without aligning again"
     )
     overwrite: bool = Field(False, description=_OVERWRITE)
 
     @property
     def data_required(self) -> bool:
-        """Whether `data` names any data or column, which must then be had; else scoring is left out without it."""
+        """Whether `data` names any data or column, which must then be found; otherwise missing data is not an error."""
         return self.data.model_copy(update={"limit_evaluation": None}) != DataOptions()
 
 
 def tuning_defaults() -> TrainingConfig:
-    """How `uhl tune` trains unless told otherwise: 500 steps of delta-theta, without noise or pauses."""
+    """Default training of `uhl tune`: 500 steps of delta-theta, without noise or update dropout."""
     return TrainingConfig(
         max_steps=500,
         learning_rate=0.1,
@@ -222,7 +226,7 @@ def tuning_defaults() -> TrainingConfig:
     )
 
 
-# What of it the command line does not let a user change; `--max-length` is the tuning's own.
+# Training settings that are no options of `tune`; `--max-length` is a field of its own.
 _NOT_TUNED = frozenset(
     f"training.{name}"
     for name in TrainingConfig.model_fields
@@ -241,7 +245,7 @@ _NOT_TUNED = frozenset(
 
 
 TuneMode = Literal["labels", "transfer", "lora"]
-# Steps, learning rate and the readout's, of delta-theta with labels, of delta-theta without, and of a LoRA.
+# (steps, learning rate, learning rate of the readout) by what is tuned.
 _TUNING: dict[TuneMode, tuple[int, float, float]] = {
     "labels": (500, 0.1, 8e-3),
     "transfer": (500, 0.02, 0.0),
@@ -249,14 +253,14 @@ _TUNING: dict[TuneMode, tuple[int, float, float]] = {
 }
 
 
-# Options that say something of atoms and their gains alone.
+# Options that concern only atoms and their gains.
 _OF_ATOMS = ("top_k", "training.active_weight", "training.delta_weight")
 
 
 class TuneTraining(TrainingConfig):
-    """How `uhl tune` trains.  What is None depends on what is tuned, see `settled`."""
+    """Training of `uhl tune`.  The default for None depends on what is tuned, see `with_defaults`."""
 
-    # None where the field of the base has a number: what is tuned decides.
+    # None where the base class has a number: the default depends on what is tuned.
     max_steps: int | None = Field(
         None, ge=1, description="training steps; by default 500 for delta-theta, 1,500 for a LoRA"
     )
@@ -270,15 +274,15 @@ class TuneTraining(TrainingConfig):
         None,
         gt=0,
         le=1,
-        description="peak learning rate of a readout that is trained; by default 0.0005 beside a LoRA, 0.008 for a new "
-        "task's",
+        description="peak learning rate of the readout, if it is trained; by default 0.0005 with a LoRA, 0.008 for a "
+        "new task",
     )
     weight_decay: float = 0.0
     noise: float = 0.0
     update_dropout: float = 0.0
 
     def with_defaults(self, mode: TuneMode) -> TrainingConfig:
-        """The configuration with the defaults of what is tuned in place of None."""
+        """The configuration with every None replaced by the default for what is tuned."""
         steps, rate, readout_rate = _TUNING[mode]
         values = self.model_dump()
         defaults = {"max_steps": steps, "learning_rate": rate, "readout_learning_rate": readout_rate or 8e-3}
@@ -286,7 +290,7 @@ class TuneTraining(TrainingConfig):
 
 
 class TuneOptions(Options):
-    """All of `uhl tune`.  Without an output the task file goes beside the adapter, see `output_path`."""
+    """All of `uhl tune`.  By default the task file is written next to the adapter, see `output_path`."""
 
     argument = "adapter"
     option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
@@ -296,17 +300,17 @@ class TuneOptions(Options):
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to tune on")
     data: DataOptions = Field(
         DataOptions(),
-        description="task to tune on with labels; another task than the adapter's gets a readout of its own. With "
+        description="task to tune on with labels; a task other than the adapter's gets a new readout. With "
         "neither --task nor --data, the adapter is tuned without labels, on the transfer set in its file",
     )
     score_data: str | None = Field(
         None,
-        description="evaluation data to score on when tuning without labels: local file or folder, or hub id; read for "
-        "scores alone",
+        description="evaluation data to score on when tuning without labels: local file or folder, or hub id; used for "
+        "scores only",
     )
     parameters: Literal["delta-theta", "lora"] = Field(
         "delta-theta",
-        description="what is tuned: 512 bytes, or a LoRA of all linear modules with a readout of the target's own",
+        description="what to tune: delta-theta (512 bytes), or a LoRA on all linear modules and a readout",
     )
     rank: int = Field(8, ge=1, le=256, description="rank of the LoRA")
     strategy: Strategy | None = Field(None, description=_ALIGN)
@@ -324,16 +328,16 @@ class TuneOptions(Options):
         0,
         ge=0,
         le=10_000,
-        description="choose the learning rates (of delta-theta with labels lambda_F, lambda_Q and top-k too) by that "
-        "many trials first, on a held-out part of the training data or of the transfer set (needs optuna: "
+        description="first search the learning rates (for delta-theta with labels also lambda_F, lambda_Q and top-k) "
+        "with this many trials, on a held-out part of the training data or of the transfer set (needs optuna: "
         "pip install 'uhl[optimise]')",
     )
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     evaluation_batch_size: int = Field(64, ge=1)
     output: Path | None = Field(
         None,
-        description="where the task file goes; by default ADAPTER.TASK.TARGET.task.safetensors beside the adapter. A "
-        "LoRA goes to a folder, by default ADAPTER.TASK.TARGET.lora",
+        description="path of the task file; by default ADAPTER.TASK.TARGET.task.safetensors next to the adapter. A "
+        "LoRA is written to a folder, by default ADAPTER.TASK.TARGET.lora",
     )
     resume: bool = Field(False, description=_RESUME)
     overwrite: bool = Field(False, description=_OVERWRITE)
@@ -346,7 +350,7 @@ class TuneOptions(Options):
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels to tune with: without task and data, the transfer set serves."""
+        """Whether to tune with labels; without task and data, the transfer set is used."""
         return self.data.task is not None or self.data.data is not None
 
     @property
@@ -357,9 +361,9 @@ class TuneOptions(Options):
         return "labels" if self.labelled else "transfer"
 
     def refuse_idle(self) -> None:
-        """Refuse what was asked for and would have no effect.
+        """Refuse options that were given and would have no effect.
 
-        :raises UsageError: When an option that says nothing of what is tuned is not at its default.
+        :raises UsageError: When an option that does not apply to what is tuned is not at its default.
         """
         idle: dict[str, str] = {}
         if self.parameters == "lora":
@@ -372,7 +376,7 @@ class TuneOptions(Options):
         self.refuse_given(idle | _idle_data(self.data, self.labelled, self.score_data))
 
     def output_path(self, task: str) -> Path:
-        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) beside the adapter."""
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) next to the adapter."""
         if self.output is not None:
             return self.output
         ending = "lora" if self.parameters == "lora" else "task.safetensors"
@@ -380,7 +384,7 @@ class TuneOptions(Options):
         return self.adapter.with_name(".".join([self.adapter.stem, *names, ending]))
 
     def deciding(self) -> dict[str, object]:
-        """Every option that decides the course of a run; a checkpoint of others is refused."""
+        """Every option that affects the result; a checkpoint made with other values is refused."""
         return _deciding(self, "adapter", "target", "optimise", "score_data") | {"dtype": self.target.dtype}
 
     def command(self, task: str) -> str:
@@ -392,17 +396,17 @@ class TuneOptions(Options):
 
 
 class DemoOptions(Options):
-    """All of `uhl demo`; source, target and task are builtin unless told otherwise."""
+    """All of `uhl demo`; source, target and task are builtin by default."""
 
     source: str = Field(DEFAULT_HOST, description="model to train the adapter on")
-    target: str = Field("builtin:small", description="model of another shape to carry it to")
+    target: str = Field("builtin:small", description="model of another shape to port it to")
     task: str = Field(DEFAULT_TASK, description="task to train on")
     epochs: float = Field(4.0, gt=0, le=1000, description="passes over the training data")
     tune_steps: int = Field(500, ge=1, description="steps of tuning on the target, without labels")
     device: str = Field("auto", description=_DEVICE)
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
     output: Path | None = Field(
-        None, description="folder to keep the adapter and the tuned LoRA in; without it they are thrown away"
+        None, description="folder to save the adapter and the tuned LoRA in; by default they are deleted"
     )
 
 
@@ -415,31 +419,31 @@ class PredictOptions(Options):
 
     adapter: Path = Field(
         DEFAULT_ADAPTER,
-        description="adapter file, folder of `uhl port --output` or of `uhl tune --parameters lora`, or folder with a "
-        "classifier of transformers or peft, such as `uhl export` makes",
+        description="adapter file, folder made by `uhl port --output` or `uhl tune --parameters lora`, or folder with "
+        "a transformers or peft classifier, such as `uhl export` writes",
     )
     texts: tuple[str, ...] = Field(
-        (), description="texts to label; of a task on two texts, two by two. Put -- before one that begins with a dash"
+        (), description="texts to label; for a task on pairs, two per pair. Put -- before one that begins with a dash"
     )
     target: SourceOptions = Field(
         SourceOptions(),
-        description="hub id, local folder or builtin:NAME of the model to run on: needed with an adapter file; a "
-        "ported folder names its own, and this says where that lies",
+        description="hub id, local folder or builtin:NAME of the model to run on; required with an adapter file. A "
+        "ported folder records its model; give this if that model is elsewhere now",
     )
     task_file: Path | None = Field(
-        None, description="task file, or folder of a LoRA, of `uhl tune` to use with the adapter file"
+        None, description="task file or LoRA folder made by `uhl tune`, to use with the adapter file"
     )
     input: str | None = Field(
         None,
-        description="file of texts: .txt (one a line), .csv, .tsv, .jsonl, .parquet or .conll, or - for stdin, which "
-        "is also read when nothing is named",
+        description="file of texts: .txt (one per line), .csv, .tsv, .jsonl, .parquet or .conll, or - for stdin, which "
+        "is the default if no texts are given",
     )
     format: Literal["txt", "csv", "tsv", "jsonl", "parquet", "conll"] | None = Field(
-        None, description="format of the input; by default what its ending says, and txt for stdin"
+        None, description="format of the input; by default from the file extension, and txt for stdin"
     )
-    text_column: str | None = Field(None, description="column of the text; a model of words splits it at blanks")
+    text_column: str | None = Field(None, description="column of the text; a token classifier splits it at white space")
     pair_column: str | None = Field(None, description="column of the second text")
-    tokens_column: str | None = Field(None, description="column of the words, a list")
+    tokens_column: str | None = Field(None, description="column of the lists of words")
     batch_size: int = Field(64, ge=1, le=100_000, description="texts per batch")
     max_length: int | None = Field(
         None,
@@ -449,19 +453,19 @@ class PredictOptions(Options):
     )
     strategy: Strategy | None = Field(None, description=_ALIGN)
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
-    top_k: int | None = Field(None, ge=1, description="keep the probabilities of that many classes alone, of each text")
+    top_k: int | None = Field(None, ge=1, description="keep only the largest N probabilities of each text")
     threshold: float | None = Field(
-        None, gt=0, le=1, description="leave the label empty where the largest probability is less"
+        None, gt=0, le=1, description="leave the label empty if the largest probability is below this"
     )
-    prefix: str = Field("", description="what the names of the added columns begin with")
+    prefix: str = Field("", description="prefix of the names of the added columns")
     output: Path | None = Field(
-        None, description="file for the result, .csv, .tsv, .jsonl or .parquet; by default stdout takes it"
+        None, description="file for the result, .csv, .tsv, .jsonl or .parquet; by default it goes to stdout"
     )
     overwrite: bool = Field(False, description=_OVERWRITE)
 
 
 class ExportOptions(Options):
-    """All of `uhl export`.  What is trained is a LoRA with a standard head, as `uhl tune --parameters lora` trains."""
+    """All of `uhl export`.  It trains a LoRA like `uhl tune --parameters lora`, but with a standard head."""
 
     argument = "adapter"
     option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
@@ -481,44 +485,44 @@ class ExportOptions(Options):
     output: Path = Field(description="folder for the export; written whole or not at all")
     format: Literal["merged", "peft"] = Field(
         "merged",
-        description="'merged' a checkpoint of the target's own size with its family's standard head, 'peft' a LoRA "
-        "with head for it",
+        description="'merged' for a checkpoint of the target's size with its family's standard head, 'peft' for a LoRA "
+        "and a head",
     )
     base: str | None = Field(
         None,
         max_length=4000,
         pattern=r"^\S(.*\S)?$",
-        description="base that a peft export names: a hub id or path that others can load, or 'copy' to write it into "
-        "the folder; by default the target, which is copied where it is builtin",
+        description="base model that a peft export names: a hub id or path that others can load, or 'copy' to write it "
+        "into the folder; by default the target, which is copied if it is builtin",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision that is saved; training runs in float32"
+        "float32", description="precision of the saved weights; training runs in float32"
     )
     data: DataOptions = Field(
-        DataOptions(), description="labelled data of the adapter's own task to learn from as well, named by its task"
+        DataOptions(), description="task of labelled data to learn from as well; it must have the adapter's labels"
     )
     texts: Path | None = Field(
         None,
-        description="texts to learn from in place of the transfer set, one a line; what the ported model (with "
-        "--task-file the tuned one) says of them is the target. Needed where the adapter file has no transfer set",
+        description="file of texts to learn from in place of the transfer set, one per line; the targets are the "
+        "outputs of the ported model (with --task-file the tuned one). Needed if the adapter file has no transfer set",
     )
     task_file: Path | None = Field(
         None,
-        description="what `uhl tune` made for this target: the LoRA in a folder is what the export starts from, a task "
-        "file is a second teacher",
+        description="output of `uhl tune` for this target: the export starts from a LoRA folder, and takes a task file "
+        "as a second teacher",
     )
     score_data: str | None = Field(
-        None, description="evaluation data to score on: local file or folder, or hub id; read for scores alone"
+        None, description="evaluation data to score on: local file or folder, or hub id; used for scores only"
     )
-    rank: int = Field(8, ge=1, le=256, description="rank of the LoRA; with a folder as --task-file it has that one's")
+    rank: int = Field(8, ge=1, le=256, description="rank of the LoRA; that of the --task-file, if this is a LoRA")
     strategy: Strategy | None = Field(None, description=_ALIGN)
     training: TuneTraining = TuneTraining()
     max_length: int | None = Field(
         None,
         ge=4,
         le=100_000,
-        description="longest input in tokens, which the saved tokenizer keeps to; by default what the adapter was "
-        "trained with",
+        description="longest input in tokens, also for the saved tokenizer; by default what the adapter was trained "
+        "with",
     )
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     evaluation_batch_size: int = Field(64, ge=1)
@@ -537,9 +541,9 @@ class ExportOptions(Options):
         return self.data.task is not None or self.data.data is not None
 
     def refuse_idle(self) -> None:
-        """Refuse what was asked for and would have no effect.
+        """Refuse options that were given and would have no effect.
 
-        :raises UsageError: When an option that says nothing of this export is not at its default.
+        :raises UsageError: When an option that does not apply to this export is not at its default.
         """
         idle: dict[str, str] = _idle_data(self.data, self.labelled, self.score_data)
         if self.format == "merged":
@@ -547,7 +551,7 @@ class ExportOptions(Options):
         self.refuse_given(idle)
 
     def deciding(self) -> dict[str, object]:
-        """Every option that decides the course of a run; a checkpoint of others is refused."""
+        """Every option that affects the result; a checkpoint made with other values is refused."""
         return _deciding(self, "adapter", "target", "format", "base", "dtype", "texts", "task_file", "score_data")
 
     def command(self) -> str:
@@ -565,5 +569,5 @@ def _idle_data(data: DataOptions, labelled: bool, score_data: str | None) -> dic
         if name in ("train_split", "limit_train"):
             idle[f"data.{name}"] = "there are no labels to train with: name --task or --data"
         elif score_data is None:
-            idle[f"data.{name}"] = "it is of data, and none is named: add --task, --data or --score-data"
+            idle[f"data.{name}"] = "no data is named: add --task, --data or --score-data"
     return idle

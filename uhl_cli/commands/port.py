@@ -1,4 +1,4 @@
-"""`uhl port`: an adapter file and a target in, a ported model with its report out; no label, no gradient."""
+"""`uhl port`: port an adapter file to a target and report on it, without labels or gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from uhl_cli.schema import HostRecord
 
 
 def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedModel, PortReport]:
-    """Load what the options name, port, score where the data can be had, and keep the result if asked.
+    """Load what the options name, port, score if the data is available, and save the result if asked.
 
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
@@ -77,8 +77,8 @@ def port(
 ) -> tuple[PortedModel, PortReport]:
     """Port a loaded adapter to a loaded host; `data` is only ever used to score.
 
-    A LoRA's folder that `options.task_file` names is carried in place of the adapter's own parts.  What has no updates
-    has no control of random ones, and none by `size`, since it was tuned on its own alignment.
+    A LoRA folder that `options.task_file` names replaces the adapter's own parts.  A LoRA or low-rank update, tuned on
+    its own alignment, has no controls with random updates or with `size`.
 
     :raises AlignmentError: When the host cannot be aligned.
     :raises BudgetError: When the FLOP limit leaves nothing.
@@ -151,7 +151,7 @@ def port(
 
 
 def calibration_report(adapter: UniversalAdapter, aligned: AlignedHost) -> CalibrationReport | None:
-    """How the port was set by the transfer set; None for an adapter with a task file, or without a transfer set."""
+    """The port's calibration by the transfer set; None for an adapter with a task file, or without a transfer set."""
     found = adapter.calibration(aligned) if adapter is adapter.own else None
     if found is None:
         return None
@@ -164,7 +164,7 @@ def calibration_report(adapter: UniversalAdapter, aligned: AlignedHost) -> Calib
 
 
 def _tuned(adapter: UniversalAdapter, path: Path) -> TaskRecord | TunedRecord:
-    """What a task file, or a LoRA's folder, says of its tuning.
+    """The record of tuning in a task file or a LoRA folder.
 
     :raises FormatError: When it cannot be read or was tuned from another adapter.
     """
@@ -174,7 +174,7 @@ def _tuned(adapter: UniversalAdapter, path: Path) -> TaskRecord | TunedRecord:
 def _data(adapter: UniversalAdapter, options: PortOptions) -> tuple[TaskData | None, str | None]:
     """Evaluation data in the adapter's labels, or None with the reason.
 
-    Data that was asked for must be had; the adapter's own task is scored only where its data is at hand.
+    Data that was asked for must be found; the adapter's own task is scored only if its data is available.
     """
     if not options.score:
         return None, "not scored: --no-score"

@@ -1,7 +1,6 @@
-"""`uhl predict`: texts in, labels and probabilities out, a chunk at a time.
+"""`uhl predict`: label texts, one chunk at a time.
 
-However many texts there are, one chunk of them is in memory.  Within it they go through the model in batches of like
-length.
+Only one chunk of the texts is in memory.  Within it, texts are batched by length.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _PAIRS = Columns(label="", text="text", pair="pair")
 
 
 class Model(Protocol):
-    """A model that labels: `ported.model.PortedModel` and `train.classifier.Classifier` are."""
+    """A model that predicts labels, such as `ported.model.PortedModel` or `train.classifier.Classifier`."""
 
     def outputs_of(
         self, examples: Examples, *, batch_size: int, max_length: int | None, progress: Progress | None
@@ -48,8 +47,8 @@ class Model(Protocol):
 class Opened:
     """What ADAPTER names, before its host is loaded.
 
-    :param task: Its task, unless it is a checkpoint of transformers or peft, which says labels alone.
-    :param load: Gives the model, and what it is called.
+    :param task: Its task; None for a transformers or peft checkpoint, which only has labels.
+    :param load: Returns the model's name and the model.
     """
 
     kind: Kind
@@ -59,13 +58,13 @@ class Opened:
 
     @property
     def pairs(self) -> bool:
-        """Whether it is known to take two texts each time."""
+        """Whether it is known to take pairs of texts."""
         return self.task is not None and self.task.pair_column is not None
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of the input as they were read, their texts (words joined by blanks), and both as examples."""
+    """Rows of the input as read, their texts (words joined by spaces), and the examples made from them."""
 
     rows: list[Row]
     texts: list[str]
@@ -77,9 +76,9 @@ def run_predict(
 ) -> PredictReport:
     """Label the texts that the options name, into a file or by `show`.
 
-    The file is there when all is labelled, and not before.
+    The file appears only when everything is labelled.
 
-    :param show: Takes one chunk after the other where there is no output; when it returns False, nothing more is read.
+    :param show: Without an output, takes one chunk after another; when it returns False, reading stops.
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
     if options.output is not None:
@@ -99,7 +98,7 @@ def run_predict(
         columns = _columns(rows, opened, options)
         added = _added(opened, columns, options)
         chunks = _chunks(rows, columns, opened.kind, added)
-        first = next(chunks)  # what is wrong with it is said before the host is loaded
+        first = next(chunks)  # its errors come before the host is loaded
         if not any(text.strip() for text in first.texts):
             raise DataError(f"{rows.origin} holds no text.", "Give one with at least one text.")
         name, model = opened.load(reporter)
@@ -144,10 +143,9 @@ def _part(reporter: Reporter, before: int, total: int | None) -> Progress:
 
 
 def _chunks(rows: Rows, columns: Columns, kind: Kind, added: Added) -> Iterator[Chunk]:
-    """One chunk after the other.
+    """One chunk after another.
 
-    :raises DataError: A row holds no text, or no list of words, where it should; or what is added has a column that is
-        there already.
+    :raises DataError: A row lacks a text or a list of words, or the input already has a column of an added name.
     """
     start = 0
     _refuse_taken(rows.names, added, rows.origin)
@@ -180,30 +178,32 @@ def _refuse_taken(names: Collection[str], added: Added, where: str) -> None:
         if name in names:
             raise DataError(
                 f"{where} has a column {name!r} already.",
-                "Rename what is added with --prefix, such as --prefix predicted_.",
+                "Rename the added columns, for example with --prefix predicted_.",
             )
 
 
 def _refuse_broken(text: str, where: str) -> None:
-    """No tokenizer takes half of a surrogate pair, which JSON and the bytes of an argument may bring."""
+    """Refuse half of a surrogate pair, which JSON and arguments may hold and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where} is no valid Unicode: {error.reason}.", "Write it in UTF-8.") from error
+        raise DataError(f"{where} is not valid Unicode: {error.reason}.", "Write it in UTF-8.") from error
 
 
 def _refuse_idle(options: PredictOptions) -> None:
-    """:raises UsageError: Something that was asked for has no effect, or there are two inputs."""
+    """:raises UsageError: An option has no effect, or there are two inputs."""
     if options.texts and options.input is not None:
-        raise UsageError("there are texts and an --input, and one alone is read.", "Leave out --input, or the texts.")
+        raise UsageError(
+            "both texts and --input were given; only one of them is read.", "Leave out --input, or the texts."
+        )
     idle: dict[str, str] = {}
     if options.texts:
-        said = "the texts stand on the command line"
+        said = "the texts are on the command line"
         idle |= dict.fromkeys(("format", "text_column", "pair_column", "tokens_column"), said)
     path = options.adapter
     if is_ported(path):
-        idle |= dict.fromkeys(("strategy", "max_flops"), f"{path} is aligned already")
-        idle["task_file"] = f"{path} holds what was tuned"
+        idle |= dict.fromkeys(("strategy", "max_flops"), f"{path} is already aligned")
+        idle["task_file"] = f"{path} holds the tuned parameters"
     elif path.is_dir():
         names = ("target.name", "target.revision", "task_file", "strategy", "max_flops")
         idle |= dict.fromkeys(names, f"{path} is a classifier of its own")
@@ -213,7 +213,7 @@ def _refuse_idle(options: PredictOptions) -> None:
 
 
 def _named(options: PredictOptions) -> str:
-    """The input that is meant: what was named, or stdin where something is sent there.
+    """The input: the one that was named, or stdin if something is piped to it.
 
     :raises UsageError: Nothing was named, and stdin is a terminal.
     """
@@ -230,8 +230,8 @@ def _arguments(texts: Sequence[str], opened: Opened, size: int) -> Rows:
     if opened.pairs:
         if len(texts) % 2:
             raise UsageError(
-                f"the adapter takes two texts each time, and there are {len(texts)}.",
-                "Give them two by two, or a table of them with --input.",
+                f"the adapter takes pairs of texts, but {len(texts)} texts were given.",
+                "Give two texts for each pair, or a table with --input.",
             )
         given = [{"text": text, "pair": pair} for text, pair in zip(texts[::2], texts[1::2], strict=True)]
     columns = _PAIRS if opened.pairs else Columns(label="", text="text")
@@ -244,7 +244,7 @@ def _columns(rows: Rows, opened: Opened, options: PredictOptions) -> Columns:
         return columns_to_label(rows, opened.kind, opened.task, flags)
     if opened.pairs and rows.columns.pair is None:
         raise DataError(
-            f"{rows.origin} has one text a row, and the adapter takes two.",
+            f"{rows.origin} has one text per row, but the adapter takes pairs.",
             "Give a .tsv, .csv, .jsonl or .parquet file with a column for each.",
         )
     return rows.columns
@@ -254,7 +254,7 @@ def _added(opened: Opened, columns: Columns, options: PredictOptions) -> Added:
     prefix, threshold = options.prefix, options.threshold
     if opened.kind == "sequence":
         return OfTexts(opened.labels, prefix=prefix, top_k=options.top_k, threshold=threshold)
-    options.refuse_given({"top_k": "a word has the probability of its tag alone"})
+    options.refuse_given({"top_k": "a word only has the probability of its tag"})
     return OfWords(opened.labels, prefix=prefix, threshold=threshold, whole=columns.tokens is None)
 
 
@@ -294,7 +294,7 @@ def _open_ported(options: PredictOptions) -> Opened:
     path = ported_path(options.adapter)
     record = read_ported(path).record
     how = options.target.model_dump()
-    if options.target.name is None:  # a name in a file opens no connection
+    if options.target.name is None:  # a name that a file holds must not open a connection
         how |= {"name": record.target.name, "revision": record.target.revision, "offline": True}
 
     def model(_: Reporter) -> tuple[str, Model]:
@@ -303,8 +303,8 @@ def _open_ported(options: PredictOptions) -> Opened:
         except HostNotFoundError as error:
             if options.target.name is not None:
                 raise
-            problem = f"the host '{record.target.name}' of {options.adapter} is not here."
-            raise HostNotFoundError(problem, "Name its path with --target.") from error
+            problem = f"the host '{record.target.name}' of {options.adapter} cannot be found."
+            raise HostNotFoundError(problem, "Give its path with --target.") from error
         return host.name, load_ported(path.parent, host)
 
     return Opened(record.task.kind, record.task.labels, record.task, model)

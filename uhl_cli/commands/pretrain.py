@@ -1,4 +1,4 @@
-"""`uhl pretrain`: a frozen host and a task in, one adapter file out."""
+"""`uhl pretrain`: train an adapter file on a frozen host and a task."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def pretrain(
 ) -> PretrainReport:
     """Train on loaded objects and write `options.output`.
 
-    :param teacher: Says the classes of the training examples, whose own are not read; see `lessons.taught_task`.
-    :raises BudgetError: Before training, when the file or the FLOPs cannot hold the limits.
+    :param teacher: Gives the classes of the training examples in place of their labels; see `lessons.taught_task`.
+    :raises BudgetError: Before training, when the file or the FLOPs exceed their limits.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     started = time.monotonic()
@@ -188,7 +188,7 @@ def pretrain(
 
 @dataclass(frozen=True)
 class Made:
-    """All that the file will hold but the manifest."""
+    """Everything that the file will hold, except the manifest."""
 
     adapter: CanonicalAdapter
     bank: AnchorBank
@@ -200,7 +200,7 @@ class Made:
         return to_file(self.adapter, self.bank, manifest, self.features, self.transfer)
 
     def user_texts(self, options: PretrainOptions) -> int:
-        """How many different texts that are not this package's own lie in the file."""
+        """The number of different texts in the file that are not this package's own."""
         texts: set[str] = set()
         if options.anchors != "general":
             texts |= {*self.bank.anchors.texts, *(self.features.anchors.texts if self.features is not None else ())}
@@ -219,7 +219,7 @@ def _finish(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> PretrainReport:
-    """Score the integer codes that the file will hold, as a reader of it will, and write them."""
+    """Score the quantised codes, exactly as a reader of the file gets them, and write the file."""
     loaded, host = UniversalAdapter.from_file(made.file(manifest)), aligned.host
     ported = loaded.port(aligned)
     scores: dict[str, Score] = {}
@@ -288,7 +288,7 @@ def prepare(host: Host, data: TaskData, options: PretrainOptions, reporter: Repo
     anchors = anchor_texts(data, options)
     with bare(host.map.base):
         states = word_states(host, anchors, progress=phase(reporter, "anchors"))
-    if not bool(states.present.all()):  # texts longer than the host takes
+    if not bool(states.present.all()):  # texts longer than the host's limit
         anchors, states = anchors.keep(states.present.tolist()), states.present_only()
     reporter("aligning", 0, 1)
     bank = build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
@@ -307,7 +307,7 @@ def manifest_of(
     examples: Examples,
     steps: int,
 ) -> Manifest:
-    """Everything that is known before training; the score comes last."""
+    """The manifest with all that is known before training, so without the score."""
     return Manifest(
         format_version=FORMAT_VERSION,
         config=adapter.config,
@@ -336,12 +336,12 @@ def manifest_of(
 def refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
     """The file's size in bytes.
 
-    :raises BudgetError: When that is more than the limit, with a number of anchors that would fit.
+    :raises BudgetError: When it exceeds the limit; the hint gives a number of anchors that would fit.
     """
     size = len(to_bytes(content))
     if size > max_bytes:
         per_anchor = len(pack_levels(content.coordinates.codes)) / content.manifest.anchors.words
-        # Other anchors bring other texts, whose size is not known before; a few anchors less make room for them.
+        # Other anchors come with other texts of unknown size; 3 % fewer anchors leave room for them.
         fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
         raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)

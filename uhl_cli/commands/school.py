@@ -1,5 +1,4 @@
-"""The teacher of a transfer set: a classifier of the user's own; or the finished adapter on its source, or a LoRA
-beside it, whichever is better."""
+"""The teacher of a transfer set: the user's own classifier, or the better of the adapter on its source and a LoRA."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ from uhl_cli.train.classifier import Classifier
 from uhl_cli.train.loop import RunFiles, StepReport
 from uhl_cli.train.teacher import lora_teacher, teacher_config
 
-# Training examples that neither teacher sees, so that the better one can be told.
+# Training examples that neither teacher sees, to choose the better one by.
 HELD_OUT, MOST_HELD_OUT, LEAST_HELD_OUT = 0.05, 1000, 50
 _NAMES = {"adapter": "the source with the adapter", "lora": "a LoRA of the source, rank 8, trained with labels"}
 
 
 def held_for_teachers(examples: Examples, options: PretrainOptions) -> tuple[Examples, Examples | None]:
-    """(rest, held out): None is held out where there is nothing to choose, or too little to choose by."""
+    """(rest, held out): the latter is None if there is no choice to make, or too few examples to make it."""
     choosing = options.teacher == "auto" and options.transfer_set != "0"
     fraction = min(HELD_OUT, MOST_HELD_OUT / len(examples))
     if not choosing or fraction * len(examples) < LEAST_HELD_OUT:
@@ -36,9 +35,10 @@ def held_for_teachers(examples: Examples, options: PretrainOptions) -> tuple[Exa
 
 @dataclass(frozen=True)
 class School:
-    """Makes teachers of a finished adapter on its source, and has the chosen one speak.
+    """Makes the teachers of a transfer set and records the outputs of the chosen one.
 
-    :param own: The user's classifier, beside which no other teacher is made.
+    :param ported: The finished adapter on its source.
+    :param own: The user's classifier; if given, no other teacher is made.
     :param judges: Held-out training examples that the teachers are compared on.
     """
 
@@ -54,7 +54,7 @@ class School:
     reporter: Reporter
 
     def teacher(self) -> tuple[tuple[Teacher, str], dict[str, Score]]:
-        """The teacher with its name, and the scores that it was chosen by, if there was a choice."""
+        """The teacher with its name, and the scores it was chosen by, if there was a choice."""
         options = self.options
         if self.own is not None:
             return (self.own, self.own.name), {}
@@ -69,14 +69,14 @@ class School:
         return (self.ported, _NAMES["adapter"]), scores
 
     def taught(self, wanted: Wanted, teacher: tuple[Teacher, str], *, room: int) -> StoredTransfer:
-        """The transfer set in the teacher's words; see `transfer_set.taught`.  The user's own reads whole texts."""
+        """The transfer set with the teacher's outputs, see `transfer_set.taught`.  The user's own reads whole texts."""
         model, name = teacher
         evaluation = self.data.evaluation
         found = None if not evaluation else self._score(model, evaluation)
         length = None if model is self.own else self.options.training.max_length
         size = self.options.evaluation_batch_size
         progress = phase(self.reporter, "transfer set")
-        # The outputs are kept in whole steps, so that the precision of training is enough for them.
+        # Outputs are stored in coarse steps, so the precision of training is enough.
         with self.accelerator.autocast():
             return taught(wanted, model, name, found, room=room, batch_size=size, max_length=length, progress=progress)
 

@@ -1,4 +1,4 @@
-"""What several commands need: records of hosts, counts of FLOPs, predictions and their scores."""
+"""Shared by several commands: records of hosts, FLOP counts, predictions and their scores."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def load(options: HostOptions) -> Host:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Notice an output that cannot be written before any work is spent on it; writes nothing itself.
+    """Refuse an output that cannot be written, before any work is done; writes nothing itself.
 
-    :raises OutputError: When it is a folder, would lie where no file can be made, or has a name that is not UTF-8.
+    :raises OutputError: When it is a folder, its folder is not writable, or its name is not UTF-8.
     """
     try:
         str(path).encode()
@@ -71,12 +71,12 @@ def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite
     if unfinished:
         raise OutputError(
             f"there is an unfinished run in {files.folder}.",
-            "Go on with --resume, or btart over with --overwrite.",
+            "Continue with --resume, or start over with --overwrite.",
         )
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers, for a manifest."""
+    """Versions of the packages that determine a run's numbers, for a manifest."""
     return {
         "uhl": __version__,
         "python": platform.python_version(),
@@ -86,13 +86,13 @@ def versions() -> dict[str, str]:
 
 
 def host_record(host: Host) -> HostRecord:
-    """Name, revision and fingerprint of a host; of a local folder the last part alone, since files are shared."""
+    """Name, revision and fingerprint of a host; for a local folder only the last part of its path."""
     name = Path(host.name).resolve().name if Path(host.name).is_dir() else host.name
     return HostRecord(name=name, revision=host.revision, fingerprint=host.fingerprint)
 
 
 def depth_quality(alignment: Alignment) -> tuple[DepthQuality, ...]:
-    """Held-out R^2 of every depth; empty for a strategy that fits nothing."""
+    """Held-out R^2 of every depth; empty for a strategy without a fit."""
     return tuple(
         DepthQuality(depth=index, normalised_depth=alignment.layers[index].depth, r2=r2)
         for index, r2 in enumerate(alignment.quality)
@@ -100,7 +100,7 @@ def depth_quality(alignment: Alignment) -> tuple[DepthQuality, ...]:
 
 
 def flop_report(ported: PortedModel, host_flops: int) -> FlopReport:
-    """The adapter's FLOPs, counted as the difference that attaching it makes."""
+    """The adapter's FLOPs, counted as the difference with and without it."""
     host = ported.host
     added = count_flops(host, ported.adapter) - host_flops
     return FlopReport(
@@ -112,7 +112,7 @@ def flop_report(ported: PortedModel, host_flops: int) -> FlopReport:
 
 
 def references_of(examples: Examples) -> Classes:
-    """True classes as `metrics.score` wants them."""
+    """True classes in the form that `metrics.score` takes."""
     if examples.tags is not None:
         return [list(row) for row in examples.tags]
     assert examples.labels is not None
@@ -149,7 +149,7 @@ class Predictor:
         return self.predicted(ported.with_adapter(bare), "readout only").classes
 
     def random_update(self, ported: PortedModel, seed: int) -> Classes:
-        """Classes with updates of the same norm in random directions, corrected for their shift as the own are."""
+        """Classes with updates of the same norm in random directions, with the same correction of their shift."""
         redirected, features = randomised(ported.adapter, seed=seed), self._adapter.features
         own = ported.adapter.readout.shift
         if features is not None and own is not None:
@@ -177,7 +177,7 @@ class Predictor:
         return head_logits(states, stored["head_weight"], stored["head_bias"], alignment), counts
 
     def _set(self, ported: PortedModel, changed: PortedAdapter) -> PortedAdapter:
-        """A control is set by the transfer set as the adapter is, so that the two differ in nothing else."""
+        """A control, calibrated by the transfer set like the adapter, so that they differ in nothing else."""
         judge = self._judge(ported.host)
         return changed if judge is None else judge.with_offsets(changed)
 

@@ -1,4 +1,4 @@
-"""`uhl tune --optimise N`: hyper-parameters chosen by optuna on a part of what is tuned by that is held out."""
+"""`uhl tune --optimise N`: hyper-parameters chosen by optuna on a held-out part of the training data."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ from uhl_cli.train.task_adapter import TaskAdapter
 
 Ranges = dict[str, tuple[float, float]]
 
-# Delta-theta moves gains of about one, so its rate is far above what weights take: below 1e-3 the 500 steps move
-# next to nothing (tests/benchmarks/results/tuning_choices.json).
+# Delta-theta changes gains of about one, so its rate is far above that of weights: below 1e-3, 500 steps hardly change
+# anything (tests/benchmarks/results/tuning_choices.json).
 RANGES: Ranges = {"learning_rate": (1e-3, 0.5), "active_weight": (0.01, 0.1), "delta_weight": (1e-6, 1e-4)}
 READOUT_RANGES: Ranges = {"readout_learning_rate": (3e-4, 3e-2)}
-# Of a student, about a decade around the defaults.
+# For a student: about a factor of ten around the defaults.
 STUDENT_RANGES: dict[TuneMode, Ranges] = {
     "transfer": {"learning_rate": (3e-3, 0.2)},
     "lora": {"learning_rate": (2e-4, 1e-2), "readout_learning_rate": (5e-5, 5e-3)},
 }
-# Values that no widening passes.
+# Bounds of widening.
 LOWEST, HIGHEST = 1e-8, 1.0
-# A best value in this share of its range (on a log scale) lies on the edge; so few trials say nothing about it.
+# A best value this close to an end of its range (as a share, on a log scale) is on the edge; fewer trials do not tell.
 EDGE, LEAST_TRIALS = 0.1, 4
 HELD_OUT, MOST_HELD_OUT, LEAST_EXAMPLES = 0.2, 2000, 10
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a search tries, and how it tells which is better.
+    """What a search tries, and how it scores a trial.
 
-    :param top_k: Numbers of active atoms to choose from; empty where there are no atoms.
-    :param steps: Of one trial.
+    :param top_k: Numbers of active atoms to choose from; empty without atoms.
+    :param steps: Steps of one trial.
     :param held_out: Number of examples that trials are scored on.
-    :param identity: All that decides the course of the search.
-    :param score: Tunes with a trial's values and scores it on what is held out; takes a reporter of steps.
+    :param identity: Everything that affects the result of the search.
+    :param score: Tunes with a trial's values and scores it on the held-out examples; takes a reporter of steps.
     """
 
     ranges: Ranges
@@ -85,12 +85,12 @@ def optimise(
 
     Every trial tunes on four fifths of the training set, or of the transfer set's texts, and scores on the rest (at
     most 2,000 examples; a text is held out with all its spans).  The evaluation data is not read, and without `data`
-    no label.  The first trial is the options as they are.  With `files` a finished trial is kept, and
-    `options.resume` goes on behind the last one, with the same trials as an uninterrupted search.
+    neither is any label.  The first trial uses the options as given.  With `files`, finished trials are saved, and
+    `options.resume` continues after the last one with the same trials as an uninterrupted search.
 
     :raises UsageError: When optuna is not installed, or there are several processes.
-    :raises DataError: When what is tuned by is too small to hold a part of it out.
-    :raises TrainingError: When the kept trials belong to other settings.
+    :raises DataError: When the training data is too small to hold a part of it out.
+    :raises TrainingError: When the saved trials belong to other settings.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UsageError("--optimise needs optuna.", "Run `pip install 'uhl[optimise]'`.")
@@ -114,7 +114,7 @@ def optimise(
         shown = partial(_shown, reporter, number=number, steps=space.steps, trials=options.optimise, best=best)
         try:
             found = space.score(asked, shown)
-        except TrainingError:  # diverged: the worst there is
+        except TrainingError:  # diverged: the worst score
             found = 0.0
         trials.append(asked.model_copy(update={"score": found}))
         kept.write(trials)
@@ -139,7 +139,7 @@ def _values(trial: Trial) -> dict[str, float]:
 
 
 def widened(ranges: Ranges, trials: Sequence[Trial]) -> Ranges:
-    """The ranges after these trials: a side on whose edge the best trial so far lay moves out by a factor of ten."""
+    """The ranges after these trials: whenever the best trial so far was at an end of a range, that end moves by ten."""
     found = dict(ranges)
     for count in range(LEAST_TRIALS, len(trials) + 1):
         best = max(trials[:count], key=lambda each: (each.score, -each.number))
@@ -157,7 +157,7 @@ def _task_adapters(
 ) -> Space:
     """Delta-theta, and a new task's readout, with labels."""
     fraction = _fraction(data.train)
-    assert data.train is not None  # or it were too few
+    assert data.train is not None  # otherwise it has too few
     fit, held = data.train.split(fraction, seed=options.training.seed)
     part = TaskData(data.task, fit, held, data.source)
     settings: dict[int, TuningSetup] = {}
@@ -220,7 +220,7 @@ def _students(
 
 
 def _fraction(examples: Examples | None) -> float:
-    """How much of the examples trials are scored on.
+    """The share of the examples that trials are scored on.
 
     :raises DataError: When there are too few.
     """
@@ -261,7 +261,7 @@ def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed:
     if top_k:
         space["top_k"] = CategoricalDistribution(list(top_k))
     number = len(trials)
-    # A seed a trial, so that a resumed search draws what an uninterrupted one draws.
+    # One seed per trial, so that a resumed search draws the same trials as an uninterrupted one.
     sampler = optuna.samplers.TPESampler(seed=1000 * seed + number, n_startup_trials=5)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for each in trials:
@@ -271,7 +271,7 @@ def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed:
 
 
 class _KeptTrials:
-    """The finished trials on disk, one JSON file written whole after each; nothing is kept without `files`."""
+    """The finished trials on disk, one JSON file, rewritten after each; nothing is saved without `files`."""
 
     def __init__(self, files: RunFiles | None, digest: str, *, resume: bool) -> None:
         self._path = None if files is None else files.search
@@ -279,7 +279,7 @@ class _KeptTrials:
         self._resume = resume
 
     def read(self) -> list[Trial]:
-        """The trials to go on from.
+        """The trials to continue from.
 
         :raises TrainingError: When they belong to other settings, or cannot be read.
         """
@@ -288,16 +288,16 @@ class _KeptTrials:
         try:
             kept = _Kept.model_validate_json(self._path.read_bytes())
         except ValidationError as error:
-            raise TrainingError(f"{self._path} holds no trials.", "Btart over with --overwrite.") from error
+            raise TrainingError(f"{self._path} holds no trials.", "Start over with --overwrite.") from error
         if kept.digest != self._digest:
             raise TrainingError(
                 f"the trials in {self._path} were made with other settings.",
-                "Give the same options, or btart over with --overwrite.",
+                "Give the same options, or start over with --overwrite.",
             )
         return list(kept.trials)
 
     def write(self, trials: Sequence[Trial]) -> None:
-        """Keep all of these."""
+        """Save all trials."""
         if self._path is not None:
             kept = _Kept(digest=self._digest, trials=tuple(trials))
             write_bytes(self._path, kept.model_dump_json(indent=1).encode())

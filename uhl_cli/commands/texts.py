@@ -1,4 +1,4 @@
-"""Which texts go into an adapter file: words to align by and, where there is room, texts for a feature bank."""
+"""Which texts go into an adapter file: anchor words and, if there is room, texts for a feature bank."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from uhl_cli.errors import BudgetError, DataError
 from uhl_cli.schema import AdapterConfig
 from uhl_cli.transfer.general import opinions
 
-# With as few as this, a map to the features is no better than the one through the canonical bank's 2,048 words.
+# With so few words, a map to the features is no better than the one through the canonical bank's 2,048 words.
 MIN_WORDS = 2048
 # Names, scales and means of the parts, the manifest's record of them, and the score that is written last.
 OVERHEAD_BYTES = 3000
-# What a code takes, as found after training, before which it has to be guessed: at least, and with room to spare.
+# Bits of a code, known only after training: the least that was measured, and a safe estimate.
 _FEWEST_BITS = 1.2
 _MANY_BITS = 2.0
 # Words that define canonical space on the source.
 FRAME_WORDS = 2048
-# More words than this bring a readout nothing (figures: tests/benchmarks/README.md).
+# More words do not improve a readout (figures: tests/benchmarks/README.md).
 FEATURE_WORDS = 22_000
 
 
 def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts) -> AnchorTexts | None:
-    """Texts for the feature bank, from where the anchors come and other than theirs; None where there are none."""
+    """Texts for the feature bank, from the same source as the anchors' but different; None if there are none."""
     texts, origin = _texts(data, options)
     if options.anchors == "general":
         reviews = load_task("reviews", need_evaluation=False).train
@@ -53,7 +53,7 @@ def feature_texts(data: TaskData, options: PretrainOptions, anchors: AnchorTexts
 def anchor_texts(data: TaskData, options: PretrainOptions) -> AnchorTexts:
     """Words that define canonical space, spread over texts of the task, of this package, or of the user's file.
 
-    They are more than the file holds: a target is aligned by fewer than a frame needs.
+    They are more than the file holds: aligning a target needs fewer words than defining the space.
     """
     texts, origin = _texts(data, options)
     return choose_anchors(
@@ -62,13 +62,13 @@ def anchor_texts(data: TaskData, options: PretrainOptions) -> AnchorTexts:
 
 
 def ships_with_uhl(options: PretrainOptions) -> bool:
-    """Whether the training texts are this package's own, which are no secret of the user's."""
+    """Whether the training texts are this package's own, so that no text of the user is involved."""
     row = TASKS.get(options.data.task or "")
     return row is not None and row.folder is not None and options.data.data is None
 
 
 def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
-    """Texts to align by and their origin: the task's training texts by default, the package's own, or a file's."""
+    """Anchor texts and their origin: the task's training texts by default, the package's own, or a file's."""
     if options.anchors is None:
         assert data.train is not None  # pretrain has checked it
         return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
@@ -85,7 +85,7 @@ def _like_the_tasks(texts: list[str], data: TaskData) -> list[str]:
 def more_texts(
     data: TaskData, options: PretrainOptions, anchors: AnchorTexts, config: AdapterConfig, *, room: int
 ) -> AnchorTexts | None:
-    """Texts for a feature bank in the bytes that are left.
+    """Texts for a feature bank that fit in the remaining bytes.
 
     :raises DataError: When a bank was asked for and there is too little text.
     :raises BudgetError: When a bank was asked for and there is too little room.
@@ -101,15 +101,15 @@ def more_texts(
 
 
 def texts_that_fit(texts: AnchorTexts | None, config: AdapterConfig, *, room: int) -> AnchorTexts:
-    """As many of the texts as may have room in the file, beside their features; `feature_bank` keeps those that do.
+    """As many texts as may fit in the file with their features; `feature_bank` keeps those that do.
 
-    :param room: Bytes that the file's other parts leave of its limit.
+    :param room: Bytes of the limit that the file's other parts leave free.
     :raises DataError: When the texts hold fewer than `MIN_WORDS` words.
-    :raises BudgetError: When there is no room for so many.
+    :raises BudgetError: When they do not fit.
     """
     if texts is None or texts.num_words < MIN_WORDS:
         raise DataError(
-            f"beside the anchors there are only {0 if texts is None else texts.num_words} words of text for a feature "
+            f"besides the anchors there are only {0 if texts is None else texts.num_words} words of text for a feature "
             f"bank; at least {MIN_WORDS} are needed.",
             "Leave out --feature-words, or give more text with --anchors.",
         )
@@ -124,7 +124,7 @@ def texts_that_fit(texts: AnchorTexts | None, config: AdapterConfig, *, room: in
 
 
 def _fitting(texts: AnchorTexts, bits_per_word: float, room: int) -> AnchorTexts | None:
-    """As many of the texts, from the first on, as take at most `room` bytes in a file."""
+    """The first texts, as many as take at most `room` bytes in a file."""
     low, high = 0, len(texts.texts)
     while low < high:  # the size grows with every text
         middle = (low + high + 1) // 2

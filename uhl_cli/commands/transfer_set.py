@@ -1,4 +1,4 @@
-"""Which texts go into a file's transfer set, what the teacher says of them, and how many have room."""
+"""Which texts go into a file's transfer set, the teacher's outputs for them, and how many fit."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from uhl_cli.transfer.texts import (
     without_contained,
 )
 
-# Examples beside every whole text: a span costs nothing but its outputs (figures: tests/benchmarks/README.md).
+# Spans per text, besides the whole text: a span only costs its outputs (figures: tests/benchmarks/README.md).
 SPANS = 5
-# As few texts as this teach nothing that is worth their bytes.
+# Fewer texts are not worth their bytes.
 MIN_TEXTS = 32
-# Longer texts are cut: a target reads no more of them, and two texts say more than a long one.
+# Longer texts are cut: a target reads no more of them, and two texts teach more than a long one.
 MAX_WORDS = 64
 MAX_TEXTS = 50_000
-# What the outputs of a prediction take, as found after training, before which it has to be guessed.
+# Estimated bytes of a prediction's outputs; the exact number is only known after training.
 _BYTES_PER_OUTPUT = {"sequence": 0.45, "tokens": 0.12}
-# What the feature bank takes at most.
+# Maximum size of the feature bank.
 FEATURE_BYTES = 330_000
 # Names and the record in the manifest.
 _OVERHEAD_BYTES = 1500
 
 
 class Teacher(Protocol):
-    """Something that says how probable every class is."""
+    """A model that gives logits of the classes."""
 
     def logits_of(
         self,
@@ -59,7 +59,7 @@ class Teacher(Protocol):
 
 
 def transfer_room(room: int, options: PretrainOptions) -> int:
-    """Bytes of the transfer set, of those that the anchors leave; the feature bank takes the rest."""
+    """The transfer set's share of the bytes `room` that the anchors leave free; the feature bank gets the rest."""
     if options.transfer_set == "0":
         return 0
     reserved = 0 if options.feature_words == 0 else min(FEATURE_BYTES, room // 2)
@@ -76,11 +76,11 @@ class Wanted:
 
 
 def wanted_texts(data: TaskData, options: PretrainOptions, config: AdapterConfig, *, room: int) -> Wanted | None:
-    """As many texts as are asked for and may have room; None where none are wanted.
+    """As many texts as are asked for and may fit; None if none are wanted.
 
     :param room: Bytes that the transfer set may take.
     :raises UsageError: When `--transfer-set` names neither a number nor a file.
-    :raises DataError: When the file holds no text, or the package's own texts are asked for and the task is of pairs.
+    :raises DataError: When the file holds no text, or the package's own texts are asked for and the task is on pairs.
     :raises BudgetError: When texts were asked for and there is no room.
     """
     choice = options.transfer_set
@@ -128,7 +128,7 @@ def wanted_texts(data: TaskData, options: PretrainOptions, config: AdapterConfig
 
 
 def _chosen(texts: list[str], pairs: list[str] | None, *, words: bool, seed: int) -> tuple[list[str], list[str] | None]:
-    """Distinct texts in random order, without those that a longer one contains: its spans stand for them."""
+    """Distinct texts in random order, without those that a longer one contains: its spans replace them."""
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     if pairs is not None:
         both = {(texts[index], _cut(pairs[index])): None for index in order if texts[index] and pairs[index]}
@@ -142,7 +142,7 @@ def _cut(text: str) -> str:
 
 
 def _fitting(texts: TransferTexts, config: AdapterConfig, *, room: int, in_file: bool) -> TransferTexts | None:
-    """As many of the texts, from the first on, as may take at most `room` bytes."""
+    """The first texts, as many as may take at most `room` bytes."""
 
     def size(count: int) -> float:
         some = texts.first(count)
@@ -174,7 +174,7 @@ def taught(
     max_length: int | None,
     progress: Progress | None = None,
 ) -> StoredTransfer:
-    """The transfer set of texts with the teacher's outputs, cut to hold `room` bytes."""
+    """The transfer set of texts with the teacher's outputs, cut to at most `room` bytes."""
     texts = wanted.texts
     logits = teacher.logits_of(texts.examples(), batch_size=batch_size, max_length=max_length, progress=progress)
     codes = quantised_log_odds(torch.cat(logits).numpy())

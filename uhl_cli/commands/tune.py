@@ -1,4 +1,4 @@
-"""`uhl tune`: an adapter file and a target in, with a labelled task or without, a small task file or a LoRA out."""
+"""`uhl tune`: tune an adapter file or a LoRA on a target, with or without labels."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def tune(
 
     :param aligned: See `prepare`.
 
-    The task is the adapter's own when name, kind and labels agree; then delta-theta is all that is trained.
+    The task is the adapter's own when name, kind and labels agree; then only delta-theta is trained.
 
     :raises AlignmentError: When the host cannot be aligned.
     :raises BudgetError: When the FLOP limit leaves nothing.
@@ -99,7 +99,7 @@ def tune(
     predictor = setup.predictor()
     predictions: dict[str, Classes] = {}
     if predictor and record.own_task:
-        # As `port` gives it: set by the transfer set, of which delta-theta with labels makes no use.
+        # As from `port`: calibrated by the transfer set, which delta-theta with labels does not use.
         predictions["zero_shot"] = predictor.predicted(adapter.port(setup.aligned), "zero-shot").classes
     train_task(trained, setup, accelerator, files)
     ported = setup.ported(trained.trained_values())

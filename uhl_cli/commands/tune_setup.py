@@ -1,4 +1,4 @@
-"""What `uhl tune` prepares before its first step, and the training itself; a search does both many times."""
+"""Setup and training of `uhl tune`; a search repeats both."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TuningSetup:
         return self.adapter.with_parameters(self.record, parameters).port(self.aligned)
 
     def identity(self) -> dict[str, object]:
-        """All that decides the course of a run: every option but those that do not, and digests of what they name."""
+        """Everything that affects the result of a run: options, and digests of what they name."""
         return self.options.deciding() | {
             "training": self.record.training.config.model_dump(mode="json"),
             "adapter": self.record.adapter,
@@ -70,9 +70,9 @@ def prepare(
     reporter: Reporter,
     aligned: AlignedHost | None = None,
 ) -> TuningSetup:
-    """Align the host and say what the task file will be.
+    """Align the host and make the task file's record.
 
-    :param aligned: The adapter's alignment to this host, where it is known and the task is the adapter's own.
+    :param aligned: The adapter's alignment to this host, if it is known and the task is the adapter's own.
     :raises DataError: When there is nothing to train on.
     :raises UsageError: When more active atoms are asked for than the adapter has.
     :raises AlignmentError: When the host cannot be aligned.

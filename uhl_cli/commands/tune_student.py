@@ -1,4 +1,4 @@
-"""`uhl tune` of what lies inside a target: without labels on the adapter's transfer set, or a LoRA with labels."""
+"""`uhl tune` of a target's linear modules: without labels on the adapter's transfer set, or a LoRA with labels."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ from uhl_cli.train.loop import RunFiles, StepReport, Targets, run_steps, total_s
 from uhl_cli.train.student import Student, StudentModel
 from uhl_cli.transfer.texts import TransferSet
 
-# Texts of the transfer set that are held out, so that there is an honest number without any label.
+# Texts of the transfer set that are held out to measure agreement with the teacher.
 HELD_OUT, MOST_HELD_OUT = 0.05, 500
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student learns from: examples with targets, and others that it is judged by.
+    """What a student learns from: examples with targets, and held-out examples.
 
-    :param held: Examples whose classes are the teacher's; None with labels.
+    :param held: Held-out examples with the teacher's classes; None with labels.
     :param unread: How many examples were left out, see `lesson_of`.
-    :param owners: The text that each example is of, by its number.
+    :param owners: The number of the text that each example is from.
     """
 
     examples: Examples
@@ -70,7 +70,7 @@ class Lesson:
         return replace(self, examples=self.examples.select(rows), targets=chosen, owners=owners)
 
     def split(self, fraction: float, seed: int) -> tuple[Lesson, Examples]:
-        """The lesson without a seeded random part of its texts, and that part's examples.
+        """The lesson without a random part of its texts, drawn by the seed, and that part's examples.
 
         :raises DataError: When there are fewer than two texts.
         """
@@ -84,7 +84,7 @@ class Lesson:
 def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
     """The transfer set as a lesson; a text is held out with all its spans.
 
-    :param host: Examples of which its tokenizer knows no token are left out: there is nothing to learn from them.
+    :param host: Examples without any token that its tokenizer knows are left out: they teach nothing.
     :raises DataError: When too few texts are left.
     """
     examples, odds = transfer.examples(), torch.from_numpy(transfer.log_odds())
@@ -123,7 +123,7 @@ def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
 def score_data(adapter: UniversalAdapter, options: TuneOptions | ExportOptions) -> TaskData | None:
     """Evaluation data that `--score-data` names, or None.
 
-    :raises DataError: When it cannot be had or does not fit the adapter's task.
+    :raises DataError: When it cannot be found or read, or does not fit the adapter's task.
     """
     named = options.score_data
     if named is None:
@@ -149,8 +149,8 @@ def tune_student(
     """Tune on the transfer set, or with the labels of `data`, and write the task file or the LoRA's folder.
 
     :param data: Labelled examples of the adapter's own task; None for the transfer set.
-    :param evaluation: Data to score on where there are no labels, see `score_data`.
-    :param aligned: The adapter's alignment to this host, where it is known already.
+    :param evaluation: Data to score on if there are no labels, see `score_data`.
+    :param aligned: The adapter's alignment to this host, if it is known already.
     :raises DataError: When there is nothing to learn from.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
@@ -210,7 +210,7 @@ def tune_student(
 
 
 def lesson_for(adapter: UniversalAdapter, host: Host, data: TaskData | None) -> Lesson:
-    """What a student on this host learns from: labelled examples, or without them the adapter's transfer set.
+    """What a student on this host learns from: labelled examples, else the adapter's transfer set.
 
     :raises DataError: When there is nothing to learn from, or the labels are not the adapter's own.
     """
@@ -218,7 +218,7 @@ def lesson_for(adapter: UniversalAdapter, host: Host, data: TaskData | None) -> 
 
 
 def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConfig:
-    """How the student is trained."""
+    """The student's training configuration."""
     length = options.max_length or adapter.max_length
     return options.training.with_defaults(options.mode).model_copy(update={"max_length": length, "noise": 0.0})
 
@@ -236,7 +236,7 @@ def trained_student(
     start: PortedAdapter | None = None,
     inner: bool = True,
 ) -> Student:
-    """A student, trained.
+    """A trained student.
 
     :param start: What it starts from; by default the ported readout.
     :param inner: False trains the readout alone, which is the control "readout refitted".
@@ -281,7 +281,7 @@ def trained_student(
 def student_identity(
     adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
 ) -> dict[str, object]:
-    """All that decides the course of a run: every option but those that do not, and digests of what they name."""
+    """Everything that affects the result of a run: options, and digests of what they name."""
     return options.deciding() | {
         "training": config.model_dump(mode="json"),
         "adapter": adapter.digest,
@@ -293,7 +293,7 @@ def student_identity(
 def compared(
     predictions: dict[str, Classes], data: TaskData | None, made: str = "tuned"
 ) -> tuple[dict[str, Score], dict[str, Difference]]:
-    """Scores of all predictions, and those of what was `made` minus each of the others, paired."""
+    """Scores of all predictions, and paired differences: the prediction `made` minus each of the others."""
     if not predictions or data is None or data.evaluation is None:
         return {}, {}
     references, task = references_of(data.evaluation), data.task
@@ -321,7 +321,7 @@ def _labelled(adapter: UniversalAdapter, data: TaskData) -> Lesson:
 def student_record(
     adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
 ) -> TaskRecord:
-    """What a task file of the student says of it; the scores come last."""
+    """The student's record for a task file, without the scores."""
     manifest = adapter.manifest
     return TaskRecord(
         adapter=adapter.digest,
@@ -351,7 +351,7 @@ def tuned_model(
     student: Student,
     record: TaskRecord,
 ) -> tuple[PortedModel, TaskFile | None]:
-    """The tuned model as its file gives it back, and the task file, if it is one."""
+    """The tuned model as its file restores it, and the task file, unless it is a LoRA folder."""
     if student.delta_theta is None:
         return zero_shot.with_adapter(student.finished(aligned.host)), None
     codes, scales = codes_and_scales(student.delta_theta.detach().cpu(), bits_of("delta_theta"))

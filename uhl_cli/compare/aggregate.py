@@ -1,6 +1,6 @@
 """The comparison, from the per-run files alone: best runs, the gap, summaries over seeds, and paired tests.
 
-The paired tests put proposed methods beside the others, seed by seed and in the mean of all seeds.
+The paired tests compare proposed methods with the others, per seed and in the mean of all seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BestRun(Frozen):
 
 
 class Aggregated(Frozen):
-    """`aggregated_metrics.json`; `gap` is in percent of the best baseline, positive where the proposed is better."""
+    """`aggregated_metrics.json`; `gap` is in percent of the best baseline, positive if the proposed is better."""
 
     primary_metric: str = PRIMARY
     metrics: dict[str, dict[str, float]]
@@ -46,7 +46,7 @@ class Aggregated(Frozen):
 
 
 class GroupSummary(Frozen):
-    """One method on one data set and host: mean over seeds, and what of it is spread."""
+    """One method on one data set and host: mean over seeds, and its spread."""
 
     task: str
     host: str
@@ -63,13 +63,13 @@ class GroupSummary(Frozen):
     memory_mb: float
     wall_clock_percent: float | None
     atoms_per_token: float | None
-    training_seconds: float | None = Field(description="None where the seeds were made on different devices")
+    training_seconds: float | None = Field(description="None if the seeds were run on different devices")
     within_budget: bool
     devices: tuple[str, ...] = Field(description="what the runs were made on")
 
 
 class Pairing(Frozen):
-    """One proposed run beside one other of the same data set, host and seed."""
+    """One proposed run compared with one other of the same data set, host and seed."""
 
     proposed: str
     other: str
@@ -79,7 +79,7 @@ class Pairing(Frozen):
 
 
 class Verdict(Frozen):
-    """One proposed method beside one other on a data set and host, in the mean of the seeds that both have."""
+    """One proposed method compared with one other on a data set and host, in the mean of their common seeds."""
 
     task: str
     host: str
@@ -88,7 +88,7 @@ class Verdict(Frozen):
     seeds: tuple[int, ...]
     difference: MeanDifference
     holm_p: float = Field(description="the difference's p value, corrected over all verdicts of this comparison")
-    outcome: Outcome = Field(description="of the proposed; open where the corrected p value is above 0.05")
+    outcome: Outcome = Field(description="of the proposed method; open if the corrected p value is above 0.05")
 
 
 class PairedTests(Frozen):
@@ -124,7 +124,7 @@ def aggregate(results: Path, run_ids: Iterable[str]) -> Comparison:
 
 
 def best(runs: list[RunMetrics], role: Role) -> BestRun | None:
-    """The best run of that role among those within their budget; the first of equals."""
+    """The best run of that role within its budget; of equal ones the first."""
     inside = [run for run in runs if METHODS[run.method].role == role and run.within_budget]
     if not inside:
         return None
@@ -160,7 +160,7 @@ def _by_metric(runs: list[RunMetrics]) -> dict[str, dict[str, float]]:
 
 
 def summaries(runs: list[RunMetrics]) -> list[GroupSummary]:
-    """A row a method of each data set and host, in the order of the runs."""
+    """One row per method, data set and host, in the order of the runs."""
     keys = list(dict.fromkeys((run.task, run.host, run.method) for run in runs))
     return [_summary([run for run in runs if (run.task, run.host, run.method) == key]) for key in keys]
 
@@ -195,7 +195,7 @@ def _summary(runs: list[RunMetrics]) -> GroupSummary:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A run's predictions, counted once for all the pairs that it is in."""
+    """A run's predictions, counted once for all its pairs."""
 
     predicted: Predicted
     counted: Counted
@@ -208,7 +208,7 @@ class _Kept:
 
 
 def paired_tests(results: Path, runs: list[RunMetrics]) -> PairedTests:
-    """Every proposed run and method beside every other of its data set and host.
+    """Every proposed run and method compared with every other of its data set and host.
 
     :raises FormatError: When predictions are missing or damaged.
     """
@@ -220,13 +220,13 @@ def paired_tests(results: Path, runs: list[RunMetrics]) -> PairedTests:
 
 
 def counted(verdicts: tuple[Verdict, ...], proposed: str, role: Role) -> Counter[Outcome]:
-    """How often a proposed method is better, worse and neither than methods of that role."""
+    """How often a proposed method is better, worse or neither, compared with methods of that role."""
     mine = [each for each in verdicts if each.proposed == proposed and METHODS[each.other].role == role]
     return Counter(each.outcome for each in mine)
 
 
 def _beside(methods: list[str]) -> list[tuple[str, str]]:
-    """(proposed, other) of the methods; of two proposed ones the tuned stands beside the ported."""
+    """(proposed, other) of the methods; of two proposed ones, the tuned is compared with the ported."""
     return [
         (proposed, other)
         for proposed in methods
@@ -298,7 +298,7 @@ def _verdicts(groups: Mapping[Group, RunsOfGroup], kept: Mapping[str, _Kept]) ->
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Exact two-sided p value of McNemar's test: do two runs err on equally many examples of their own?
 
-    :param first: Whether the first run is right, an example each, as `metrics.correct` says it.
+    :param first: Whether the first run is right, per example, as from `metrics.correct`.
     """
     only_first = int(np.sum(first & ~second))
     only_second = int(np.sum(~first & second))

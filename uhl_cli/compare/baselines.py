@@ -1,13 +1,13 @@
 """Baselines that are retrained on every target: LoRA of `peft`, SAT-LoRA, and the whole host.
 
 Each has a linear head on the mean final state of a text's own tokens, for token tasks on that of each word's
-sub-tokens.  LoRA edits every linear module of a layer.  A score is that of the values as they are stored: LoRA's
+sub-tokens.  LoRA edits every linear module of a layer.  Scores use the values as stored: LoRA's
 factors and all heads in float16, SAT-LoRA's dictionaries in int8, a whole host in float32.
 
 SAT-LoRA is cross-layer shared LoRA, which shares atoms within one architecture.  Every weight shape [out, in] has one
 dictionary: K input rows and K output rows.  The two factors of a module's update, rank r, are mixtures of these rows,
-and what mixes them is a function of the module's normalised depth and type.  So all layers share their atoms, and what
-is learnt belongs to one architecture: another target needs its own training.
+with weights that are a function of the module's normalised depth and type.  So all layers share their atoms, and the
+result belongs to one architecture: another target needs its own training.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MIXER_SIZE = 64
 
 
 class Retrained(nn.Module):
-    """A host that a baseline trains, and its head.  The host is changed for good: give it a copy of its own.
+    """A host that a baseline trains, and its head.  The host is changed permanently: pass a copy.
 
     :param method: `lora`, `sat-lora` or `full`.
     """
@@ -67,7 +67,7 @@ class Retrained(nn.Module):
         self.to(host.device)
 
     def attached(self) -> AbstractContextManager[object]:
-        """Within it the host carries what is trained; only SAT-LoRA is not there all the time."""
+        """Context in which the host has the trained update; only SAT-LoRA is detached outside it."""
         return nullcontext() if self.shared is None else self.shared.attached()
 
     def forward(self, encoded: Encoded, words: Tensor | None = None) -> Tensor:
@@ -83,11 +83,11 @@ class Retrained(nn.Module):
         return functional.linear(pooled, weight.to(pooled.dtype), bias.to(pooled.dtype)).float()
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The trained parameters."""
         return [value for value in self.parameters() if value.requires_grad]
 
     def stored_bytes(self) -> int:
-        """Bytes that the task has to store for this target."""
+        """Bytes to store for this task on this target."""
         head = 2 * sum(value.numel() for value in self.head.parameters())
         if self.shared is not None:
             return self.shared.stored_bytes() + head
@@ -98,7 +98,7 @@ class Retrained(nn.Module):
     def as_stored(self) -> Retrained:
         """Round LoRA's factors to the float16 of its file; the others are trained as they are stored.
 
-        SAT-LoRA's factors are mixed once, as any user would, so that its run time is that of a LoRA.
+        SAT-LoRA's factors are mixed once, as in use, so that its run time is that of a LoRA.
         """
         if self.shared is not None:
             self.shared.freeze()
@@ -112,7 +112,7 @@ class Retrained(nn.Module):
     def predict(
         self, examples: Examples, *, batch_size: int, max_length: int, progress: Progress | None = None
     ) -> Classes:
-        """Classes of all examples, in order; for token tasks a list of them an example, one a word."""
+        """Classes of all examples, in order; for token tasks a list per example, one per word."""
         order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
         classes: dict[int, list[int]] = {}
         length = min(max_length, self.host.max_length)
@@ -135,7 +135,7 @@ def _with_lora(host: Host, training: TrainingSection) -> nn.Module:
     config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none", target_modules=names)
     base: Any = host.model
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # one of transformers, which peft provokes
+        warnings.simplefilter("ignore", FutureWarning)  # a warning of transformers that peft causes
         model: nn.Module = get_peft_model(base, config)
     return model
 
@@ -148,7 +148,7 @@ def fit(
     accelerator: Accelerator,
     on_step: Note | None = None,
 ) -> list[CurvePoint]:
-    """Train in place: AdamW, linear warm-up, half a cosine to zero, cross entropy (a word is a case).
+    """Train in place: AdamW, linear warm-up, half a cosine to zero, cross entropy (per word for token tasks).
 
     :returns: The learning curve.
     :raises TrainingError: When the loss is no longer finite.
@@ -192,15 +192,15 @@ def fit(
 
 
 def fake_int8(values: Tensor) -> Tensor:
-    """Values as int8 codes with one float16 scale a row give them back; the gradient passes straight through."""
-    # The smallest scale is one that float16 can hold, so that a row of zeros is not divided by zero.
+    """Values rounded to int8 codes with one float16 scale per row; the gradient is straight-through."""
+    # The scale is at least the smallest float16, so that a row of zeros is not divided by zero.
     scale = (values.detach().abs().amax(-1, keepdim=True) / 127).clamp_min(1e-6).half().float()
     stored = (values.detach() / scale).round().clamp(-127, 127) * scale
     return values + (stored - values).detach()
 
 
 def fake_half(values: Tensor) -> Tensor:
-    """Values as float16 gives them back; the gradient passes straight through."""
+    """Values rounded to float16; the gradient is straight-through."""
     return values + (values.detach().half().float() - values).detach()
 
 
@@ -211,7 +211,7 @@ class _Dictionary(nn.Module):
         super().__init__()
         out_size, in_size = shape
         self.read = nn.Parameter(torch.randn(atoms, in_size) / math.sqrt(in_size))
-        self.write = nn.Parameter(torch.zeros(atoms, out_size))  # an update of zero to begin with, as LoRA has
+        self.write = nn.Parameter(torch.zeros(atoms, out_size))  # the update starts at zero, as in LoRA
         inputs = 1 + 2 * _FREQUENCIES + len(TYPES)
         self.hidden = nn.Linear(inputs, _MIXER_SIZE)
         self.mix = nn.Linear(_MIXER_SIZE, 2 * rank * atoms)
@@ -226,7 +226,7 @@ class _Dictionary(nn.Module):
 
 
 class SatLora(nn.Module):
-    """The baseline on a frozen host; inside `attached()` its modules carry the updates.
+    """The baseline on a frozen host; inside `attached()` its modules have the updates.
 
     :param atoms: K, rows of each side of a dictionary.
     """
@@ -250,7 +250,7 @@ class SatLora(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Mix the factors once for all: what is trained does not change any more."""
+        """Mix the factors once; training is finished."""
         self._frozen = self._factors()
 
     def _factors(self) -> list[tuple[Tensor, Tensor]]:
@@ -264,7 +264,7 @@ class SatLora(nn.Module):
         return found
 
     def attached(self) -> AbstractContextManager[object]:
-        """Within it every module adds its update to its output."""
+        """Context in which every module adds its update to its output."""
         stack = ExitStack()
         for (linear, _, _), (read, write) in zip(self._target_modules, self._frozen or self._factors(), strict=True):
             hook = _Hook(linear, read, write)

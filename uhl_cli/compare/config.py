@@ -1,4 +1,4 @@
-"""Configurations of runs: YAML, validated; one run a file, or a grid that stands for many."""
+"""Validated YAML configurations of runs: one run per file, or a grid of many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 class CompareOptions(Options):
-    """All of `uhl compare`; no method, host, task or seed is all of them."""
+    """All of `uhl compare`; without a method, host, task or seed, all are run."""
 
     option_names: ClassVar = {
         "configs": "config",
@@ -38,33 +38,34 @@ class CompareOptions(Options):
 
     configs: tuple[str, ...] = Field(
         min_length=1,
-        description="YAML file of one run or of a grid, or a set that ships: builtin, local, published. May be "
-        "repeated",
+        description="YAML file of one run or of a grid, or a shipped set: builtin, local, published. May be repeated",
     )
     results_dir: Path = Field(Path("results"), description="folder of all results")
-    mode: Mode = Field("full", description="how much of every run is made; trial is two steps, to see that it works")
+    mode: Mode = Field(
+        "full", description="how much of each run is done; trial runs two steps, as a check that everything works"
+    )
     places: dict[str, str] = Field(
-        default_factory=dict, description="where the host or data set of that name lies. May be repeated"
+        default_factory=dict, description="location of that host or data set. May be repeated"
     )
     methods: tuple[str, ...] = Field((), description="only this method. May be repeated")
     hosts: tuple[str, ...] = Field((), description="only this host. May be repeated")
     tasks: tuple[str, ...] = Field((), description="only this data set. May be repeated")
     seeds: tuple[int, ...] = Field((), description="only this seed. May be repeated")
-    list_runs: bool = Field(False, description="print the runs' names and make none")
-    device: str = Field("auto", description="where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is")
-    offline: bool = Field(False, description="use only what is local or cached")
-    resume: bool = Field(False, description="keep finished runs and make the others")
-    overwrite: bool = Field(False, description="replace what already exists")
-    compare_only: bool = Field(False, description="make no run: compare those that are finished")
-    time_only: bool = Field(False, description="make no run: measure the wall-clock of those that are finished again")
+    list_runs: bool = Field(False, description="print the names of the runs and stop")
+    device: str = Field("auto", description="device: cpu, cuda, cuda:1, mps, or auto for the best available")
+    offline: bool = Field(False, description="use only local or cached files")
+    resume: bool = Field(False, description="skip finished runs and do the others")
+    overwrite: bool = Field(False, description="replace existing output")
+    compare_only: bool = Field(False, description="do no run; compare the finished ones")
+    time_only: bool = Field(False, description="do no run; measure the wall-clock time of the finished ones again")
     figures: bool = Field(True, description="draw figures (needs matplotlib)")
-    report_to: Tracker = Field("none", description="report runs to a tracker as well")
+    report_to: Tracker = Field("none", description="also report runs to a tracker")
 
 
 class AdapterSection(Frozen):
-    """The adapter that is ported: a file, or one that is pretrained on `source` with the run's data set and seed.
+    """The adapter to port: a file, or one pretrained on `source` with the run's data set and seed.
 
-    :param pretraining: How it is pretrained; a seed in it is replaced by the run's.
+    :param pretraining: How it is pretrained; the run's seed replaces its seed.
     :param anchors: As `uhl pretrain --anchors`.
     """
 
@@ -78,22 +79,22 @@ class AdapterSection(Frozen):
     @model_validator(mode="after")
     def _one_of_them(self) -> AdapterSection:
         if (self.file is None) == (self.source is None):
-            raise ValueError("an adapter is a file or has a source")
+            raise ValueError("an adapter section needs either file or source")
         return self
 
 
 class DatasetSection(DataOptions):
-    """The data set; `task` is needed."""
+    """The data set; `task` is required."""
 
     task: str
 
 
 class TrainingSection(Frozen):
-    """How a method is trained on the target; `rank`, `alpha` and `atoms` are of use to LoRA and SAT-LoRA alone."""
+    """How a method is trained on the target; `rank`, `alpha` and `atoms` only apply to LoRA and SAT-LoRA."""
 
     steps: int = Field(500, ge=1)
     batch_size: int = Field(32, ge=1, le=4096)
-    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="used as it is where there is no search")
+    learning_rate: float = Field(1.5e-3, gt=0, le=1, description="used without a search")
     warmup_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.01, ge=0, le=1)
     max_length: int = Field(128, ge=4, le=100_000)
@@ -118,7 +119,7 @@ class EvaluationSection(Frozen):
 
 
 class BudgetSection(Frozen):
-    """What a run must hold to count among the best."""
+    """Limits that a run must meet to count among the best."""
 
     max_bytes: int = Field(1_000_000, ge=1)
     max_flops: float = Field(10.0, gt=0, description="percent of the host's own")
@@ -126,9 +127,9 @@ class BudgetSection(Frozen):
 
 
 class SearchSection(Frozen):
-    """The search of a learning rate on training examples that are held out for it; without rates there is none.
+    """The search of a learning rate on held-out training examples; without rates there is no search.
 
-    A best rate on the edge is followed beyond it, by `edge_factor` and `edge_tries` times at most.
+    If the best rate is the smallest or largest, the search goes beyond it by `edge_factor`, at most `edge_tries` times.
     """
 
     learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
@@ -155,7 +156,7 @@ class RunConfig(Frozen):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in METHODS:
-            raise ValueError(f"there is no method {value!r}; choose from {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {value!r}; choose from {', '.join(METHODS)}")
         return value
 
     @model_validator(mode="after")
@@ -176,11 +177,11 @@ class RunConfig(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything but the name."""
+        """SHA-256 of everything except the name."""
         return hashlib.sha256(self.model_dump_json(exclude={"run_id"}).encode()).hexdigest()
 
     def tuning(self) -> TrainingConfig:
-        """What `uhl tune` trains with in this run; the rate is that of delta-theta."""
+        """Training configuration of `uhl tune` in this run; the rate is that of delta-theta."""
         chosen = ("batch_size", "learning_rate", "weight_decay", "max_length", "gradient_clip", "seed")
         own = {name: getattr(self.training, name) for name in chosen}
         own |= {"max_steps": self.training.steps, "mixed_precision": self.training.mixed_precision}
@@ -195,8 +196,8 @@ class _Seeds(Frozen):
 class Grid(Frozen):
     """Every method on every host and data set.
 
-    A run has the sections of `defaults`, over them those of its data set, over them those of its method, and last
-    those that its data set gives for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED.
+    A run's sections are merged, later ones taking precedence, from `defaults`, its data set, its method, and its data
+    set's entry for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED.
     """
 
     hosts: tuple[str, ...] = Field(min_length=1)
@@ -205,7 +206,7 @@ class Grid(Frozen):
     defaults: dict[str, Any] = Field(default_factory=dict)
 
     def runs(self) -> list[dict[str, Any]]:
-        """The configurations, not yet validated, in an order that keeps a host and a data set together."""
+        """The configurations, not yet validated, ordered by data set, seed and host."""
         found = []
         for task, dataset in self.datasets.items():
             sections = {name: part for name, part in dataset.items() if name not in ("seeds", "methods")}
@@ -240,7 +241,7 @@ def _slug(text: str) -> str:
 
 
 def load_configs(names: list[str]) -> list[RunConfig]:
-    """The runs of files, or of shipped sets by name (`local`, `published`), in their order.
+    """The runs of files, or of shipped sets by name (`local`, `published`), in that order.
 
     :raises UsageError: When one cannot be read, has an unknown key, or two runs share a name.
     """
@@ -251,7 +252,7 @@ def load_configs(names: list[str]) -> list[RunConfig]:
                 raise UsageError(f"two runs are called {run.run_id}.", "Give every run a run_id of its own.")
             runs[run.run_id] = run
     if not runs:
-        raise UsageError("there is nothing to run.", "Name a file or a set with --config.")
+        raise UsageError("no run is configured.", "Name a file or a set with --config.")
     return list(runs.values())
 
 
@@ -265,7 +266,7 @@ def _locate(name: str) -> Path:
         return Path(name)
     if name in shipped_sets():
         return SETS / f"{name}.yaml"
-    raise UsageError(f"there is no configuration {name}.", f"Name a YAML file, or one of {', '.join(shipped_sets())}.")
+    raise UsageError(f"configuration {name} not found.", f"Name a YAML file, or one of {', '.join(shipped_sets())}.")
 
 
 def _from_file(path: Path) -> list[RunConfig]:
@@ -274,7 +275,7 @@ def _from_file(path: Path) -> list[RunConfig]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}.", "It must be a YAML file.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no configuration.", "See `uhl compare --help`.")
+        raise UsageError(f"{path} is not a configuration.", "See `uhl compare --help`.")
     try:
         if set(content) == {"grid"}:
             return [RunConfig.model_validate(run) for run in Grid.model_validate(content["grid"]).runs()]
@@ -286,7 +287,7 @@ def _from_file(path: Path) -> list[RunConfig]:
 
 
 def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None:
-    """Refuse a place (`--at NAME=PATH`) of a name that no run has.
+    """Refuse a location (`--at NAME=PATH`) for a name that no run uses.
 
     :raises UsageError: When there is one.
     """
@@ -298,7 +299,7 @@ def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None
 
 
 def trial(run: RunConfig) -> RunConfig:
-    """The run at its smallest: two steps on a handful of examples, to see that everything works."""
+    """The run in its smallest form: two steps on a few examples, as a check that everything works."""
     small = {
         "dataset": {"limit_train": 48, "limit_evaluation": 24},
         "training": {"steps": 2, "batch_size": 8, "warmup_steps": 1, "max_length": 32, "mixed_precision": "no"},

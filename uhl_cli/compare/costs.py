@@ -1,4 +1,4 @@
-"""What a run costs beside its bare host: bytes, memory, FLOPs, wall-clock."""
+"""Costs of a run in addition to its bare host: bytes, memory, FLOPs, wall-clock time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from uhl_cli.ported.model import PortedModel, forward
 WARM_UP_PASSES = 2
 _MEGABYTE = 1e6
 Pass = Callable[[Encoded], object]
-# Of hosts that are still there, by tokens: a count takes longer than a pass, and a host keeps its shape.
+# FLOPs of live hosts by number of tokens: counting takes longer than a pass, and a host's shape is fixed.
 _HOST_FLOPS: WeakKeyDictionary[Host, dict[int, int]] = WeakKeyDictionary()
 
 
 def ported_costs(
     ported: PortedModel, bare: Host, evaluation: EvaluationSection, *, file_bytes: int, atoms: float | None
 ) -> Costs:
-    """Costs of a ported model; its host may be `bare` itself, since it is changed only while it is attached."""
+    """Costs of a ported model; its host may be `bare` itself, which is only changed while attached."""
 
     def attached(encoded: Encoded) -> object:
-        # A word a token: what a token task's readout averages over words is next to nothing.
+        # One word per token: a readout's averaging over words costs almost nothing.
         words = torch.eye(encoded.content_mask.numel(), device=bare.device) if ported.task.kind == "tokens" else None
         with ported.attached() as attachment:
             return forward(ported.host, attachment, encoded, words)
@@ -44,7 +44,7 @@ def ported_costs(
 
 
 def retrained_costs(model: Retrained, bare: Host, evaluation: EvaluationSection) -> Costs:
-    """Costs of a baseline, unmerged; a whole host that was trained costs its own size again."""
+    """Costs of a baseline, unmerged; a fully fine-tuned host costs its own size again."""
 
     def changed(encoded: Encoded) -> object:
         return model(encoded)

@@ -1,4 +1,4 @@
-"""`uhl compare`: a set of run configurations in, a folder a run and one comparison out."""
+"""`uhl compare`: do a set of configured runs, one folder each, and compare them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uhl_cli.schema import Frozen
 
 
 class FailedRun(Frozen):
-    """A run that gave no metrics, and why."""
+    """A run without metrics, and the reason."""
 
     run_id: str
     error: str
@@ -39,7 +39,7 @@ class CompareReport(Frozen):
     mode: Mode
     made: tuple[str, ...]
     skipped: tuple[str, ...] = Field(description="runs that were finished before (--resume)")
-    missing: tuple[str, ...] = Field(description="runs that are not finished and were not made (--compare-only)")
+    missing: tuple[str, ...] = Field(description="unfinished runs that were not done (--compare-only)")
     timed: tuple[str, ...] = Field((), description="runs whose wall-clock was measured again (--time-only)")
     failed: tuple[FailedRun, ...]
     aggregated: Aggregated
@@ -49,9 +49,9 @@ class CompareReport(Frozen):
 
 
 def chosen_runs(options: CompareOptions) -> list[RunConfig]:
-    """The runs that the options name; in trial mode at their smallest, and of several seeds the first.
+    """The runs that the options name; in trial mode in their smallest form, with the first seed only.
 
-    :raises UsageError: When nothing is left, or a filter matches nothing.
+    :raises UsageError: When no run is left, or a filter matches nothing.
     """
     runs = load_configs(list(options.configs))
     refuse_unknown_places(runs, options.places)
@@ -76,10 +76,10 @@ def chosen_runs(options: CompareOptions) -> list[RunConfig]:
 
 
 def run_compare(options: CompareOptions, reporter: Reporter = silent) -> CompareReport:
-    """Make every run, then the comparison of all that are finished.
+    """Do every run, then compare all finished ones.
 
-    A run that fails is reported and leaves the others alone; Ctrl-C loses the run at hand only.  Several processes may
-    make different runs in one folder, each with `resume`; a last call with `compare_only` compares them all.
+    A failed run is reported and does not stop the others; Ctrl-C only loses the current run.  Several processes may do
+    different runs in one folder, each with `resume`; a last call with `compare_only` compares them all.
 
     :raises UhlError: Before any run: wrong configurations, results that already exist, nothing to compare.
     """
@@ -93,7 +93,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
     if makes_none and not finished:
-        raise UsageError(f"no run of these is finished in {options.results_dir}.", "Make some with --resume.")
+        raise UsageError(f"none of these runs is finished in {options.results_dir}.", "Make some with --resume.")
     if options.time_only:
         wanted = [run for run in runs if run.run_id in finished and has_clock(run, options.results_dir)]
     else:
@@ -134,7 +134,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
 def _attempted(
     runs: list[RunConfig], attempt: Callable[[RunConfig], None], options: CompareOptions, reporter: Reporter
 ) -> tuple[list[str], list[FailedRun]]:
-    """Names of the runs that `attempt` was done with, and those that failed, each with its traceback in its folder."""
+    """Names of the runs for which `attempt` succeeded, and the failed runs, each with a traceback in its folder."""
     done: list[str] = []
     failed: list[FailedRun] = []
     for index, run in enumerate(runs):
@@ -167,9 +167,9 @@ def _finished(runs: list[RunConfig], options: CompareOptions) -> set[str]:
         if not folder.metrics.exists() or options.overwrite:
             continue
         if not (options.resume or options.compare_only or options.time_only):
-            hint = "Go on with --resume, or add --overwrite, or choose another --results-dir."
+            hint = "Continue with --resume, add --overwrite, or choose another --results-dir."
             raise OutputError(f"{folder.metrics} already exists.", hint)
-        # A comparison makes no run, so it takes older ones whose settings are these but for some that are gone.
+        # A comparison does no run, so it accepts older ones that only differ by settings that no longer exist.
         made = folder.read_config().digest if options.compare_only else folder.read().config_digest
         if made != run.digest:
             hint = "Choose another --results-dir, or add --overwrite."

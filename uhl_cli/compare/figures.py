@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that people with a colour deficiency tell apart (Okabe and Ito), a method each.
+# Colours for colour-blind readers (Okabe and Ito), one per method.
 _PALETTE = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#cc79a7", "#999999", "#777777", "#bbbbbb", "#555555")
 COLOURS = dict(zip(METHODS, _PALETTE, strict=True))
 _MARKERS = dict(zip(METHODS, "oDs^vPX<>", strict=True))
@@ -98,7 +98,7 @@ class _Panel:
 
 
 def draw_comparison(comparison: Comparison, folder: Path) -> None:
-    """All figures of the comparison; they lie in `folder`."""
+    """Draw all figures of the comparison into `folder`."""
     _draw_bars(comparison, folder / "comparison_accuracy_bar_chart.pdf")
     _draw_bytes(comparison, folder / "comparison_score_vs_bytes.pdf")
     _draw_curves(comparison, folder / "comparison_learning_curves.pdf")
@@ -107,7 +107,7 @@ def draw_comparison(comparison: Comparison, folder: Path) -> None:
 
 @contextmanager
 def _panels(comparison: Comparison, path: Path, title: str | None = None) -> Iterator[list[_Panel]]:
-    """A figure of one panel a data set and host, data sets as rows where they all have the same hosts."""
+    """A figure with one panel per data set and host; data sets are rows if they all have the same hosts."""
     places = list(dict.fromkeys((group.task, group.host) for group in comparison.groups))
     columns = len(dict.fromkeys(host for _, host in places))
     rows = -(-len(places) // columns)
@@ -154,7 +154,7 @@ def _draw_bars(comparison: Comparison, path: Path) -> None:
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (bytes, score) that no other betters in both, by bytes."""
+    """The Pareto front of (bytes, score), by bytes."""
     front: list[tuple[float, float]] = []
     for size, value in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or value > front[-1][1]:
@@ -164,7 +164,7 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _draw_bytes(comparison: Comparison, path: Path) -> None:
     stored = [group.adapter_bytes / 1e6 for group in comparison.groups if group.adapter_bytes > 0]
-    # All panels share the axis; a decade at least on either side of 1 MB keeps its labels apart.
+    # All panels share the axis; at least a factor of ten around 1 MB keeps its labels apart.
     limits = (min([0.1, *stored]) * 0.7, max([10.0, *stored]) * 1.4)
     with _panels(comparison, path) as panels:
         for panel in panels:
@@ -194,7 +194,7 @@ def _draw_curves(comparison: Comparison, path: Path) -> None:
 
 
 def _dot(steps: list[int]) -> str:
-    """A marker for a curve of one point, which no line would show."""
+    """A marker for a curve of one point, where a line is invisible."""
     return "o" if len(steps) == 1 else ""
 
 

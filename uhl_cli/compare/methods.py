@@ -1,4 +1,4 @@
-"""The table of the methods that are compared: a row each, and nowhere else is a method known by name."""
+"""The table of the compared methods; no other code knows a method by name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Method:
 
     :param name: What a run configuration calls it.
     :param label: What tables and figures call it.
-    :param role: `proposed` and `baseline` compete for the best run; a `control` is only read beside them.
-    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there anew.
+    :param role: `proposed` and `baseline` compete for the best run; a `control` does not.
+    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there.
     """
 
     name: str

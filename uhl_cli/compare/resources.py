@@ -1,6 +1,6 @@
-"""What runs share: data sets, bare hosts, adapters and their alignments, loaded or made once.
+"""Resources that runs share: data sets, bare hosts, adapters and alignments, loaded or made once.
 
-Runs come in an order that keeps a host and a data set together, so only the last host is kept.
+Runs are ordered by data set and host, so only the last host is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uhl_cli.host.checkpoint import Host, device_of
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.reports import Reporter
 
-# A budget holds an adapter and the task file that tuning adds to it (2.6 kB for the adapter's own task).
+# The byte limit covers an adapter and the task file that tuning adds (2.6 kB for the adapter's own task).
 TASK_FILE_BYTES = 4096
 
 
@@ -41,10 +41,10 @@ class AlignedFile:
 
 
 class Resources:
-    """Loads and keeps; everything that it writes lies below `results`.
+    """Loads and caches resources; writes only below `results`.
 
-    :param places: Where hosts and data sets of these names really lie.
-    :param offline: Use only what is local or cached.
+    :param places: Locations of hosts and data sets by name.
+    :param offline: Use only local or cached files.
     """
 
     def __init__(
@@ -62,28 +62,28 @@ class Resources:
 
     @property
     def device_name(self) -> str:
-        """What runs are made on: a GPU's name, or the kind of device."""
+        """The device of the runs: a GPU's name, or the kind of device."""
         device = device_of(self.device)
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     def host_options(self, host: HostOptions) -> HostOptions:
-        """The options with the place, the device and the offline switch of this experiment."""
+        """The options with this experiment's location, device and offline setting."""
         place = self._places.get(host.name, host.name)
         return host.model_copy(update={"name": place, "device": self.device, "offline": host.offline or self._offline})
 
     def fresh_host(self, host: HostOptions) -> Host:
-        """A host of its own, for a run that changes it."""
+        """A copy of the host, for a run that changes it."""
         return self.bare_host(host).copied()
 
     def bare_host(self, host: HostOptions) -> Host:
-        """The host that no run changes."""
+        """The shared host, which no run changes."""
         if self._host is None or self._host[0] != host:
             self._host = self._aligned_file = None  # freed before the next is loaded
             self._host = (host, load(self.host_options(host)))
         return self._host[1]
 
     def data(self, dataset: DatasetSection) -> TaskData:
-        """A data set with both parts; which examples a limit takes does not depend on a run's seed.
+        """A data set with both parts; the examples that a limit selects do not depend on a run's seed.
 
         :raises DataError: When one of them is missing.
         """
@@ -97,7 +97,7 @@ class Resources:
         return self._data[key]
 
     def data_options(self, dataset: DatasetSection) -> DataOptions:
-        """The data set's options, with where it really lies."""
+        """The data set's options, with its location."""
         flags = dataset.model_dump()
         if dataset.data is None and dataset.task in self._places:
             flags["data"] = self._places[dataset.task]
@@ -125,7 +125,7 @@ class Resources:
         return self._adapters[path]
 
     def adapter_path(self, run: RunConfig) -> Path:
-        """Where the run's adapter lies, or will once it is pretrained.
+        """Path of the run's adapter, which may not be pretrained yet.
 
         :raises UsageError: When the run has no adapter section.
         """
@@ -139,7 +139,7 @@ class Resources:
         return self.results / "adapters" / name
 
     def _adapter_file(self, run: RunConfig) -> Path:
-        """The file, pretrained first where it is not there; an interrupted training goes on."""
+        """The file, pretrained first if missing; an interrupted training continues."""
         output, section = self.adapter_path(run), run.adapter
         assert section is not None
         if section.file is not None or output.exists():
@@ -168,7 +168,7 @@ def _slug(name: str) -> str:
 
 
 def _key(run: RunConfig) -> str:
-    """What decides an adapter's content, in eight digits."""
+    """An eight-digit hash of everything that affects an adapter's content."""
     assert run.adapter is not None
     text = run.adapter.model_dump_json() + run.dataset.model_dump_json() + run.budget.model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()[:8]

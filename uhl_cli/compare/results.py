@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: `metrics.json`, the predictions, and nothing half-written."""
+"""Files of a run: `metrics.json` and the predictions, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uhl_cli.schema import Frozen, without_removed
 
 
 class CurvePoint(Frozen):
-    """Means over the training batches since the point before."""
+    """Means over the training batches since the previous point."""
 
     step: int
     loss: float
@@ -25,7 +25,7 @@ class CurvePoint(Frozen):
 
 
 class Search(Frozen):
-    """Learning rates that were tried on held-out training examples, and the one that was taken."""
+    """Learning rates tried on held-out training examples, and the chosen one."""
 
     rate: float
     scores: dict[str, float] = Field(description="by rate, to six digits")
@@ -34,10 +34,10 @@ class Search(Frozen):
 
 
 class Costs(Frozen):
-    """What a run's file and model cost.
+    """Costs of a run's file and model.
 
-    Memory is that of the tensors beside the host's weights; FLOPs are those of one sequence as the run's
-    `evaluation.sequence_length` says, unmerged; wall-clock is the median of passes by turns with the bare host.
+    Memory is that of the tensors in addition to the host's weights; FLOPs are those of one sequence of
+    `evaluation.sequence_length` tokens, unmerged; wall-clock is the median of passes, alternating with the bare host.
     """
 
     adapter_bytes: int = Field(ge=0)
@@ -50,10 +50,10 @@ class Costs(Frozen):
 class RunMetrics(Frozen):
     """`metrics.json`.
 
-    :param score: The run's dev score; of a tuned run the score after tuning.
-    :param zero_shot: Of a tuned run, the score before.
-    :param gain: Of a tuned run, after minus before, paired.
-    :param device: What it was trained and scored on: `cpu`, or a GPU's name.  `timed_on`: what the wall-clock is of.
+    :param score: The run's dev score; for a tuned run after tuning.
+    :param zero_shot: For a tuned run, the score before tuning.
+    :param gain: For a tuned run, after minus before, paired.
+    :param device: Device of training and scoring: `cpu`, or a GPU's name.  `timed_on`: device of the wall-clock.
     """
 
     run_id: str
@@ -78,15 +78,15 @@ class RunMetrics(Frozen):
     timed_on: str | None = None
 
 
-# A class of a word is written as one of these digits: sentences then take little more than half of what lists take.
+# A word's class is written as one of these digits: this takes little more than half the bytes of lists.
 _DIGITS = string.digits + string.ascii_lowercase
 
 
 class Predicted(Frozen):
-    """`predictions.json`: classes of every evaluation example, by a run and in truth; for token tasks lists of them.
+    """`predictions.json`: predicted and true classes of every evaluation example; lists for token tasks.
 
-    In the file a sentence of a token task is a string of digits to base 36, one a word (`"00120"`), if there are not
-    more classes than digits; lists are read as well.
+    In the file, a sentence of a token task is a string of base-36 digits, one per word (`"00120"`), if there are at
+    most 36 classes; lists are read as well.
     """
 
     labels: tuple[str, ...]
@@ -127,12 +127,12 @@ class RunFolder:
         self.write_metrics(metrics)
 
     def write_metrics(self, metrics: RunMetrics) -> None:
-        """Write the metrics alone, in place of those that are there; what an attempt before this failed of goes."""
+        """Replace the metrics only, and remove the error file of an earlier attempt."""
         write_text(self.metrics, metrics.model_dump_json(indent=2) + "\n")
         self.error.unlink(missing_ok=True)
 
     def read_config(self) -> RunConfig:
-        """The configuration that the run was made by, less settings that there are no longer.
+        """The run's configuration, without settings that no longer exist.
 
         :raises FormatError: When it is missing or damaged.
         """
@@ -143,7 +143,7 @@ class RunFolder:
             return RunConfig.model_validate(content)
         except (OSError, ValueError, AttributeError) as error:
             raise FormatError(
-                f"{self.config} holds no configuration.", "Delete its folder and run with --resume."
+                f"{self.config} is not a configuration.", "Delete its folder and run with --resume."
             ) from error
 
     def read(self) -> RunMetrics:
@@ -155,7 +155,7 @@ class RunFolder:
             return RunMetrics.model_validate_json(self.metrics.read_text(encoding="utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError) as error:
             raise FormatError(
-                f"{self.metrics} holds no metrics.", "Delete its folder and run with --resume."
+                f"{self.metrics} is not a metrics file.", "Delete its folder and run with --resume."
             ) from error
 
     def read_predictions(self) -> Predicted:
@@ -166,5 +166,5 @@ class RunFolder:
         try:
             return Predicted.model_validate_json(self.predictions.read_text(encoding="utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError) as error:
-            problem = f"{self.predictions} holds no predictions."
+            problem = f"{self.predictions} is not a predictions file."
             raise FormatError(problem, "Delete its folder and run with --resume.") from error

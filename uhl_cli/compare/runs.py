@@ -1,4 +1,4 @@
-"""Making one run, from its configuration to its metrics and predictions; and timing one again."""
+"""Do one run, from its configuration to its metrics and predictions; or time one again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from uhl_cli.train.loop import RunFiles, accelerator_for
 
 @dataclass
 class Outcome:
-    """What a method gives: predictions on the evaluation examples and everything else that the metrics need."""
+    """A method's result: predictions on the evaluation examples and everything else that the metrics need."""
 
     predictions: Classes
     costs: Costs
@@ -42,9 +42,9 @@ class Outcome:
 
 
 def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str, Search]) -> RunMetrics:
-    """Make a run and write its folder.
+    """Do a run and write its folder.
 
-    :param searches: Searches that were made, by method and group; all seeds share theirs.
+    :param searches: Finished searches by method and group; seeds share them.
     :raises UhlError: Any of its kinds; the folder then has no metrics.
     """
     data = resources.data(run.dataset)
@@ -115,7 +115,7 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
 
 
 def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
-    """The adapter as it was ported_by over, and the controls that go with it."""
+    """The ported adapter and its controls."""
     aligned_file = _own_task(run, resources.aligned_file(run), data)
     adapter, host = aligned_file.adapter, aligned_file.host
     predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter)
@@ -139,7 +139,7 @@ def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
 
 
 def ported_by(run: RunConfig, aligned_file: AlignedFile) -> PortedModel:
-    """The adapter on its host; of `size-only` by the control's alignment, of random updates with updates to turn."""
+    """The adapter on its host; for `size-only` with that control's alignment, for random updates with full updates."""
     adapter, aligned = aligned_file.adapter, aligned_file.aligned
     if run.method == "random-update":
         return adapter.port(aligned, strength=1.0)
@@ -157,7 +157,7 @@ def _own_task(run: RunConfig, aligned_file: AlignedFile, data: TaskData) -> Alig
 
 
 def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
-    """`uhl tune`, after a search of delta-theta's learning rate where one is asked for."""
+    """`uhl tune`, after a search of delta-theta's learning rate if one is asked for."""
     aligned_file = resources.aligned_file(run)
     host, adapter, aligned = aligned_file.host, aligned_file.adapter, aligned_file.aligned
     folder = RunFolder(resources.results, run.run_id).path
@@ -218,12 +218,12 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
     size = aligned_file.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
     costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=atoms)
     curve = tuple(curve_of_log(files.log))
-    shutil.rmtree(files.folder)  # its checkpoint has served
+    shutil.rmtree(files.folder)  # its checkpoint is no longer needed
     return Outcome(predictions, costs, seconds, search, curve, before, aligned_file)
 
 
 def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
-    """A baseline, trained on a host of its own after a search of its learning rate."""
+    """A baseline, trained on a copy of the host after a search of its learning rate."""
 
     def trained(train: Examples, training: TrainingSection) -> tuple[Retrained, list[CurvePoint]]:
         model = Retrained(run.method, resources.fresh_host(run.host), len(data.task.labels), training)
@@ -262,7 +262,7 @@ def _with_rate(run: RunConfig, search: Search | None) -> TrainingSection:
 
 
 def _search(run: RunConfig, data: TaskData, searches: dict[str, Search], attempt: Attempt) -> Search | None:
-    """The run's search: made once for all seeds, with seed 0, on training examples held out for it."""
+    """The run's search: done once for all seeds, with seed 0, on held-out training examples."""
     section = run.search
     if not section.learning_rates:
         return None
@@ -293,15 +293,15 @@ def curve_of_log(path: Path) -> list[CurvePoint]:
 
 
 def has_clock(run: RunConfig, results: Path) -> bool:
-    """Whether a finished run has a wall-clock at all; the majority class has none."""
+    """Whether a finished run has a wall-clock time; the majority class has none."""
     return RunFolder(results, run.run_id).read().costs.wall_clock_percent is not None
 
 
 def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
     """The metrics of a finished run with a new wall-clock in percent of the bare host's, written to its folder.
 
-    Runs that several processes make side by side slow each other; that nothing else runs now is up to the caller.
-    Nothing is trained: how long a pass takes depends on a model's shape and not on its values.
+    Parallel processes slow each other down, so the caller must ensure that nothing else runs.  Nothing is trained:
+    the time of a pass depends on a model's shape, not on its values.
 
     :raises FormatError: When its metrics are damaged.
     :raises UsageError: When the run's adapter is not there.
@@ -322,7 +322,7 @@ def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
         return retrained_costs(model, resources.bare_host(run.host), run.evaluation).wall_clock_percent
     path = resources.adapter_path(run)
     if not path.exists():
-        raise UsageError(f"{path} is not there any more.", "Make the run again with --overwrite.")
-    # A tuned adapter has the gains of another task file, and of another task another readout of the same shape.
+        raise UsageError(f"{path} no longer exists.", "Make the run again with --overwrite.")
+    # A tuned adapter only differs in its gains and, for another task, in a readout of the same shape.
     ported = ported_by(run, resources.aligned_file(run))
     return ported_costs(ported, ported.host, run.evaluation, file_bytes=0, atoms=None).wall_clock_percent

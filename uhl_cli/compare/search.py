@@ -1,4 +1,4 @@
-"""The search of a learning rate on training examples that are held out for it."""
+"""The search of a learning rate on held-out training examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uhl_cli.files import write_text
 def split_for_search(examples: Examples, limit: int) -> tuple[Examples, Examples]:
     """(held out, rest) of the training examples, the same for every method.
 
-    A tenth is held out, `limit` at most; of a small set a quarter, up to 500: fewer would choose by chance.
+    A tenth is held out, at most `limit`; of a small set a quarter, up to 500, since fewer would choose by chance.
     """
     order = np.random.default_rng(5).permutation(len(examples))
     size = max(1, min(limit, max(len(examples) // 10, min(500, len(examples) // 4))))
@@ -28,13 +28,13 @@ def split_for_search(examples: Examples, limit: int) -> tuple[Examples, Examples
 
 
 def search_rate(search: SearchSection, attempt: Callable[[float], float], held_out: int) -> Search:
-    """Try every rate of the section, and go beyond the smallest or largest while the best is one of these.
+    """Try every rate of the section; while the best is the smallest or largest, try rates beyond it.
 
-    Among the rates within one standard error of the best, the middle one is chosen.  The error is that of a share of
-    the held-out examples.  A search is shorter than the run that it serves, so a rate that leads by chance at its end
-    can be far too high for ten times the steps.
+    Among the rates within one standard error of the best, the middle one is chosen.  The error is that of a
+    proportion of the held-out examples.  A search is shorter than its run, so a rate that is best by chance can be far
+    too high for ten times the steps.
 
-    :param attempt: Gives the score of a rate; one whose training diverges scores zero.
+    :param attempt: Returns the score of a rate; a rate whose training diverges scores zero.
     :param held_out: Number of examples that a score is measured on.
     """
     rates = sorted(search.learning_rates)
@@ -68,9 +68,9 @@ def search_rate(search: SearchSection, attempt: Callable[[float], float], held_o
 
 
 class KeptSearches(dict[str, Search]):
-    """Searches by key, kept in a file so that a resumed experiment has them.
+    """Searches by key, saved in a file for a resumed experiment.
 
-    What another process has written there since is kept, even where both write at once.
+    Entries that another process writes meanwhile are kept, even if both write at once.
     """
 
     def __init__(self, path: Path) -> None:

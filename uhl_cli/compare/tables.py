@@ -32,7 +32,7 @@ HEADER = (
 
 
 def rows_of(groups: list[GroupSummary]) -> list[list[str]]:
-    """A row a method of each data set and host; the best of each data set and host is not marked here."""
+    """One row per method, data set and host; the best ones are not marked here."""
     return [
         [
             group.task,
@@ -83,7 +83,7 @@ def as_latex(groups: list[GroupSummary]) -> str:
 
 
 def short_markdown(groups: list[GroupSummary]) -> str:
-    """Methods by hosts, one table a data set: mean score, ± its standard error over seeds, * beyond the budget."""
+    """Methods by hosts, one table per data set: mean score, ± its standard error over seeds, * beyond the budget."""
     tables = []
     for task in dict.fromkeys(group.task for group in groups):
         mine = [group for group in groups if group.task == task]
@@ -93,10 +93,10 @@ def short_markdown(groups: list[GroupSummary]) -> str:
 
 
 def paired_markdown(verdicts: Sequence[Verdict]) -> str:
-    """What every proposed method does beside the others: one table a data set, hosts as columns.
+    """Every proposed method compared with the others: one table per data set, hosts as columns.
 
-    A cell is the difference in the mean of the seeds, 95 % over examples, and `better` or `worse` where Holm's
-    correction over the whole comparison leaves it significant.
+    A cell is the mean difference over seeds with a 95 % interval over examples, and `better` or `worse` if it is
+    significant after Holm's correction over the whole comparison.
     """
     tables = []
     for task in dict.fromkeys(each.task for each in verdicts):
@@ -110,7 +110,7 @@ def paired_markdown(verdicts: Sequence[Verdict]) -> str:
 
 
 def _by_host(title: str, cells: Mapping[tuple[str, str], str]) -> str:
-    """A table of the cells by (row, host), in the order that they come in."""
+    """A table of the cells by (row, host), in the given order."""
     rows, hosts = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     lines = [title, "", "| | " + " | ".join(hosts) + " |", "|---" * (1 + len(hosts)) + "|"]
     lines += [f"| {row} | " + " | ".join(cells.get((row, host), "–") for host in hosts) + " |" for row in rows]

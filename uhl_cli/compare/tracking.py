@@ -1,4 +1,4 @@
-"""Where runs are reported besides the local files: TensorBoard or Weights & Biases, both extras."""
+"""Report runs to TensorBoard or Weights & Biases (both extras), besides the local files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from uhl_cli.errors import UsageError
 
 
 def refuse_missing(tracker: Tracker) -> None:
-    """Notice before any work that a tracker's package is missing.
+    """Check for a tracker's package before any work.
 
-    :raises UsageError: When it is.
+    :raises UsageError: When it is missing.
     """
     try:
         if tracker == "tensorboard":
@@ -25,7 +25,7 @@ def refuse_missing(tracker: Tracker) -> None:
 
 
 def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
-    """Hand a finished run over: its learning curve, score and costs.  Files lie below `results/tracking`.
+    """Report a finished run: its learning curve, score and costs.  Files are below `results/tracking`.
 
     Weights & Biases works offline unless WANDB_MODE says otherwise.
     """
@@ -50,7 +50,7 @@ def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE", "offline")
         names = {"method": metrics.method, "host": metrics.host, "task": metrics.task, "seed": metrics.seed}
-        quiet = wandb.Settings(silent=True, console="off")  # stdout is for results
+        quiet = wandb.Settings(silent=True, console="off")  # stdout is for results only
         run = wandb.init(
             project="uhl-compare", name=metrics.run_id, dir=str(folder), mode=mode, config=names, settings=quiet
         )

@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     if record.run != digest:
         raise TrainingError(
             f"the checkpoint {path} belongs to a run with other options, host or data.",
-            "Give the options of the first start, or btart over without --resume.",
+            "Give the options of the first start, or start over without --resume.",
         )
     tensors = {name: tensor.torch() for name, tensor in contents.tensors.items()}
     odd = _odd_parts(tensors, model, record)

@@ -99,7 +99,7 @@ CHECKPOINT = Kind(
     "checkpoint",
     "1.0",
     1_000_000_000,
-    "It is damaged or was written by an older uhl; btart over without --resume.",
+    "It is damaged or was written by an older uhl; start over without --resume.",
 )
 _KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT)
 

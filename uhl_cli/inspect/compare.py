@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def compare_files(first: Opened, second: Opened) -> InspectReport:
-    """The report of the first file with what differs in the second.
+    """The report of the first file with its differences from the second.
 
     :raises FormatError: When they are of different kinds.
     """
@@ -99,9 +99,9 @@ def _different_parts(first: Content, second: Content) -> tuple[tuple[PartDiffere
 
 
 def _compare_anchors(first: AdapterFile, second: AdapterFile) -> AnchorDifference:
-    """Texts and words that both files have, and how far the coordinates of the common words are apart.
+    """Texts and words that both files have, and the relative difference of the common words' coordinates.
 
-    A word is the same when it is the same one of the same text.
+    Words are the same if they are at the same place of the same text.
     """
     one, two = _positions(first), _positions(second)
     common = [word for word in one if word in two]
@@ -142,7 +142,7 @@ def _difference(name: str, first: Floats | None, second: Floats | None) -> PartD
 
 
 def _feature_differences(first: AdapterFile, second: AdapterFile) -> list[PartDifference]:
-    """The feature bank as one more part, where either file has one; other texts are another part altogether."""
+    """The feature bank as one more part, if either file has one; with other texts it differs as a whole."""
     banks = [content.features for content in (first, second)]
     one, two = banks
     if one is None and two is None:
@@ -157,7 +157,7 @@ def _feature_differences(first: AdapterFile, second: AdapterFile) -> list[PartDi
 
 
 def _transfer_differences(first: AdapterFile, second: AdapterFile) -> list[PartDifference]:
-    """The teacher's outputs as one more part, where either file has some; of other texts they are another part."""
+    """The teacher's outputs as one more part, if either file has some; with other texts they differ as a whole."""
     sets = [content.transfer for content in (first, second)]
     one, two = sets
     if one is None and two is None:
@@ -203,7 +203,7 @@ def _flat(prefix: str, content: object) -> Iterator[tuple[str, str]]:
 
 
 def _positions(content: AdapterFile) -> dict[tuple[str, int], int]:
-    """Place of every anchor word among all, by its text and its ordinal in it."""
+    """Index of every anchor word, by its text and its position in the text."""
     pairs = [
         (text, ordinal)
         for text, ordinals in zip(content.anchors.texts, content.anchors.chosen, strict=True)

@@ -1,4 +1,4 @@
-"""What is in an adapter, a task file or a ported folder: parts to the byte, anchors, texts and what lies beside it."""
+"""What is in an adapter, a task file or a ported folder: parts to the byte, anchors, texts and related files."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from uhl_cli.inspect.report import (
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig, Manifest, TransferRecord
 
 TASK_FILE_ENDING = ".task.safetensors"
-# Only files of this size or less are taken for adapters beside a task file; folders may hold whole models.
+# Larger files next to a task file are not read as adapters; folders may hold whole models.
 MAX_ADAPTER_BYTES = 1_000_000
 _SCALE_OF = {"anchors.codes": "anchors.scale", "features.codes": "features.scale"}
-# Codes that take as many bits as they need.
+# Entropy-coded parts, with a variable number of bits.
 _CODED = ("anchors.codes", "features.codes", "transfer.outputs")
-# Bits of what else is no parameter; texts have none.
+# Bits of other parts that are not parameters; texts have none.
 _BITS: dict[str, int | None] = {
     "anchors.texts": None,
     "anchors.words": 1,
@@ -86,7 +86,7 @@ def open_file(path: Path) -> Opened:
 def read_any(path: Path, problems: Problems) -> Contents:
     """The contents of an adapter file, a task file or a ported adapter's folder.
 
-    :raises FormatError: When it is none of them, or nothing of it can be read.
+    :raises FormatError: When it is none of them, or cannot be read at all.
     """
     if is_ported(path):
         return read(ported_path(path), PORTED, problems=problems)
@@ -94,7 +94,7 @@ def read_any(path: Path, problems: Problems) -> Contents:
 
 
 def parse_any(contents: Contents, problems: Problems) -> Content | None:
-    """What a file's contents mean, or None where problems are collected and there are any.
+    """A file's parsed contents, or None if problems are collected and there are any.
 
     :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
@@ -104,7 +104,7 @@ def parse_any(contents: Contents, problems: Problems) -> Content | None:
 
 
 def parse_record(contents: Contents, problems: Problems) -> Manifest | TaskRecord | PortedRecord | None:
-    """The record in a file's contents alone, or None where problems are collected and it has any.
+    """The record in a file's contents, or None if problems are collected and it has any.
 
     :raises FormatError: When it breaks a rule of the format, unless problems are collected.
     """
@@ -120,8 +120,8 @@ def describe(opened: Opened, *, anchors: bool = False, transfer: bool = False) -
 
     :param anchors: Whether to give the anchor texts.
     :param transfer: Whether to give the texts of the transfer set.
-    :raises UsageError: When texts are asked for and it is no adapter.
-    :raises DataError: When those of the transfer set are asked for and there is none, or this package lacks its texts.
+    :raises UsageError: When texts are asked for and it is not an adapter.
+    :raises DataError: When the transfer set's texts are asked for and it is missing, or this package lacks its texts.
     """
     path, contents, content = opened
     adapter = task = ported = None
@@ -237,7 +237,7 @@ def ported_parts(contents: Contents) -> tuple[Part, ...]:
 def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
     """The header and every part with its scales; their bytes sum to the file's size.
 
-    :param shapes: Shape of the values of every part, by its name; tensors of no such part are parts of their own.
+    :param shapes: Shape of the values of every part, by its name; any other tensor is a part by itself.
     """
     total = contents.size
     parts = [_header(contents)]
@@ -414,7 +414,7 @@ def _adapter_beside(path: Path, digest: str) -> str | None:
         try:
             if beside.stat().st_size <= MAX_ADAPTER_BYTES and read_adapter(beside).digest == digest:
                 return beside.name
-        except (FormatError, OSError):  # what cannot be read is not known to be the adapter
+        except (FormatError, OSError):  # an unreadable file cannot be identified as the adapter
             continue
     return None
 
@@ -423,14 +423,14 @@ def _files_beside(path: Path) -> Iterable[Path]:
     """Regular files in the folder of `path`, itself left out, in the order of their names."""
     try:
         return sorted(entry for entry in path.parent.iterdir() if entry.is_file() and entry.name != path.name)
-    except OSError:  # a folder that cannot be listed shows nothing beside the file
+    except OSError:  # without listing the folder, no related file is found
         return ()
 
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-# Normalised depths of the heat map; the file belongs to no host, so to no number of layers.
+# Normalised depths of the heat map; the file does not depend on a host, so not on a number of layers.
 DEPTHS = tuple(step / 10 for step in range(11))
 
 
@@ -499,7 +499,7 @@ def _cosines(rows: Doubles) -> Doubles:
 
 
 def _closest(cosines: Doubles, used: npt.NDArray[np.int64]) -> Similarity | None:
-    """The pair whose cosine is largest in magnitude: an atom's mirror image is as superfluous as its double."""
+    """The pair whose cosine is largest in magnitude: a mirrored atom is as redundant as a copy."""
     first, second = np.triu_indices(len(cosines), 1)
     pairs = cosines[first, second]
     if not np.isfinite(pairs).any():

@@ -141,7 +141,7 @@ def _draw_task(figure: Figure, report: InspectReport, content: TaskContent) -> N
 
 
 def _draw_ported(figure: Figure, report: InspectReport, content: PortedContent) -> None:
-    """Bytes by group, since a host has many modules, and the scores of the tuning, if it was tuned."""
+    """Bytes by group (a host has many modules), and the scores of the tuning, if there was one."""
     record, tuned = content.record, content.record.tuned
     axes = figure.subplots(1, 2)
     _title(figure, f"{Path(report.file).name}: {record.task.name} on {record.target.name}, {report.bytes:,} bytes")
@@ -210,12 +210,12 @@ def _label_ticks(axis: Axes, columns: Iterable[str], rows: Iterable[str]) -> Non
 
 
 def _ink(colour: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever is read better on `colour`."""
+    """Black or white, whichever is easier to read on `colour`."""
     return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.5 else "white"
 
 
 def _draw_scores(axis: Axes, rows: Iterable[tuple[str, Score | None, Score | None]]) -> None:
-    """Scores with 95 % intervals, one place a host: before tuning where there was any, and as stored."""
+    """Scores with 95 % intervals, one bar group per host: before tuning, if there was any, and as stored."""
     axis.set(title="scores, 95 % intervals", ylabel="score")
     named = list(rows)
     drawn: set[str] = set()
@@ -265,6 +265,6 @@ def _measure(score: Score | None) -> str:
 
 
 def _words(text: str) -> str:
-    """Names as a stranger's file gives them, cut to a readable length."""
+    """Names from an untrusted file, cut to a readable length."""
     lines = text.split("\n")
     return "\n".join(line if len(line) <= 3 * _NAME_LENGTH else f"{line[: 3 * _NAME_LENGTH]}…" for line in lines)

@@ -27,16 +27,16 @@ class InspectOptions(Options):
 
     file: Path = Field(
         DEFAULT_ADAPTER,
-        description="adapter file of `uhl pretrain`, task file or LoRA's folder of `uhl tune`, or folder of `uhl port`",
+        description="adapter file of `uhl pretrain`, task file or LoRA folder of `uhl tune`, or folder of `uhl port`",
     )
-    anchors: bool = Field(False, description="print the texts of anchors and feature bank, their words marked")
-    transfer: bool = Field(False, description="print the texts of the transfer set, with what the teacher says of them")
-    verify: bool = Field(False, description="check every invariant of the format; exit 1 with what is wrong")
+    anchors: bool = Field(False, description="print the texts of anchors and feature bank, with marked words")
+    transfer: bool = Field(False, description="print the texts of the transfer set, with the teacher's labels")
+    verify: bool = Field(False, description="check every rule of the format; print what is wrong and exit with code 1")
     diff: Path | None = Field(None, description="compare with another file of the same kind")
     plot: Path | None = Field(
-        None, description="draw the same as figures: a .png, .svg or .pdf file (needs the extra `figures`)"
+        None, description="draw the report as figures: a .png, .svg or .pdf file (needs the extra `figures`)"
     )
-    overwrite: bool = Field(False, description="replace what already exists")
+    overwrite: bool = Field(False, description="replace existing output")
 
 
 class Part(Frozen):
@@ -61,7 +61,7 @@ class Similarity(Frozen):
 
 
 class RowStatistics(Frozen):
-    """Rows of one atom matrix, in canonical coordinates; the statistics leave unused atoms out."""
+    """Rows of one atom matrix, in canonical coordinates; statistics exclude unused atoms."""
 
     norms: tuple[float, ...] = Field(description="Euclidean norm of every atom's row")
     minimum: float
@@ -71,7 +71,7 @@ class RowStatistics(Frozen):
 
 
 class AtomStatistics(Frozen):
-    """The dictionary of atoms.  An atom whose row of U is zero can change no host, and is called unused."""
+    """The dictionary of atoms.  An atom whose row of U is zero has no effect on any host and is called unused."""
 
     count: int
     unused: tuple[int, ...]
@@ -97,7 +97,7 @@ class AnchorText(Frozen):
 
 
 class AnchorSummary(Frozen):
-    """Anchors and feature bank; `entries` are their texts, those of the features last, where they were asked for."""
+    """Anchors and feature bank; `entries` are their texts, if requested, those of the feature bank last."""
 
     origin: str
     texts: int
@@ -112,7 +112,7 @@ class AnchorSummary(Frozen):
 
 
 class TransferText(Frozen):
-    """A text of the transfer set, and the teacher's most probable label: one, or of a token task one a word."""
+    """A text of the transfer set, and the teacher's most probable label; for a token task, one per word."""
 
     text: str
     pair: str | None
@@ -120,21 +120,21 @@ class TransferText(Frozen):
 
 
 class TransferSummary(Frozen):
-    """The transfer set; `entries` are its texts, without their spans, where they were asked for."""
+    """The transfer set; `entries` are its texts, without their spans, if requested."""
 
     record: TransferRecord
-    label_counts: tuple[int, ...] = Field(description="predictions whose most probable label is this, by label")
+    label_counts: tuple[int, ...] = Field(description="number of predictions by their most probable label")
     entries: tuple[TransferText, ...] | None = None
 
 
 class ReadoutSummary(Frozen):
-    """The canonical readout: `inputs` features to `hidden` to one logit a label."""
+    """The canonical readout: layer sizes `inputs`, `hidden`, and one logit per label."""
 
     kind: Literal["sequence", "tokens"]
     inputs: int
     hidden: int
     labels: tuple[str, ...]
-    label_counts: tuple[int, ...] = Field(description="training examples (of a token task: words) of each label")
+    label_counts: tuple[int, ...] = Field(description="training examples (for a token task: words) of each label")
     parameters: int
     bytes: int
 
@@ -162,8 +162,8 @@ class AdapterContent(Frozen):
     anchors: AnchorSummary
     transfer: TransferSummary | None = Field(None, description="None without a transfer set")
     readout: ReadoutSummary
-    task_files: tuple[TaskFileSummary, ...] = Field(description="those beside the file that belong to it")
-    unreadable: tuple[str, ...] = Field(description="names beside the file that end like task files but are none")
+    task_files: tuple[TaskFileSummary, ...] = Field(description="task files next to the file that belong to it")
+    unreadable: tuple[str, ...] = Field(description="names next to the file that end like task files but are not")
 
 
 class TaskContent(Frozen):
@@ -174,13 +174,13 @@ class TaskContent(Frozen):
     parts: tuple[Part, ...]
     types: tuple[str, ...]
     delta_theta: tuple[tuple[float, ...], ...] = Field(description="values, [types, atoms]")
-    root_mean_square: tuple[float, ...] = Field(description="of delta-theta over atoms, one a type")
-    readout: ReadoutSummary | None = Field(description="None where the adapter's own readout is used")
-    adapter: str | None = Field(description="name of the adapter beside it that it belongs to")
+    root_mean_square: tuple[float, ...] = Field(description="of delta-theta over atoms, one per type")
+    readout: ReadoutSummary | None = Field(description="None if the adapter's own readout is used")
+    adapter: str | None = Field(description="name of the adapter next to it that it belongs to")
 
 
 class LoraSummary(Frozen):
-    """A LoRA: A and B of each of `modules` linear modules."""
+    """A LoRA on `modules` linear modules."""
 
     rank: int
     modules: int
@@ -195,11 +195,11 @@ class PortedContent(Frozen):
     record: PortedRecord
     parts: tuple[Part, ...]
     lora: LoraSummary | None = Field(description="None where `uhl port` made it without one")
-    adapter: str | None = Field(description="name of the adapter beside the folder that it was tuned from")
+    adapter: str | None = Field(description="name of the adapter next to the folder that it was tuned from")
 
 
 class Verification(Frozen):
-    """What `--verify` found; empty when every invariant of the format holds."""
+    """Broken rules that `--verify` found; empty if the file is valid."""
 
     problems: tuple[str, ...]
 
@@ -250,7 +250,7 @@ class TransferDifference(Frozen):
 
 
 class Comparison(Frozen):
-    """What `--diff` found.  `identical` is said of the bytes; `same_parts` counts the parts of equal values."""
+    """What `--diff` found.  `identical` refers to the bytes; `same_parts` counts the parts with equal values."""
 
     other: str
     other_bytes: int
@@ -263,10 +263,10 @@ class Comparison(Frozen):
 
 
 class InspectReport(Frozen):
-    """What `inspect` found: one of `adapter`, `task`, `ported`, `verification` and `comparison` is there.
+    """What `inspect` found: exactly one of `adapter`, `task`, `ported`, `verification` and `comparison` is set.
 
-    :param kind: None where a file under verification is neither an adapter nor a task file nor a ported adapter.
-    :param format_version: None where a file under verification does not tell it.
+    :param kind: None if a file under verification is neither an adapter nor a task file nor a ported adapter.
+    :param format_version: None if a file under verification does not state it.
     """
 
     file: str

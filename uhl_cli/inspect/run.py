@@ -17,9 +17,9 @@ def run_inspect(options: InspectOptions) -> InspectReport:
     Guarantee: imports neither torch nor transformers, changes no file but `options.plot`, and writes that whole or
     not at all.
 
-    :raises FormatError: When the file cannot be read.  Under `options.verify`, only when there is no such file, or it
-        is too large: what is wrong with it is in the report.
-    :raises DataError: When texts of a transfer set are asked for that are not here.
+    :raises FormatError: When the file cannot be read.  With `options.verify`, only when there is no such file, or it
+        is too large: other problems are in the report.
+    :raises DataError: When the requested texts of a transfer set are missing.
     :raises UsageError: When the options contradict each other, or the ending of `options.plot` is unknown.
     :raises OutputError: When the figures cannot be drawn or written.
     """
@@ -46,6 +46,6 @@ def _refuse_contradictions(options: InspectOptions) -> None:
     if options.plot is None:
         return
     if options.plot.suffix.lower() not in PLOT_FORMATS:
-        raise UsageError(f"--plot {options.plot}: no such kind of figure.", f"Use one of {', '.join(PLOT_FORMATS)}.")
+        raise UsageError(f"--plot {options.plot}: unknown figure format.", f"Use one of {', '.join(PLOT_FORMATS)}.")
     if options.plot.exists() and not options.overwrite:
         raise OutputError(f"{options.plot} already exists.", "Choose another --plot, or add --overwrite.")

@@ -1,7 +1,7 @@
 """`inspect --verify`: every broken rule of a file's format, not only the first.
 
-The rules of the formats are the readers' own (`formats.container.Problems`).  On top come what no reader needs: the
-size limit, and counts, digests and scores that agree with each other.
+The rules of the formats are those of the readers (`formats.container.Problems`).  Added are checks that no reader
+needs: the size limit, and whether counts, digests and scores agree.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from uhl_cli.metrics import Score
 from uhl_cli.schema import Fingerprint, Manifest
 
 MAX_BYTES = 1_000_000
-# Intervals are computed in floating point and may pass their bounds by a rounding.
+# Intervals are computed in floating point and may exceed their bounds by a rounding error.
 _ROUNDING = 1e-9
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def verify_file(path: Path) -> InspectReport:
-    """The report of a file with one line for each broken rule.
+    """The report of a file, one line per broken rule.
 
     :raises FormatError: When there is no such file, or it is too large to be read.
     """
@@ -63,7 +63,7 @@ def verify_file(path: Path) -> InspectReport:
 
 
 def _disagreements(record: Manifest | TaskRecord | PortedRecord) -> Iterator[str]:
-    """Counts, digests and scores that cannot be right, though a reader takes the file."""
+    """Counts, digests and scores that cannot be right, although a reader accepts the file."""
     if isinstance(record, PortedRecord):
         yield from _fingerprint_problems("target", record.target.fingerprint)
         if record.tuned is not None:
@@ -97,7 +97,7 @@ def _training_problems(prefix: str, record: Manifest | TaskRecord | TunedRecord)
 def _score_problems(name: str, score: Score | None) -> Iterator[str]:
     """A score or an interval outside 0 to 1, or an interval upside down.
 
-    The value may lie outside its interval: that of a bootstrap's percentiles does not promise to hold it.
+    The value may lie outside its interval: percentiles of a bootstrap need not contain it.
     """
     if score is None:
         return

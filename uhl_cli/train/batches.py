@@ -1,6 +1,6 @@
-"""Batches of similar length, in an order that depends on the seed and the epoch alone.
+"""Batches of similar length, in an order that depends only on the seed and the epoch.
 
-Because nothing else is remembered between steps, a run can be resumed at any step and see the same batches.
+Without other state between steps, a run can be resumed at any step and sees the same batches.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 def batches_from(
     examples: Examples, *, batch_size: int, seed: int, first_step: int, last_step: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """(step, row numbers) for the steps first_step .. last_step - 1, over as many epochs as that takes."""
+    """(step, row numbers) for the steps first_step .. last_step - 1, over as many epochs as needed."""
     per_epoch = steps_per_epoch(len(examples), batch_size)
     step = first_step
     while step < last_step:

@@ -1,4 +1,4 @@
-"""A fine-tuned classifier of the user's own, which speaks in place of labels: a checkpoint or a PEFT folder.
+"""The user's own fine-tuned classifier, which replaces labels: a checkpoint or a PEFT folder.
 
 It is read as it was trained: by its own tokenizer, without anything that uhl adds for its hosts, and up to its own
 longest input.  Its model type needs no row in the table of families unless it is to be the host as well.
@@ -41,13 +41,13 @@ _AUTO: dict[Kind, Any] = {
 }
 _KIND_OF_PEFT: dict[str, Kind] = {"SEQ_CLS": "sequence", "TOKEN_CLS": "tokens"}
 _OTHER_PROBLEMS = {"regression": "a regression", "multi_label_classification": "a multi-label classification"}
-# Byte-level tokenizers take words only when told so; the list is that of transformers' own script for token tasks.
+# Byte-level tokenizers need an option to take words; the list is that of transformers' script for token tasks.
 _SPACE_BEFORE_WORDS = frozenset({"bloom", "gpt2", "roberta", "deberta"})
 _NEEDED = "Name a model with a sequence-classification or token-classification head, or a PEFT folder of one."
 _PREFIX = "base_model.model."
-# Of a configuration that is whole JSON and yet fits neither peft nor the base.
+# Errors of a configuration that is valid JSON but fits neither peft nor the base.
 _PEFT_FAILURES = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, AttributeError, re.error)
-# A number of labels that no other size of a model is.
+# A number of labels that differs from every other size of a model.
 _MARK = 7919
 
 
@@ -57,8 +57,8 @@ class Classifier:
 
     :param name: Its hub id, or the last part of its path.
     :param labels: Names of its classes, in order of their ids.
-    :param named: Whether it knows what its classes are called; else `labels` are LABEL_0, LABEL_1 and so on.
-    :param base_name: What to load as a host to have its base: for a PEFT folder the base's name, else its own.
+    :param named: Whether its classes have names; otherwise `labels` are LABEL_0, LABEL_1 and so on.
+    :param base_name: Name to load its base by as a host: for a PEFT folder the base's name, else its own.
     :param max_length: Longest input in tokens.
     """
 
@@ -72,7 +72,7 @@ class Classifier:
     max_length: int
 
     def with_labels(self, labels: Sequence[str]) -> Classifier:
-        """The same classifier with other names of its classes."""
+        """The same classifier with other class names."""
         return replace(self, labels=tuple(labels), named=True)
 
     def logits_of(
@@ -98,7 +98,7 @@ class Classifier:
         """Logits float32 on the CPU of every example, and how many texts were cut.
 
         A word of a token task has the logits of its first sub-token, which is what such models are trained on.  A word
-        without a sub-token, because the text was cut before it, has zeros, which favour no class.
+        without a sub-token, because the text was cut before it, has zeros: no class is preferred.
 
         :param max_length: Longest input in tokens; by default, and at most, the classifier's own.
         :raises HostError: The outputs are not finite.
@@ -158,20 +158,20 @@ def load_classifier(
 ) -> Classifier:
     """The classifier `name`, a hub id or a local folder, of a transformers checkpoint or of a PEFT adapter.
 
-    Only safetensors weights are loaded, and none may be missing: a head or a pooler that is drawn at random is not
-    what was trained.  A PEFT adapter's base is found by the name in its configuration.
+    Only safetensors weights are loaded, and none may be missing: a randomly initialised head or pooler is
+    useless.  A PEFT adapter's base is found by the name in its configuration.
 
     :param device: A torch device, or "auto": CUDA, else MPS, else CPU.
     :param dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
-    :param offline: Read the hub's cache alone.
+    :param offline: Read only the hub's cache.
     :param trust_remote_code: Run the checkpoint's own Python code.
     :raises HostNotFoundError: There is no such model, or no such base.
     :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
-    :raises HostError: It has no classification head, or one of another kind of task; or its files are missing, damaged
+    :raises HostError: It has no classification head, or one for another kind of task; or its files are missing, damaged
         or incomplete.
     """
     target = device_of(device)
-    with quiet(), torch.random.fork_rng(devices=[]):  # adapters begin at random, before their weights are read
+    with quiet(), torch.random.fork_rng(devices=[]):  # adapters are initialised at random before their weights are read
         adapter = locate_peft(name, offline=offline)
         peft = None if adapter is None else _Peft.read(name, adapter)
         base_name = name if peft is None else peft.base_name
@@ -219,7 +219,7 @@ def load_classifier(
 
 @dataclass(frozen=True)
 class _Peft:
-    """A PEFT folder: what its configuration says, and the shapes of its weights by the base model's names."""
+    """A PEFT folder: its configuration, and the shapes of its weights by the base model's names."""
 
     name: str
     folder: Path
@@ -229,7 +229,7 @@ class _Peft:
 
     @classmethod
     def read(cls, name: str, folder: Path) -> _Peft:
-        """:raises HostError: The files are damaged, or the adapter is for no classification."""
+        """:raises HostError: The files are damaged, or the adapter is not for classification."""
         damaged = "Save it again with peft's save_pretrained(folder)."
         try:
             content = json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8"))
@@ -245,11 +245,11 @@ class _Peft:
                 f"the PEFT folder '{name}' names no base.", f"Write base_model_name_or_path into {PEFT_CONFIG_FILE}."
             )
         if task is not None and (not isinstance(task, str) or task not in _KIND_OF_PEFT):
-            raise HostError(f"the PEFT folder '{name}' is for {task}, no classification.", _NEEDED)
+            raise HostError(f"the PEFT folder '{name}' is for {task}, not for classification.", _NEEDED)
         return cls(name, folder, base, None if task is None else _KIND_OF_PEFT[task], shapes)
 
     def num_labels(self, config: Any, kind: Kind, trust_remote_code: bool) -> int | None:  # noqa: ANN401
-        """How many labels the head in this folder has; None without one in it.
+        """Number of labels of this folder's head; None without a head.
 
         The head's last layer is called otherwise in every family: it is what has as many rows as there are labels.
         """
@@ -271,7 +271,7 @@ class _Peft:
         """
         from peft import PeftConfig, PeftModel
 
-        hint = "Check that its head is in it (modules_to_save), and that its base is the one that it was trained on."
+        hint = "Check that its head is in it (modules_to_save), and that its base is the one it was trained on."
         try:
             if PeftConfig.from_pretrained(str(self.folder)).is_prompt_learning:
                 raise HostError(f"the PEFT folder '{self.name}' holds a prompt, not weights.", _NEEDED)
@@ -303,7 +303,7 @@ def _kind_of(name: str, config: Any) -> Kind:  # noqa: ANN401 - any family's con
 
 
 def _name_labels(config: Any, peft: _Peft | None, size: int) -> None:  # noqa: ANN401
-    """Name the labels of a PEFT folder's own head, by what stands beside it, if anything does: its base has others."""
+    """Name the labels of a PEFT folder's own head from a file beside it, if there is one: its base has other labels."""
     names = {str(index): f"LABEL_{index}" for index in range(size)}
     found: Any = None
     if peft is not None and is_export(peft.folder):
@@ -319,19 +319,19 @@ def _name_labels(config: Any, peft: _Peft | None, size: int) -> None:  # noqa: A
 
 
 def _labels_of(name: str, config: Any) -> tuple[tuple[str, ...], bool]:  # noqa: ANN401
-    """Labels in order of their ids, and whether they have names of their own.
+    """Labels in order of their ids, and whether they are named.
 
-    :raises HostError: The head is for another kind of task, or its labels are no names of classes.
+    :raises HostError: The head is for another kind of task, or its labels are not class names.
     """
     problem = _OTHER_PROBLEMS.get(str(config.problem_type))
     if problem is not None or config.num_labels < 2:
         found = problem or "a regression, with one output"
-        raise HostError(f"'{name}' is {found}; only classifications can be taught.", _NEEDED)
+        raise HostError(f"'{name}' is {found}; only classifiers can teach.", _NEEDED)
     labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     if len(set(labels)) != len(labels) or not all(0 < len(label) <= LONGEST_NAME for label in labels):
-        raise HostError(f"the labels of '{name}' are not different names.", "Repair id2label in its config.json.")
+        raise HostError(f"the labels of '{name}' are not distinct.", "Repair id2label in its config.json.")
     if len(labels) > MOST_LABELS:
-        raise HostError(f"'{name}' has {len(labels)} labels; at most {MOST_LABELS} are taken.", _NEEDED)
+        raise HostError(f"'{name}' has {len(labels)} labels; the maximum is {MOST_LABELS}.", _NEEDED)
     return labels, labels != tuple(f"LABEL_{index}" for index in range(len(labels)))
 
 

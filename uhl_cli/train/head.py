@@ -29,7 +29,7 @@ def fit_head(
 ) -> tuple[Tensor, Tensor]:
     """Weight [labels, d0] and bias [labels] of the best linear head on canonical coordinates.
 
-    Its strength is chosen on a tenth of the (at most `limit`) training examples that is held out for it.
+    Its regularisation is chosen on a held-out tenth of the (at most `limit`) training examples.
     """
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(examples))[:limit]).tolist()
@@ -55,6 +55,6 @@ def fit_head(
     if len(present) == 2:  # scikit-learn keeps one row for two classes, that of the second against the first
         rows, offsets = np.concatenate([np.zeros_like(rows), rows]), np.concatenate([np.zeros_like(offsets), offsets])
     weight[present], bias[present] = rows, offsets
-    # Some present class has a logit of 0 or more, so that one never seen in training is never predicted.
+    # Some present class has a logit of at least 0, so a class absent from training is never predicted.
     bias[np.setdiff1d(np.arange(num_labels), present)] = offsets.min() - 10.0
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()

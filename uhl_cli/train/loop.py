@@ -34,7 +34,7 @@ LOG_EVERY = 20
 
 @dataclass(frozen=True)
 class StepReport:
-    """Averages over the steps since the report before; `atoms` is active atoms per token."""
+    """Averages over the steps since the last report; `atoms` is active atoms per token."""
 
     step: int
     steps: int
@@ -53,12 +53,12 @@ class RunFiles:
 
     @classmethod
     def beside(cls, output: Path) -> RunFiles:
-        """Those of a run that makes `output`.
+        """The files of a run that writes `output`.
 
-        :raises OutputError: It is `.` or `/`, beside which nothing can be made.
+        :raises OutputError: It is `.` or `/`, next to which nothing can be written.
         """
         if not output.name:
-            raise OutputError(f"{output} is no name for something new.", "Choose another --output.")
+            raise OutputError(f"{output} cannot be an output.", "Choose another --output.")
         return cls(output.with_name(output.name + ".uhl-run"))
 
     @property
@@ -73,7 +73,7 @@ class RunFiles:
 
     @property
     def log(self) -> Path:
-        """One JSON object a line, one line every `LOG_EVERY` steps."""
+        """JSON lines, one every `LOG_EVERY` steps."""
         return self.folder / "log.jsonl"
 
 
@@ -93,7 +93,7 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
 
 
 def optimizer_for(adapter: CanonicalAdapter | TaskAdapter, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors do not; updates and readout have a learning rate each."""
+    """AdamW with weight decay for matrices only; updates and readout have separate learning rates."""
     groups = []
     for updates in (True, False):
         rate = config.learning_rate if updates else config.readout_learning_rate
@@ -112,7 +112,7 @@ def optimizer_for(adapter: CanonicalAdapter | TaskAdapter, config: TrainingConfi
 
 
 def targets_of(examples: Examples, rows: list[int]) -> list[int]:
-    """Class ids of the rows, one an example, or one a word."""
+    """Class ids of the rows, one per example or per word."""
     if examples.tags is not None:
         return [tag for row in rows for tag in examples.tags[row]]
     assert examples.labels is not None
@@ -132,10 +132,10 @@ def train(
     shift: Tensor | None = None,
     **run: Any,  # noqa: ANN401 - see run_steps
 ) -> int:
-    """Train `adapter` in place on a host, frozen meanwhile, and return the number of steps.
+    """Train `adapter` in place on a frozen host, and return the number of steps.
 
     :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
-    :param run: The rest is for `run_steps`.
+    :param run: Further arguments of `run_steps`.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
     placed = replace(aligned, alignment=aligned.alignment.to(accelerator.device))
@@ -163,7 +163,7 @@ def run_steps(
     """Optimise `trained` through `model(encoded, words, targets, seed) -> Losses`, and return the number of steps.
 
     :param trained: The part of the model whose parameters checkpoints hold.
-    :param optimizer: Its groups have their peak learning rate as `base_lr`.
+    :param optimizer: Its groups have the peak learning rate as `base_lr`.
     :param targets: Targets of some rows: class ids, or a distribution over classes each [predictions, labels]; by
         default the examples' own classes.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
@@ -182,7 +182,7 @@ def run_steps(
     batches = batches_from(examples, batch_size=config.batch_size, seed=config.seed, first_step=first, last_step=steps)
     with frozen(host.map.base):
         for step, rows in batches:
-            mine = rows[rank::world] or rows[:1]  # a rank without a row repeats one, so that all ranks take the step
+            mine = rows[rank::world] or rows[:1]  # a rank without rows repeats one, so that all ranks do the step
             factor = learning_rate_factor(step, steps, config.warmup_fraction)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -219,14 +219,14 @@ def run_steps(
 
 
 class _Window:
-    """Sums over the steps since the last report, kept on the device so that no step waits for a transfer."""
+    """Sums over the steps since the last report, on the device, so that no step waits for a transfer."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(4, device=device)
         self._steps = self._updated = 0
 
     def add(self, losses: Losses, count: int) -> None:
-        """Take in one step with `count` predictions."""
+        """Add one step with `count` predictions."""
         new = torch.stack(
             [
                 losses.task.float(),
@@ -244,7 +244,7 @@ class _Window:
         sums: Tensor = accelerator.reduce(self._sums, reduction="sum")
         loss, correct, active, count = sums.tolist()
         parts = self._steps * accelerator.num_processes
-        updated = max(self._updated, 1) * accelerator.num_processes  # atoms count in steps with updates alone
+        updated = max(self._updated, 1) * accelerator.num_processes  # only steps with updates have active atoms
         self._sums.zero_()
         self._steps = self._updated = 0
         return StepReport(step, steps, loss / parts, correct / max(count, 1), active / updated, rate, seconds)
@@ -276,17 +276,17 @@ def _trim_log(path: Path, first: int) -> None:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the line that a kill cut short
+            continue  # an incomplete line of a killed run
         if entry["step"] <= first:
             kept.append(line)
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def accelerator_for(device: str, mixed_precision: str) -> Accelerator:
-    """An accelerator on the CPU, or on the best there is, in this precision.
+    """An accelerator in this precision, on the CPU or on the best available device.
 
-    accelerate keeps the precision of a process's first one for good; it is forgotten here, because a program may
-    train several times.  The process group of several processes stays.
+    accelerate keeps the precision of a process's first accelerator; it is reset here, because a program may train
+    several times.  The process group of several processes is kept.
     """
     AcceleratorState._reset_state()
     return Accelerator(

@@ -1,4 +1,4 @@
-"""The model that pretraining optimises: a frozen host that carries the adapter, folded anew at every step."""
+"""The model that pretraining optimises: a frozen host with the adapter, which is folded again at every step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from uhl_cli.ported.model import forward
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.task_adapter import TaskAdapter
 
-# A seed counts steps in units of this, and processes within it.
+# A batch's seed is RANKS times a number of its step, plus the process's rank.
 RANKS = 1024
 
 
@@ -31,7 +31,7 @@ RANKS = 1024
 class Losses:
     """Terms of the loss (docs/method.md, "Pretraining"), number of right predictions, and mean active atoms per token.
 
-    `updated` is False for a step that left the updates off, whose `active` is zero.
+    `updated` is False for a step without updates, whose `active` is zero.
     """
 
     total: Tensor
@@ -42,7 +42,7 @@ class Losses:
 
 
 class TrainedModel(nn.Module):
-    """Adapter parameters and a frozen host, which is no submodule, so that nothing trains or copies it."""
+    """Adapter parameters and a frozen host, which is not a submodule, so that it is not trained or copied."""
 
     def __init__(
         self,
@@ -64,11 +64,10 @@ class TrainedModel(nn.Module):
                     parameter.requires_grad_(False)
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, seed: int) -> Losses:
-        """Losses of one batch; `targets` class ids [examples] or [words], or distributions, a row each.
+        """Losses of one batch; `targets` class ids [examples] or [words], or distributions, one row each.
 
-        `seed` draws the noise; `seed // RANKS` whether updates are off, so that all processes of a step
-        do alike.  A readout that has seen the stream with and without updates serves a target better,
-        where they arrive only in part.
+        `seed` draws the noise; `seed // RANKS` draws whether updates are off, the same for all processes of a step.
+        A readout that is trained with and without updates works better on a target, where they only act partly.
         """
         config = self._config
         cpu = torch.Generator().manual_seed(seed // RANKS)
@@ -92,7 +91,7 @@ class TrainedModel(nn.Module):
         return Losses(total, task.detach(), correct, active.detach(), updated)
 
     def _folded(self, updated: bool) -> PortedAdapter:
-        """The adapter in the host's shape; of a fixed one, what no parameter changes is folded once for all steps."""
+        """The adapter folded to the host's shape; parts that no trained parameter affects are folded only once."""
         stored, aligned = self.adapter.stored(), self._aligned
         plan, host_map, alignment = aligned.plan, aligned.host.map, aligned.alignment
         if not isinstance(self.adapter, TaskAdapter):
@@ -112,7 +111,7 @@ class TrainedModel(nn.Module):
 
 
 def task_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy against class ids or distributions, and how many of the most probable classes are hit."""
+    """Cross entropy against class ids or distributions, and the number of right most probable classes."""
     classes = targets if targets.dim() == 1 else targets.argmax(-1)
     return functional.cross_entropy(logits.float(), targets), (logits.argmax(-1) == classes).sum()
 
@@ -126,7 +125,7 @@ def precision_of(host: Host) -> AbstractContextManager[object]:
 
 
 def plain_attention(host: Host) -> AbstractContextManager[object]:
-    """On a CPU under autocast, attention by plain products: there the fused kernel's backward pass takes a
+    """Use plain attention on a CPU under autocast: there the fused kernel's backward pass takes a
     quarter of a step (55 ms of 240 at 22 M parameters)."""
     device = host.device.type
     return sdpa_kernel(SDPBackend.MATH) if device == "cpu" and torch.is_autocast_enabled(device) else nullcontext()

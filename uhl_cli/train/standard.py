@@ -1,7 +1,7 @@
-"""A target as transformers' own classifier with a peft LoRA on it: what `export` trains and others load without uhl.
+"""The target as transformers' own classifier with a peft LoRA: `export` trains it, and it loads without uhl.
 
 The classifier is the family's class with its standard head.  The LoRA is on the linear modules of all layers; the
-head, and the pooler where the class has one, are trained whole.  The host that it is made from is not touched.
+head, and the pooler where the class has one, are fully trained.  The host that it is made from is not changed.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ def refuse_headless(host: Host, task: Task) -> None:
 
 
 def refuse_misread_padding(host: Host, task: Task) -> None:
-    """Return only if this release of transformers finds a text's end where a decoder's begin token is its padding too.
+    """Return only if this transformers release finds a text's end when a decoder's begin token is also its padding.
 
-    :raises HostError: It takes the begin token for the first of the padding, and reads the end of the batch.
+    :raises HostError: It takes the begin token for padding, and reads the end of the batch.
     """
     tokenizer: Any = host.tokenizer
     if task.kind != "sequence" or not host.decoder or RELEASE >= (4, 50):
         return
     if int(encode(host, ["a"]).input_ids[0, 0]) == tokenizer.pad_token_id:
         raise HostError(
-            f"in this release of transformers, a head on '{host.name}' takes padding for text.",
+            f"in this release of transformers, a head on '{host.name}' reads padding as text.",
             "Run `pip install 'transformers>=4.50'`.",
         )
 
 
 def standard_model(host: Host, task: Task, *, seed: int) -> PreTrainedModel:
-    """The family's classifier with the host's weights in float32, in eval mode; its head is drawn by the seed.
+    """The family's classifier with the host's weights in float32, in eval mode; its head is initialised by the seed.
 
     Its configuration names the labels, and for a decoder the padding token, by which the head finds a text's end.
 
-    :raises HostError: See `refuse_headless`; or the family's class has other weights than the host.
+    :raises HostError: See `refuse_headless`; or the weights of the family's class differ from the host's.
     """
     refuse_headless(host, task)
     config: Any = copy.deepcopy(host.model.config)
@@ -94,7 +94,7 @@ def standard_model(host: Host, task: Task, *, seed: int) -> PreTrainedModel:
     odd = [name for name in odd if pooler is None or not name.startswith(f"{pooler}.")]
     if odd:
         raise HostError(
-            f"the weights of '{host.name}' are not those of transformers' classifier, the first is '{odd[0]}'.",
+            f"the weights of '{host.name}' do not match transformers' classifier; the first mismatch is '{odd[0]}'.",
             "Use an unmodified checkpoint of this model type.",
         )
     return model.to(host.device).eval()
@@ -110,7 +110,7 @@ class StandardClassifier(nn.Module):
     """A standard model with a LoRA, as `train.loop.run_steps` takes it.
 
     :param host: Where the weights are from; its tokenizer must be the one that is saved (see `host.plain`).
-    :param start: LoRA factors to start from, by the names of the host's modules, in place of a LoRA that does nothing.
+    :param start: LoRA factors to start from, by the host's module names; by default the LoRA starts as zero.
     """
 
     def __init__(self, host: Host, task: Task, *, rank: int, seed: int, start: LoraFactors | None = None) -> None:
@@ -137,7 +137,7 @@ class StandardClassifier(nn.Module):
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
-            warnings.simplefilter("ignore")  # peft has warnings for those who choose modules by hand
+            warnings.simplefilter("ignore")  # peft warns about modules chosen by hand
             self.model: Any = get_peft_model(model, config)
         self._whole = whole
         self.model.eval()
@@ -154,12 +154,12 @@ class StandardClassifier(nn.Module):
 
     @property
     def trained(self) -> nn.ParameterDict:
-        """All that is trained, for checkpoints; the parameters are the model's own."""
+        """The trained parameters, for checkpoints; shared with the model."""
         found = {name.replace(".", "/"): value for name, value in self.model.named_parameters() if value.requires_grad}
         return nn.ParameterDict(found)
 
     def optimizer(self, config: TrainingConfig) -> torch.optim.AdamW:
-        """AdamW over what is trained, without decay; the LoRA has a rate of its own."""
+        """AdamW over the trained parameters, without decay; the LoRA has its own learning rate."""
         factors = [value for name, value in self.trained.items() if "lora_" in name]
         others = [value for name, value in self.trained.items() if "lora_" not in name]
         rates = ((factors, config.learning_rate), (others, config.readout_learning_rate))
@@ -167,7 +167,7 @@ class StandardClassifier(nn.Module):
         return torch.optim.AdamW(groups, betas=BETAS)
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, _seed: int) -> Losses:
-        """Losses of one batch; see `TrainedModel.forward`.  Words that were cut off teach nothing."""
+        """Losses of one batch; see `TrainedModel.forward`.  Words that were cut off are ignored."""
         with plain_attention(self._host):
             logits, present = self.predictions(encoded, words)
         if present.any():
@@ -177,7 +177,7 @@ class StandardClassifier(nn.Module):
         return Losses(task, task.detach(), correct, logits.new_zeros(()), False)
 
     def predictions(self, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits [predictions, labels] and which of them were read: a word's are those of its first token.
+        """Logits [predictions, labels], and which predictions are valid: a word's logits are those of its first token.
 
         :param words: Averaging weights of a token task's words, see `ported.model.encode_examples`.
         """
@@ -197,7 +197,7 @@ class StandardClassifier(nn.Module):
         max_length: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Tensor]:
-        """Logits float32 [predictions, labels] on the CPU of every example, in order; zeros of words that were cut."""
+        """Logits float32 [predictions, labels] of every example, in order, on the CPU; zeros for words cut off."""
         order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
         found: dict[int, Tensor] = {}
         for start in range(0, len(order), batch_size):
@@ -210,24 +210,24 @@ class StandardClassifier(nn.Module):
         return [found[row] for row in range(len(examples))]
 
     def merge(self) -> None:
-        """Make it the standard model itself: the LoRA goes into the weights."""
+        """Merge the LoRA into the weights, which leaves the standard model."""
         self.model = self.model.merge_and_unload().eval()
 
     def round_to(self, dtype: torch.dtype) -> None:
-        """Take the weights to another type.  Buffers stay as they are, as they do when a checkpoint is loaded."""
+        """Convert the weights to another type.  Buffers are unchanged, as when a checkpoint is loaded."""
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
 
     def save(self, folder: Path, *, base: str | None = None, revision: str | None = None) -> None:
-        """Write the checkpoint, or before `merge` peft's two files, in the precision that the weights have.
+        """Write the checkpoint (before `merge`, peft's two files) in the precision of the weights.
 
-        :param base: Name or path of the base that peft's configuration says; `revision` is that on the hub.
+        :param base: Name or path of the base for peft's configuration; `revision` is its revision on the hub.
         """
         if isinstance(self.model, PeftModel):
             config = self.model.peft_config["default"]
             config.base_model_name_or_path, config.revision = base, revision
-            config.modules_to_save = list(self._whole)  # peft has added names of other families' heads
-            # Embeddings are not trained, and peft would ask the hub whether they are.
+            config.modules_to_save = list(self._whole)  # peft adds names of other families' heads
+            # Embeddings are not trained; without this, peft asks the hub.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))

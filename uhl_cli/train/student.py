@@ -1,4 +1,4 @@
-"""What `tune` trains inside a target: a LoRA, or delta-theta's 1,024 numbers, and the readout where it is asked to."""
+"""What `tune` trains in a target: a LoRA, or delta-theta's 1,024 numbers, and optionally the readout."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.model import Losses, plain_attention, precision_of, task_loss
 
 Trained = Literal["delta-theta", "lora"]
-# As is customary; a LoRA's B is multiplied by alpha / r.
+# The usual value; a LoRA's B is multiplied by alpha / r.
 ALPHA_OVER_RANK = 2.0
 BETAS = (0.9, 0.98)
 
 
 class Student(nn.Module):
-    """A ported readout, without the adapter's updates, on a host whose linear modules gain what is trained.
+    """A ported readout, without the adapter's updates, on a host whose linear modules get the trained update.
 
     A new student predicts what the ported readout does.
 
@@ -72,7 +72,7 @@ class Student(nn.Module):
             self.delta_theta = nn.Parameter(torch.zeros(delta_shape, device=device))
 
     def adapter(self) -> PortedAdapter:
-        """The adapter as it stands, differentiable; delta-theta as its file holds it."""
+        """The current adapter, differentiable; delta-theta as its file holds it."""
         if self.delta_theta is not None:
             assert self._expansion is not None
             lora = self._expansion.factors_of(fake_quantise(self.delta_theta, bits_of("delta_theta")))
@@ -86,7 +86,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def finished(self, host: Host) -> PortedAdapter:
-        """The adapter as its file gives it back: LoRA factors in float16, the readout's tables in eight bits."""
+        """The adapter as its file restores it: LoRA factors in float16, the readout's tables in eight bits."""
         adapter = self.adapter()
         if self.delta_theta is None and adapter.lora is not None:
             halves = {name: (down.half(), up.half()) for name, (down, up) in adapter.lora.by_module.items()}
@@ -94,7 +94,7 @@ class Student(nn.Module):
         return adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
 
     def optimizer(self, config: TrainingConfig) -> torch.optim.AdamW:
-        """AdamW over what is trained; of the readout alone matrices decay."""
+        """AdamW over the trained parameters; weight decay only for the readout's matrices."""
         both = [*self.factors.values(), *([] if self.delta_theta is None else [self.delta_theta])]
         inner = [value for value in both if value.requires_grad]
         groups = [{"params": inner, "lr": config.learning_rate, "weight_decay": 0.0}] if inner else []
@@ -107,7 +107,7 @@ class Student(nn.Module):
 
 
 class StudentModel(nn.Module):
-    """A student on its host, which is no submodule, as `train.loop.run_steps` takes it."""
+    """A student on its host, which is not a submodule, as `train.loop.run_steps` takes it."""
 
     def __init__(self, student: Student, host: Host) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `tune` trains: delta-theta on a fixed adapter and, for a task of its own, a new readout."""
+"""What `tune` trains: delta-theta on a fixed adapter and, for another task, a new readout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TaskAdapter(nn.Module):
     """A stored adapter of which only delta-theta (and with `new_readout` the readout) is trained.
 
     Guarantee: everything else is what the adapter's file holds, bit for bit, and `stored()` is what a task file
-    will hold, so that its score is the one that training showed.  A `config` of fewer active atoms keeps the first
+    will hold, so that its score equals the one in training.  A `config` with fewer active atoms keeps the first
     thresholds.
     """
 
@@ -34,7 +34,7 @@ class TaskAdapter(nn.Module):
                 self._fixed.pop(name, None)
             self._fixed |= {name: value for name, value in fresh.stored().items() if name not in self._fixed}
         for name in names:
-            # A new task starts without the bias of another.
+            # A new task starts with a zero bias.
             start = torch.zeros_like(stored[name]) if new_readout and name == "delta_theta" else self._fixed[name]
             self.register_parameter(name, nn.Parameter(start.detach().clone()))
 

@@ -1,4 +1,4 @@
-"""A LoRA of the source, trained with labels beside the adapter: it speaks in the transfer set and is thrown away."""
+"""A LoRA of the source, trained with labels: the teacher of the transfer set, which is then discarded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _RATE, _READOUT_RATE, _RANK = 1.5e-3, 5e-4, 8
 
 
 def teacher_config(num_examples: int, config: TrainingConfig) -> TrainingConfig:
-    """How the LoRA is trained beside an adapter that is trained by `config`."""
+    """The LoRA's training configuration, given the adapter's `config`."""
     steps = EPOCHS * steps_per_epoch(num_examples, config.batch_size)
     steps = min(max(steps, LEAST_STEPS), MOST_STEPS)
     update = {
-        "max_steps": min(steps, config.max_steps or steps),  # a short training has a short teacher
+        "max_steps": min(steps, config.max_steps or steps),  # a short training also shortens the teacher's
         "learning_rate": _RATE,
         "readout_learning_rate": _READOUT_RATE,
         "weight_decay": 0.01,
@@ -43,7 +43,7 @@ def lora_teacher(
     save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> PortedModel:
-    """The source with a LoRA on all linear modules and a readout of its own, trained from the ported adapter's readout.
+    """The source with a LoRA on all linear modules and its own readout, trained from the ported adapter's readout.
 
     :param ported: The finished adapter on its source.
     :param config: See `teacher_config`.
