@@ -304,10 +304,10 @@ BAD_TENSORS = [
     ({"anchors__scale": changed(0, 15.0)}, "anchors.scale holds a value"),
     ({"anchors__scale": cut}, "anchors.scale has shape (2, 9)"),
     ({"anchors__scale": np.ravel}, "anchors.scale has shape (27,)"),
-    ({"anchors__codes": cut}, "anchors.codes is cut off"),
+    ({"anchors__codes": cut}, "anchors.codes is truncated"),
     ({"anchors__codes": changed(0, 0x08)}, "anchors.codes does not begin with the largest"),
     ({"anchors__codes": to_type(np.int16)}, "anchors.codes is int16"),
-    ({"anchors__codes": lambda array: np.append(array, array)}, "anchors.codes is followed by something"),
+    ({"anchors__codes": lambda array: np.append(array, array)}, "anchors.codes is followed by other bytes"),
     ({"anchors__words": cut}, "anchors.words holds"),
     ({"anchors__words": lambda array: np.append(array, np.uint8(0))}, "anchors.words holds"),
     ({"anchors__words": changed(0, 0xFF)}, "words of anchors; the file holds"),
@@ -328,7 +328,7 @@ BAD_FEATURES = [
     ({"features__codes": None}, "the part features.codes is missing"),
     ({"features__mean": None}, "the part features.mean is missing"),
     ({"features__shift": None}, "the part features.shift is missing"),
-    ({"features__codes": cut}, "features.codes is cut off"),
+    ({"features__codes": cut}, "features.codes is truncated"),
     ({"features__codes": viewed(np.int8)}, "features.codes is int8"),
     ({"features__codes": nested}, "features.codes does not begin"),
     ({"features__scale": changed(0, np.nan)}, "features.scale holds a value that is not finite"),
@@ -346,7 +346,7 @@ BAD_FEATURES = [
     ({"features__words": changed(0, 0)}, "words of features; the file holds"),
     ({"features__texts": lambda array: array[:-3]}, "features.texts"),
     ({"features__texts": compress_text("other texts altogether")}, "the file holds 1"),
-    ({"anchors__codes": cut}, "anchors.codes is cut off"),
+    ({"anchors__codes": cut}, "anchors.codes is truncated"),
 ]
 
 

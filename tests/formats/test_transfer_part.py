@@ -134,10 +134,10 @@ BAD_TENSORS = [
     ({"transfer__texts": lambda array: array.view(np.int8)}, "transfer.texts has the type int8"),
     ({"transfer__outputs": lambda array: array.view(np.int8)}, "transfer.outputs has the type int8"),
     ({"transfer__outputs": lambda array: array[None]}, "transfer.outputs has the type uint8 and 2 dimensions"),
-    ({"transfer__texts": cut}, "transfer.texts is cut off or followed"),
-    ({"transfer__outputs": cut}, "transfer.outputs is cut off or followed"),
-    ({"transfer__outputs": lambda array: np.append(array, array)}, "transfer.outputs is cut off or followed"),
-    ({"transfer__outputs": lambda array: array[:0]}, "transfer.outputs is cut off"),
+    ({"transfer__texts": cut}, "transfer.texts is truncated or followed"),
+    ({"transfer__outputs": cut}, "transfer.outputs is truncated or followed"),
+    ({"transfer__outputs": lambda array: np.append(array, array)}, "transfer.outputs is truncated or followed"),
+    ({"transfer__outputs": lambda array: array[:0]}, "transfer.outputs is truncated"),
     ({"transfer__texts": lambda array: array[::-1]}, "transfer.texts cannot be decompressed"),
     ({"transfer__outputs": lambda array: array[::-1]}, "transfer.outputs cannot be decompressed"),
     ({"transfer__outputs": planes(lambda codes: codes[:-1])}, "codes; "),
@@ -201,7 +201,7 @@ def test_all_that_is_wrong_is_listed(path):
 
     damaged = rebuilt(ADAPTER, TAUGHT, change, transfer__outputs=planes(at(0, 0)), transfer__texts=cut)
     found = assert_refused(path, damaged, "30 texts of the user's")
-    for words in ("a code outside", "transfer.texts is cut off", "parts.transfer.teacher_score: 1.5"):
+    for words in ("a code outside", "transfer.texts is truncated", "parts.transfer.teacher_score: 1.5"):
         assert sum(words in line for line in found) == 1, (words, found)
     assert len(found) == 4
 
