@@ -59,7 +59,7 @@ class ForwardPass(nn.Module):
 def forward_pass(
     host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape
 ) -> Iterator[tuple[ForwardPass, Tensor]]:
-    """Context manager that yields the pass and its input; inside it the adapter is attached and the host in eval mode."""
+    """Context manager that yields the pass and its input; inside it the adapter, if any, is attached, in eval mode."""
     device = host_map.embeddings.weight.device
     ids = torch.arange(shape.batch_size * shape.tokens, device=device) * 7919 % host_map.embeddings.num_embeddings
     ids = ids.view(shape.batch_size, shape.tokens)

@@ -37,7 +37,7 @@ class PortPlan:
     max_flops: float = math.inf
 
     def without_updates(self) -> PortPlan:
-        """The plan with the readout alone, or with a low-rank update: its `left_out` names no update."""
+        """The plan with the readout alone, or with a low-rank update: `left_out` then lists no updates."""
         depths = tuple(part for part in self.left_out if part.startswith(_DEPTH))
         return replace(self, types=(), layers=(), left_out=depths)
 
