@@ -223,9 +223,9 @@ BAD_FIELDS = [
     ("parts.chorus", 1, "at parts.chorus"),
     ("parts.chorus", {"required": "perhaps"}, "at parts.chorus.required"),
     ("parts.chorus", {"required": True}, "it needs the part chorus"),
-    ("parts.anchors", {}, "anchors is no name of an optional part"),
-    ("parts.atoms_u", {}, "atoms_u is no name of an optional part"),
-    ("parts.a b", {}, "a b is no name of an optional part"),
+    ("parts.anchors", {}, "anchors is not a name of an optional part"),
+    ("parts.atoms_u", {}, "atoms_u is not a name of an optional part"),
+    ("parts.a b", {}, "a b is not a name of an optional part"),
 ]
 NEWER = ("reserved", "it needs the part")
 
@@ -371,7 +371,7 @@ def test_padding_of_the_words_is_zero(path):
     assert_refused(
         path,
         rebuilt(ADAPTER, VALID, anchors__words=words | np.eye(1, len(words), len(words) - 1, dtype=np.uint8)[0]),
-        "behind its end",
+        "after its end",
     )
 
 

@@ -62,7 +62,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "merged"}', "null"])
 def test_what_is_no_record_is_refused(content, tmp_path):
-    with pytest.raises(FormatError, match="is no record of an export") as caught:
+    with pytest.raises(FormatError, match="is not a record of an export") as caught:
         read_export(write(tmp_path, content))
     assert not isinstance(caught.value, NewerFormatError)
 

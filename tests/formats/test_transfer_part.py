@@ -146,7 +146,7 @@ BAD_TENSORS = [
     ({"transfer__outputs": planes(at(-1, 16))}, "transfer.outputs has a code outside -7..7"),
     ({"transfer__texts": texts_of(LINES.encode()[:-1] + b"\xff")}, "transfer.texts is not UTF-8"),
     ({"transfer__texts": texts_of(LINES + "\none more")}, "it holds 25 lines"),
-    ({"transfer__texts": texts_of(LINES.replace("film", ""))}, "white space other than single blanks"),
+    ({"transfer__texts": texts_of(LINES.replace("film", ""))}, "white space other than single spaces"),
     ({"transfer__texts": texts_of(LINES.replace("The film", "The\tfilm"))}, "white space other than"),
     ({"transfer__texts": texts_of("\n".join(["", *SENTENCES[1:]]))}, "a text of the transfer set is empty"),
     ({"transfer__texts": texts_of(LINES.replace("film", "opera"))}, "digest of the transfer set is not the one"),
