@@ -310,8 +310,8 @@ BAD_TENSORS = [
     ({"anchors__codes": lambda array: np.append(array, array)}, "anchors.codes is followed by other bytes"),
     ({"anchors__words": cut}, "anchors.words holds"),
     ({"anchors__words": lambda array: np.append(array, np.uint8(0))}, "anchors.words holds"),
-    ({"anchors__words": changed(0, 0xFF)}, "words of anchors; the file holds"),
-    ({"anchors__words": lambda array: array * 0}, "words of anchors; the file holds 0"),
+    ({"anchors__words": changed(0, 0xFF)}, "words of anchors; the file contains"),
+    ({"anchors__words": lambda array: array * 0}, "words of anchors; the file contains 0"),
     ({"anchors__words": lambda array: np.append(array[1:], array[:1] & 0)}, "of anchors"),
     ({"size_out_bias__scale": changed(0, 0.5)}, "the size MLP gives gains beyond 1,000"),
     ({"anchors__words": nested}, "anchors.words holds"),
@@ -319,8 +319,8 @@ BAD_TENSORS = [
     ({"anchors__texts": lambda array: array[:-3]}, "anchors.texts"),
     ({"anchors__texts": lambda array: array[:0]}, "anchors.texts"),
     ({"anchors__texts": lambda array: np.append(array, array)}, "anchors.texts"),
-    ({"anchors__texts": compress_text("other texts altogether")}, "the file holds 1"),
-    ({"anchors__texts": compress_text("\n" * 100_000)}, "the file holds 100,001"),
+    ({"anchors__texts": compress_text("other texts altogether")}, "the file contains 1"),
+    ({"anchors__texts": compress_text("\n" * 100_000)}, "the file contains 100,001"),
     ({"anchors__texts": np.frombuffer(zlib.compress(b"\xff\xfe\xfd"), np.uint8)}, "anchors.texts cannot be"),
     ({"anchors__texts": viewed(np.int8)}, "anchors.texts is int8"),
 ]
@@ -343,9 +343,9 @@ BAD_FEATURES = [
     ({"features__shift": changed(0, np.nan)}, "features.shift holds a value that is not finite"),
     ({"features__shift": cut}, "features.shift has shape"),
     ({"features__words": cut}, "features.words holds"),
-    ({"features__words": changed(0, 0)}, "words of features; the file holds"),
+    ({"features__words": changed(0, 0)}, "words of features; the file contains"),
     ({"features__texts": lambda array: array[:-3]}, "features.texts"),
-    ({"features__texts": compress_text("other texts altogether")}, "the file holds 1"),
+    ({"features__texts": compress_text("other texts altogether")}, "the file contains 1"),
     ({"anchors__codes": cut}, "anchors.codes is truncated"),
 ]
 
