@@ -403,7 +403,7 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (["a text", "--batch-size", "0"], 2, "--batch-size"),
         (["a text", "--batch-size", "9" * 30], 2, "--batch-size"),
         (["a text", "--output", "\udcff.csv", "--json"], 1, "is not UTF-8. Choose another --output"),
-        (["--input", "twice.parquet"], 1, "here/twice.parquet: column names are there twice"),
+        (["--input", "twice.parquet"], 1, "here/twice.parquet: column names are duplicated"),
         (["--input", "dates.parquet"], 1, "Cannot read here/dates.parquet"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_chunk_that_was_handed_out_is_not_kept():
         ("x.conll", "\n-DOCSTART-\n", "holds no text"),
         ("x.csv", "id,text\n1,a\n2\n", "line 3 has 1 fields, the header 2"),
         ("x.csv", 'id,text\n1,"open\n', "Check its quotes"),
-        ("x.tsv", "text\ttext\na\tb\n", "there twice"),
+        ("x.tsv", "text\ttext\na\tb\n", "duplicated"),
         ("x.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("x.jsonl", '["a"]\n', "line 1 is a whole array, not a record"),
         ("x.jsonl", '"a"\n', "line 1 is a str, not a record"),

@@ -70,7 +70,7 @@ def test_what_is_no_record_is_refused(content, tmp_path):
 def test_what_breaks_a_rule_is_refused_and_a_newer_one_says_so(tmp_path):
     fields = json.loads(record().model_dump_json())
     for change in ({"format": "onnx"}, {"adapter": "short"}, {"unknown": 1}, {"rank": 0}):
-        with pytest.raises(FormatError, match="is no record") as caught:
+        with pytest.raises(FormatError, match="is not a record") as caught:
             read_export(write(tmp_path, fields | change))
         assert not isinstance(caught.value, NewerFormatError)
         with pytest.raises(NewerFormatError) as caught:

@@ -164,7 +164,7 @@ def word_states(
         )
     if int(present.sum()) < max(16, len(present) // 2):
         raise AlignmentError(
-            f"the host {host.name} takes in only {int(present.sum())} of {len(present)} anchor words.",
+            f"the host {host.name} has room for only {int(present.sum())} of {len(present)} anchor words.",
             "Its longest input is too short for them; choose another host, or pretrain with shorter --anchors.",
         )
     depth = host.num_hidden_layers

@@ -81,7 +81,7 @@ class AnchorTexts:
         left = sum(len(ordinals) for _, ordinals in pairs)
         if left < MIN_WORDS:
             raise AlignmentError(
-                f"the source host takes in only {left} of {self.num_words} anchor words.",
+                f"the source host has room for only {left} of {self.num_words} anchor words.",
                 "Its longest input is too short for them; give shorter lines with --anchors FILE.",
             )
         return AnchorTexts(tuple(text for text, _ in pairs), tuple(ordinals for _, ordinals in pairs), self.origin)

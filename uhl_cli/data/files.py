@@ -155,7 +155,7 @@ def delimited_rows(lines: Iterable[str], name: str, *, tabs: bool) -> Iterator[l
         header = next((row for row in rows if row), [])
         if len(set(header)) != len(header) or any(not name.strip() for name in header[1:]):
             raise DataError(
-                f"{name}: column names are empty or there twice.", "Give each column its own name on line 1."
+                f"{name}: column names are empty or duplicated.", "Give each column its own name on line 1."
             )
         # A table that pandas wrote with its index has no name over the first column.
         yield [column if column else f"Unnamed: {index}" for index, column in enumerate(header)]

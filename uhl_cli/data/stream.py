@@ -233,7 +233,7 @@ def _parquet(source: Source, path: Path, size: int) -> Iterator[Rows]:
     with file:
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
-            raise DataError(f"{source.origin}: column names are there twice.", "Give each column its own name.")
+            raise DataError(f"{source.origin}: column names are duplicated.", "Give each column its own name.")
         batches = file.iter_batches(batch_size=size)
         rows = (row for batch in batches for row in batch.to_pylist())
         guarded = _guarded(

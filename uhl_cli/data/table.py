@@ -81,7 +81,7 @@ def quiet_datasets() -> Iterator[None]:
 
 @contextmanager
 def offline_datasets() -> Iterator[None]:
-    """Context manager in which neither `datasets` nor `huggingface_hub` opens a connection, as with HF_HUB_OFFLINE=1."""
+    """Context manager: inside it neither `datasets` nor `huggingface_hub` opens a connection (as HF_HUB_OFFLINE=1)."""
     import datasets.config
     import huggingface_hub.constants
 

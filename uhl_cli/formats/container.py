@@ -337,7 +337,7 @@ def _layout(data: bytearray, kinds: tuple[Kind, ...]) -> Contents:
     return Contents(kind, version, metadata[kind.key], tensors, digest, len(data), start)
 
 
-def _tensors(header: Any, body: memoryview) -> dict[str, Stored]:  # noqa: ANN401 - JSON of a stranger
+def _tensors(header: Any, body: memoryview) -> dict[str, Stored]:  # noqa: ANN401 - untrusted JSON
     """The tensors, in the order of the file; the rest of the header is checked afterwards."""
     entries = []
     for name, entry in header.items():

@@ -225,13 +225,13 @@ def _prove_weight(reference: _Run, linear: TargetModule) -> None:
     bias = linear.bias()
     expected = reference.read(linear) @ linear.weight().float().T + (0.0 if bias is None else bias.float())
     if not _near(reference.written(linear), expected):
-        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something else than its weight.", _HINT)
+        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something other than its weight.", _HINT)
 
 
 def _prove_norm(host_map: HostMap, reference: _Run, layer: HostLayer) -> None:
     same = torch.equal(reference.read(layer.target_modules["q"]), reference.streams[layer.index])
     if same == host_map.family.pre_norm:
-        found = "the stream itself" if same else "something else than the stream"
+        found = "the stream itself" if same else "something other than the stream"
         raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike its family's.", _HINT)
 
 

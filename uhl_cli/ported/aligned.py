@@ -96,7 +96,7 @@ def align_host(
     :param states: The host's word states, if they were already computed.
     :param joint: See `align_anchors`.
 
-    :raises AlignmentError: When the host takes in too few anchors, or its states are degenerate.
+    :raises AlignmentError: When too few anchors fit into the host's input, or its states are degenerate.
     :raises HostError: When an adapter is attached to the host.
     """
     if strategy == "size":
