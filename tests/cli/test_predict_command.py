@@ -384,7 +384,7 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (["--input", "binary.txt"], 1, "is binary"),
         (["--input", "latin.txt"], 1, "is not UTF-8"),
         (["--input", "x.xlsx"], 1, "none of .txt .csv"),
-        (["--input", "good.txt", "--format", "jsonl"], 1, "line 1 is no JSON"),
+        (["--input", "good.txt", "--format", "jsonl"], 1, "line 1 is not JSON"),
         (
             ["--input", "labelled.csv"],
             1,
@@ -407,7 +407,7 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (["a text", "--batch-size", "0"], 2, "--batch-size"),
         (["a text", "--batch-size", "9" * 30], 2, "--batch-size"),
         (["a text", "--output", "\udcff.csv", "--json"], 1, "is not UTF-8. Choose another --output"),
-        (["--input", "twice.parquet"], 1, "here/twice.parquet: column names are there twice"),
+        (["--input", "twice.parquet"], 1, "here/twice.parquet: column names are duplicated"),
         (["--input", "dates.parquet"], 1, "Cannot read here/dates.parquet"),
     ],
 )
@@ -501,7 +501,7 @@ def test_what_breaks_off_leaves_nothing(place, made, here, monkeypatch, failure,
 @pytest.mark.parametrize(
     ("last", "words"),
     [
-        ("{", "line 13 is no JSON"),
+        ("{", "line 13 is not JSON"),
         ('{"text": null}', "null in row 13"),
         ('{"text": "b", "label": "c"}', "row 13 of here/in.jsonl has a column 'label' already"),
     ],

@@ -24,7 +24,7 @@ def load(folder, content, name="data.tsv", **options):
         ("x.tsv", "label\ttext\n0\ta\n1\n", "line 3 has 1 fields, the header 2"),
         ("x.tsv", "label\ttext\n0\ta\tb\n1\tc\td\n", "line 2 has 3 fields"),
         ("x.csv", 'label,text\n0,"open\n1,b\n', "Cannot read"),
-        ("x.tsv", "label\tlabel\n0\t1\n", "there twice"),
+        ("x.tsv", "label\tlabel\n0\t1\n", "duplicated"),
         ("x.tsv", b"label\ttext\n0\t\xff\xfe\n", "Cannot read"),
         ("x.jsonl", '{"text": "a", "label"', "Cannot read"),
         ("x.jsonl", '{"text": "a", "label": 0}\n{"text": null, "label": 1}\n', "null in row 2"),

@@ -208,9 +208,9 @@ BAD_FIELDS = [
     ("label_counts", [1, 2, -3], "at label_counts"),
     ("anchors.digest", "0" * 64, "digest of the anchors"),
     ("anchors.digest", "zz", "at anchors.digest"),
-    ("anchors.words", 39, "says 39 words of anchors"),
+    ("anchors.words", 39, "states 39 words of anchors"),
     ("anchors.words", 10**12, "at anchors.words"),
-    ("anchors.texts", 1, "says 1 texts of anchors"),
+    ("anchors.texts", 1, "states 1 texts of anchors"),
     ("source.fingerprint.hidden_size", 0, "at source.fingerprint.hidden_size"),
     ("source.name", "x" * 10**5, "at source.name"),
     ("unknown", 1, "at unknown"),
@@ -223,9 +223,9 @@ BAD_FIELDS = [
     ("parts.chorus", 1, "at parts.chorus"),
     ("parts.chorus", {"required": "perhaps"}, "at parts.chorus.required"),
     ("parts.chorus", {"required": True}, "it needs the part chorus"),
-    ("parts.anchors", {}, "anchors is no name of an optional part"),
-    ("parts.atoms_u", {}, "atoms_u is no name of an optional part"),
-    ("parts.a b", {}, "a b is no name of an optional part"),
+    ("parts.anchors", {}, "anchors is not a name of an optional part"),
+    ("parts.atoms_u", {}, "atoms_u is not a name of an optional part"),
+    ("parts.a b", {}, "a b is not a name of an optional part"),
 ]
 NEWER = ("reserved", "it needs the part")
 
@@ -304,14 +304,14 @@ BAD_TENSORS = [
     ({"anchors__scale": changed(0, 15.0)}, "anchors.scale holds a value"),
     ({"anchors__scale": cut}, "anchors.scale has shape (2, 9)"),
     ({"anchors__scale": np.ravel}, "anchors.scale has shape (27,)"),
-    ({"anchors__codes": cut}, "anchors.codes is cut off"),
+    ({"anchors__codes": cut}, "anchors.codes is truncated"),
     ({"anchors__codes": changed(0, 0x08)}, "anchors.codes does not begin with the largest"),
     ({"anchors__codes": to_type(np.int16)}, "anchors.codes is int16"),
-    ({"anchors__codes": lambda array: np.append(array, array)}, "anchors.codes is followed by something"),
+    ({"anchors__codes": lambda array: np.append(array, array)}, "anchors.codes is followed by other bytes"),
     ({"anchors__words": cut}, "anchors.words holds"),
     ({"anchors__words": lambda array: np.append(array, np.uint8(0))}, "anchors.words holds"),
-    ({"anchors__words": changed(0, 0xFF)}, "words of anchors; the file holds"),
-    ({"anchors__words": lambda array: array * 0}, "words of anchors; the file holds 0"),
+    ({"anchors__words": changed(0, 0xFF)}, "words of anchors; the file contains"),
+    ({"anchors__words": lambda array: array * 0}, "words of anchors; the file contains 0"),
     ({"anchors__words": lambda array: np.append(array[1:], array[:1] & 0)}, "of anchors"),
     ({"size_out_bias__scale": changed(0, 0.5)}, "the size MLP gives gains beyond 1,000"),
     ({"anchors__words": nested}, "anchors.words holds"),
@@ -319,8 +319,8 @@ BAD_TENSORS = [
     ({"anchors__texts": lambda array: array[:-3]}, "anchors.texts"),
     ({"anchors__texts": lambda array: array[:0]}, "anchors.texts"),
     ({"anchors__texts": lambda array: np.append(array, array)}, "anchors.texts"),
-    ({"anchors__texts": compress_text("other texts altogether")}, "the file holds 1"),
-    ({"anchors__texts": compress_text("\n" * 100_000)}, "the file holds 100,001"),
+    ({"anchors__texts": compress_text("other texts altogether")}, "the file contains 1"),
+    ({"anchors__texts": compress_text("\n" * 100_000)}, "the file contains 100,001"),
     ({"anchors__texts": np.frombuffer(zlib.compress(b"\xff\xfe\xfd"), np.uint8)}, "anchors.texts cannot be"),
     ({"anchors__texts": viewed(np.int8)}, "anchors.texts is int8"),
 ]
@@ -328,7 +328,7 @@ BAD_FEATURES = [
     ({"features__codes": None}, "the part features.codes is missing"),
     ({"features__mean": None}, "the part features.mean is missing"),
     ({"features__shift": None}, "the part features.shift is missing"),
-    ({"features__codes": cut}, "features.codes is cut off"),
+    ({"features__codes": cut}, "features.codes is truncated"),
     ({"features__codes": viewed(np.int8)}, "features.codes is int8"),
     ({"features__codes": nested}, "features.codes does not begin"),
     ({"features__scale": changed(0, np.nan)}, "features.scale holds a value that is not finite"),
@@ -343,10 +343,10 @@ BAD_FEATURES = [
     ({"features__shift": changed(0, np.nan)}, "features.shift holds a value that is not finite"),
     ({"features__shift": cut}, "features.shift has shape"),
     ({"features__words": cut}, "features.words holds"),
-    ({"features__words": changed(0, 0)}, "words of features; the file holds"),
+    ({"features__words": changed(0, 0)}, "words of features; the file contains"),
     ({"features__texts": lambda array: array[:-3]}, "features.texts"),
-    ({"features__texts": compress_text("other texts altogether")}, "the file holds 1"),
-    ({"anchors__codes": cut}, "anchors.codes is cut off"),
+    ({"features__texts": compress_text("other texts altogether")}, "the file contains 1"),
+    ({"anchors__codes": cut}, "anchors.codes is truncated"),
 ]
 
 
@@ -371,7 +371,7 @@ def test_padding_of_the_words_is_zero(path):
     assert_refused(
         path,
         rebuilt(ADAPTER, VALID, anchors__words=words | np.eye(1, len(words), len(words) - 1, dtype=np.uint8)[0]),
-        "behind its end",
+        "after its end",
     )
 
 
@@ -616,7 +616,7 @@ BOMBS = {
     "features": (lambda: bombed(DEEP, feature_words=200_000, features__codes=bomb(100_000_000)), "have 205,"),
     "parameters": (lambda: bombed(HUGE), "at most 8,000,000 are allowed"),
     "texts": (lambda: bombed(SMALL, anchors__texts=zipped(bytes(100_000_000))), "anchors.texts is longer than"),
-    "lines": (lambda: bombed(SMALL, anchors__texts=zipped(b"\n" * 1_900_000)), "says 10 texts"),
+    "lines": (lambda: bombed(SMALL, anchors__texts=zipped(b"\n" * 1_900_000)), "states 10 texts"),
     "manifest": (lambda: rebuilt(ADAPTER, FEATURED, setting("parts.chorus", [[]] * 230_000)), "at parts.chorus"),
     "codes": (lambda: bombed(SMALL, anchors__codes=bomb(100_000_000)), "anchors.codes holds more than 540 bytes"),
 }

@@ -62,7 +62,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "merged"}', "null"])
 def test_what_is_no_record_is_refused(content, tmp_path):
-    with pytest.raises(FormatError, match="is no record of an export") as caught:
+    with pytest.raises(FormatError, match="is not a record of an export") as caught:
         read_export(write(tmp_path, content))
     assert not isinstance(caught.value, NewerFormatError)
 
@@ -70,7 +70,7 @@ def test_what_is_no_record_is_refused(content, tmp_path):
 def test_what_breaks_a_rule_is_refused_and_a_newer_one_says_so(tmp_path):
     fields = json.loads(record().model_dump_json())
     for change in ({"format": "onnx"}, {"adapter": "short"}, {"unknown": 1}, {"rank": 0}):
-        with pytest.raises(FormatError, match="is no record") as caught:
+        with pytest.raises(FormatError, match="is not a record") as caught:
             read_export(write(tmp_path, fields | change))
         assert not isinstance(caught.value, NewerFormatError)
         with pytest.raises(NewerFormatError) as caught:

@@ -190,9 +190,9 @@ def test_factors_without_their_other_half_are_refused(tmp_path, saved):
         refused(tmp_path, written(record_of(saved), left), "its other half is missing")
     pair = {"lora.down.nowhere": torch.zeros(3, 4), "lora.up.nowhere": torch.zeros(4, 3)}
     refused(tmp_path, written(record_of(saved), tensors | pair), "do not fit its host")
-    refused(tmp_path, written(record_of(saved), tensors | {"lora.side.x": torch.zeros(3, 4)}), "no part of a LoRA")
+    refused(tmp_path, written(record_of(saved), tensors | {"lora.side.x": torch.zeros(3, 4)}), "not a part of a LoRA")
     bare = {name: value for name, value in tensors.items() if not name.startswith("lora.")}
-    refused(tmp_path, written(record_of(saved), bare), "says a LoRA of rank 3; the file holds 0 of its parts")
+    refused(tmp_path, written(record_of(saved), bare), "states a LoRA of rank 3; the file contains 0 of its parts")
 
 
 @pytest.mark.parametrize(

@@ -134,10 +134,10 @@ BAD_TENSORS = [
     ({"transfer__texts": lambda array: array.view(np.int8)}, "transfer.texts has the type int8"),
     ({"transfer__outputs": lambda array: array.view(np.int8)}, "transfer.outputs has the type int8"),
     ({"transfer__outputs": lambda array: array[None]}, "transfer.outputs has the type uint8 and 2 dimensions"),
-    ({"transfer__texts": cut}, "transfer.texts is cut off or followed"),
-    ({"transfer__outputs": cut}, "transfer.outputs is cut off or followed"),
-    ({"transfer__outputs": lambda array: np.append(array, array)}, "transfer.outputs is cut off or followed"),
-    ({"transfer__outputs": lambda array: array[:0]}, "transfer.outputs is cut off"),
+    ({"transfer__texts": cut}, "transfer.texts is truncated or followed"),
+    ({"transfer__outputs": cut}, "transfer.outputs is truncated or followed"),
+    ({"transfer__outputs": lambda array: np.append(array, array)}, "transfer.outputs is truncated or followed"),
+    ({"transfer__outputs": lambda array: array[:0]}, "transfer.outputs is truncated"),
     ({"transfer__texts": lambda array: array[::-1]}, "transfer.texts cannot be decompressed"),
     ({"transfer__outputs": lambda array: array[::-1]}, "transfer.outputs cannot be decompressed"),
     ({"transfer__outputs": planes(lambda codes: codes[:-1])}, "codes; "),
@@ -145,8 +145,8 @@ BAD_TENSORS = [
     ({"transfer__outputs": planes(at(3, 0))}, "transfer.outputs has a code outside -7..7"),
     ({"transfer__outputs": planes(at(-1, 16))}, "transfer.outputs has a code outside -7..7"),
     ({"transfer__texts": texts_of(LINES.encode()[:-1] + b"\xff")}, "transfer.texts is not UTF-8"),
-    ({"transfer__texts": texts_of(LINES + "\none more")}, "it holds 25 lines"),
-    ({"transfer__texts": texts_of(LINES.replace("film", ""))}, "white space other than single blanks"),
+    ({"transfer__texts": texts_of(LINES + "\none more")}, "it has 25 lines"),
+    ({"transfer__texts": texts_of(LINES.replace("film", ""))}, "white space other than single spaces"),
     ({"transfer__texts": texts_of(LINES.replace("The film", "The\tfilm"))}, "white space other than"),
     ({"transfer__texts": texts_of("\n".join(["", *SENTENCES[1:]]))}, "a text of the transfer set is empty"),
     ({"transfer__texts": texts_of(LINES.replace("film", "opera"))}, "digest of the transfer set is not the one"),
@@ -159,12 +159,12 @@ def test_bad_tensors(path, tensors, words):
 
 
 BAD_RECORDS = [
-    (TAUGHT, "texts", 23, "says 23 texts of the transfer set; it holds 24 lines"),
+    (TAUGHT, "texts", 23, "states 23 texts of the transfer set; it has 24 lines"),
     (TAUGHT, "texts", 0, "at parts.transfer.texts"),
     (TAUGHT, "user_texts", 25, "25 texts of the user's"),
     (GENERAL, "user_texts", 1, "1 texts of the user's"),
-    (TAUGHT, "pairs", True, "it holds 24 lines"),
-    (PAIRED, "pairs", False, "it holds 48 lines"),
+    (TAUGHT, "pairs", True, "it has 24 lines"),
+    (PAIRED, "pairs", False, "it has 48 lines"),
     (GENERAL, "pairs", True, "own texts has no pairs"),
     (TAGGED, "pairs", True, "a transfer set of words has no pairs"),
     (TAUGHT, "spans", 2, "digest of the transfer set is not the one"),
@@ -201,7 +201,7 @@ def test_all_that_is_wrong_is_listed(path):
 
     damaged = rebuilt(ADAPTER, TAUGHT, change, transfer__outputs=planes(at(0, 0)), transfer__texts=cut)
     found = assert_refused(path, damaged, "30 texts of the user's")
-    for words in ("a code outside", "transfer.texts is cut off", "parts.transfer.teacher_score: 1.5"):
+    for words in ("a code outside", "transfer.texts is truncated", "parts.transfer.teacher_score: 1.5"):
         assert sum(words in line for line in found) == 1, (words, found)
     assert len(found) == 4
 
@@ -253,7 +253,7 @@ def bombed(record: dict[str, object], **tensors: np.ndarray) -> bytes:
 BOMBS = {
     "texts": (lambda: bombed({}, transfer__texts=squeeze(bytes(50_000_000))), "transfer.texts holds more than"),
     "outputs": (lambda: bombed({}, transfer__outputs=squeeze(bytes(50_000_000))), "transfer.outputs holds more than"),
-    "lines": (lambda: bombed({}, transfer__texts=squeeze(b"ab\n" * 660_000)), "says 24 texts"),
+    "lines": (lambda: bombed({}, transfer__texts=squeeze(b"ab\n" * 660_000)), "states 24 texts"),
     "codes": (
         lambda: bombed({"predictions": 4_000_000}, transfer__outputs=squeeze(bytes(8_000_000))),
         "has a code outside",

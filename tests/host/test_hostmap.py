@@ -125,7 +125,7 @@ def test_site_weight_and_bias_give_the_output_columns(family):
         ("bert", {"up": TargetModuleRule("output.dense")}, "reads 96"),
         ("bert", {"q": TargetModuleRule("attention.self.query", slice=(0, 3))}, "no part 0 of 3"),
         ("bert", {"q": TargetModuleRule("attention.self.query", slice=(0, 2))}, "widths of q"),
-        ("bert", {"q": TargetModuleRule("attention.self.query", transposed=True)}, "something else"),
+        ("bert", {"q": TargetModuleRule("attention.self.query", transposed=True)}, "something other"),
         ("bert", {"up": TargetModuleRule("intermediate.dense", transposed=True)}, "reads 96"),
         ("bert", {"o": TargetModuleRule("attention.output.LayerNorm")}, "no floating-point weight matrix"),
         ("llama", {"up": TargetModuleRule("mlp.gate_proj"), "gate": TargetModuleRule("mlp.up_proj")}, "gate and up"),
@@ -134,7 +134,7 @@ def test_site_weight_and_bias_give_the_output_columns(family):
         ("gpt2", {"q": TargetModuleRule("attn.c_attn", slice=(1, 3), transposed=True)}, "overlap"),
         ("gpt2", {"v": TargetModuleRule("attn.c_attn", slice=(5, 6), transposed=True)}, "widths of q"),
         ("gpt2", {"up": TargetModuleRule("mlp.c_fc")}, "reads 32|reads 96"),
-        ("gpt2", {"o": TargetModuleRule("attn.c_proj")}, "something else"),
+        ("gpt2", {"o": TargetModuleRule("attn.c_proj")}, "something other"),
         (
             "gpt2",
             {
@@ -176,7 +176,7 @@ def test_where_the_norm_is_is_proven(monkeypatch, family):
     model = tiny_model(family)
     before = resolve(model).family.pre_norm
     with_row(monkeypatch, family, pre_norm=not before)
-    with pytest.raises(HostMapError, match="reads the stream itself" if before is False else "something else"):
+    with pytest.raises(HostMapError, match="reads the stream itself" if before is False else "something other"):
         resolve(model)
 
 
@@ -201,7 +201,7 @@ def test_module_that_computes_more_than_its_weight_is_refused():
     new = Doubled(32, 32)
     new.load_state_dict(old.state_dict())
     model.encoder.layer[0].attention.self.query = new
-    with pytest.raises(HostMapError, match="something else"):
+    with pytest.raises(HostMapError, match="something other"):
         resolve(model)
 
 

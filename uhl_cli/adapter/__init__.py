@@ -1,1 +1,1 @@
-"""The adapter: canonical, folded for one host, and attached to it."""
+"""The adapter: its canonical form, folded for one host, and attached to the host."""

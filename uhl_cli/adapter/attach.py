@@ -1,8 +1,8 @@
-"""Attaching: the only place where a host is changed, and where it is put back.
+"""Attaching: the only module that changes a host, and restores it.
 
-Guarantees: every hook is gone when the context is left, also by an exception or an interrupt; weights are never
-touched; one thread at a time uses a host, and others wait; an adapter whose updates are zero leaves the host's output
-as it was, bit for bit.
+Guarantees: every hook is removed when the context exits, also by an exception or an interrupt; weights are never
+changed; one thread at a time uses a host, and others wait; an adapter whose updates are zero leaves the host's output
+unchanged, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, TargetModule, read_layer_input
 from uhl_cli.host.running import use_of
 
-# Beside the layers' numbers.
+# Key of the readout's gains, beside the layers' indices.
 _READOUT = -1
 
 
@@ -44,7 +44,7 @@ class AlignmentNoise:
     generator: torch.Generator
 
     def sample(self, rows: int, noise_map: Tensor, strength: float) -> Tensor:
-        """Noise [rows, outputs] as it arrives behind `noise_map` [outputs, coordinates]."""
+        """Noise [rows, outputs]: noise on z, mapped by `noise_map` [outputs, coordinates]."""
         device = noise_map.device
         noise = torch.randn(rows, noise_map.shape[1], generator=self.generator, device=device)
         return strength * (noise @ noise_map.T)
@@ -52,8 +52,8 @@ class AlignmentNoise:
 
 @dataclass(frozen=True)
 class _Routed:
-    """What a layer's target modules share: the routing, the layer's `read`, and, with a row a type in the order of its
-    gains, the chosen atoms' `gains` [types, T * k] and their weights on a reader, p_j (v_j . z) g_j [types, T * k]."""
+    """What a layer's target modules share: the routing, the layer's `read`, the chosen atoms' `gains` [types, T * k],
+    and their weights on a reader, p_j (v_j . z) g_j [types, T * k].  Rows are in the order of the layer's gains."""
 
     routing: Routing
     read: Tensor
@@ -70,14 +70,14 @@ def attach(
     dense: bool = False,
     noise: AlignmentNoise | None = None,
 ) -> Iterator[Attachment]:
-    """Within it the adapter is attached to the host, which is this thread's alone.
+    """Context manager: inside it the adapter is attached to the host, and only this thread uses the host.
 
-    Inside another attachment of the same adapter it gives the outer one and changes nothing, so that an adapter is
-    never applied twice.
+    Inside an attachment of the same adapter it yields the outer one and changes nothing, so an adapter is never applied
+    twice.
 
-    A generator and no class: where an interrupt comes between the two, Python closes it all the same.
+    A generator, not a class: Python closes a generator even if an interrupt comes between `__enter__` and the block.
 
-    :param name: How errors call the adapter.
+    :param name: Name of the adapter in errors.
     :param dense: Compute updates with dense products (training) in place of gathered rows (inference).
     :raises HostError: Another adapter is attached to the host, or the two are on different devices.
     """
@@ -89,7 +89,7 @@ def attach(
             return
         if outer is not None:
             raise HostError(
-                f"{outer} is attached to this model already, so {name} cannot be.",
+                f"{outer} is already attached to this model, so {name} cannot be.",
                 "Leave its `attached()` context first, or port to a copy of the model.",
             )
         refuse_elsewhere(adapter, host_map)
@@ -104,14 +104,14 @@ def attach(
                 try:
                     attachment.remove_hooks()
                     use.attached = None
-                except KeyboardInterrupt as error:  # raised when no hook is left
+                except KeyboardInterrupt as error:  # raised again below, after all hooks are removed
                     interrupt = error
             if interrupt is not None:
                 raise interrupt
 
 
 class Attachment:
-    """An adapter on a host while `attach` holds it there, and what it remembers of a forward pass."""
+    """An adapter while `attach` has it attached to a host, with the state of the current forward pass."""
 
     def __init__(
         self, host_map: HostMap, adapter: PortedAdapter, name: str, *, dense: bool, noise: AlignmentNoise | None
@@ -138,7 +138,7 @@ class Attachment:
         return self._name
 
     def add_hooks(self) -> None:
-        """Register all hooks; `attach` does it."""
+        """Register all hooks; called by `attach`."""
         for layer in self._host_map.layers:
             folded = self._layers.get(layer.index)
             # The first layer always gets a hook: it marks the start of a forward pass.
@@ -171,7 +171,7 @@ class Attachment:
         return self.adapter.readout
 
     def _start(self) -> None:
-        """Forget the forward pass before; the first layer's hook calls it, so that nothing piles up."""
+        """Drop the state of the previous forward pass; the first layer's hook calls this."""
         self._routed = self._features = None
         self._fired = []
         self._bags = None
@@ -234,7 +234,7 @@ class Attachment:
         responses = self._responses(flat, read, routing.indices) + chosen(folded.read_bias, routing.indices)
         if noise is not None:
             responses = responses + noise[:, len(logits[0]) :].gather(1, routing.indices)
-        # All types' at once: a handful of small operators for each would cost as much as the sums.
+        # All types at once: several small operators for each type would cost as much as the sums.
         gains = gains.index_select(1, routing.indices.view(-1))
         return _Routed(routing, read, gains, gains * (routing.weights * responses.float()).view(-1))
 
@@ -244,7 +244,7 @@ class Attachment:
         return row_responses(flat, read, indices, self._bags_of(indices))
 
     def _bags_of(self, indices: Tensor) -> Bags:
-        """Those of this forward pass; every layer sees as many tokens."""
+        """The bags of this forward pass; they are the same for every layer."""
         if self._bags is None or self._bags.owner.shape[0] != indices.numel():
             self._bags = Bags.of(indices.shape[0], indices.shape[1], indices.device)
         return self._bags
@@ -256,7 +256,7 @@ class Attachment:
             table = row_values(edit, weights.dtype)
             return to + (spread(weights.view_as(indices), indices, len(table)) @ table).view_as(to).to(to.dtype)
         change = row_sums(edit, indices, weights, self._bags_of(indices)).view_as(to).to(to.dtype)
-        # In place, because fresh memory for each costs more than the sum.
+        # In place, because allocating memory costs more than the sum.
         return to + change if torch.is_grad_enabled() else change.add_(to)
 
     def _add_module_hook(self, linear: TargetModule, folded: PortedLayer) -> None:
@@ -312,9 +312,9 @@ def _lora_hook(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Tensor, .
 
 
 def refuse_elsewhere(adapter: PortedAdapter, host_map: HostMap) -> None:
-    """Return only if adapter and host are on one device.
+    """Check that adapter and host are on one device.
 
-    :raises HostError: They are not; the hint says how to move the host.
+    :raises HostError: They are not; the hint tells how to move one of them.
     """
     here, there = adapter.threshold.device, host_map.embeddings.weight.device
     if here != there:

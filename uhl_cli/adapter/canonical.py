@@ -1,8 +1,8 @@
-"""The canonical adapter: everything that is trained, in coordinates that belong to no host.
+"""The canonical adapter: everything that is trained, in coordinates that do not depend on a host.
 
-See docs/method.md, "Canonical adapter".  It holds no tensor of a host's width.  `adapter.fold` turns it, together with
-an alignment, into the maps of one host.  Parameters are kept in float32; `stored()` gives the values as the file will
-hold them, with straight-through gradients, and all computing uses those.
+See docs/method.md, "Canonical adapter".  No tensor depends on a host's width.  `adapter.fold` combines it with an
+alignment into the maps of one host.  Parameters are kept in float32; `stored()` returns them quantised as in the file,
+with straight-through gradients, and all computation uses these values.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Routing:
 class CanonicalAdapter(nn.Module):
     """Atoms, mixer, router, hyper-MLP, readout and delta-theta, all of canonical shape.
 
-    A new adapter changes nothing: its atoms' U is zero.  The `head_*` parameters are the head-only control, fitted
-    apart on the frozen source and never trained with the rest (docs/method.md, "Controls").
+    A new adapter changes nothing: its atoms' U is zero.  The `head_*` parameters are the head-only control.  They are
+    fitted separately on the frozen source and never trained with the rest (docs/method.md, "Controls").
     """
 
     def __init__(self, config: AdapterConfig, *, seed: int = 0) -> None:
@@ -48,7 +48,7 @@ class CanonicalAdapter(nn.Module):
         self.freeze_untrained()
 
     def freeze_untrained(self) -> None:
-        """Mark what pretraining leaves alone: delta-theta (for `tune`) and the head-only control."""
+        """Freeze what pretraining does not train: delta-theta (for `tune`) and the head-only control."""
         for name in ("delta_theta", "head_weight", "head_bias"):
             self.get_parameter(name).requires_grad_(False)
 
@@ -63,7 +63,7 @@ class CanonicalAdapter(nn.Module):
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Starting values; zero where the name is not listed."""
+    """Initial values; zero for names that are not listed."""
     if name == "atoms_v":
         return functional.normalize(torch.randn(shape, generator=generator), dim=1)
     if name == "router":
@@ -72,7 +72,7 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
         return 0.1 * torch.randn(shape, generator=generator)
     if name == "threshold":
         return torch.full(shape, -1.0)
-    if name == "mixer_in_weight":  # spread frequencies over depth, and phases over types
+    if name == "mixer_in_weight":  # different frequencies over depth, and phases over types
         return torch.randn(shape, generator=generator) * 1.5
     if name == "mixer_out_weight":
         return torch.randn(shape, generator=generator) * 0.1
@@ -105,10 +105,10 @@ def size_gains(stored: dict[str, Tensor], width: int) -> tuple[Tensor, Tensor]:
 
 
 def route(logits: Tensor, threshold: Tensor) -> Routing:
-    """Choose at most k atoms a token from logits [T, M]; `threshold` [k] is for the first and the second.
+    """Choose at most k atoms per token from logits [T, M]; `threshold` [k] holds one threshold per rank.
 
-    Weights are the softmax over the chosen k; each atom fires when its logit passes its threshold, with the
-    gradient of a sigmoid gate.
+    Weights are the softmax over the chosen k.  An atom fires when its logit exceeds its threshold; the gradient is that
+    of a sigmoid gate.
     """
     values, indices = logits.topk(threshold.shape[0], dim=-1)
     shares = functional.softmax(values, dim=-1)

@@ -1,8 +1,8 @@
 """Folding: canonical adapter + alignment + host weights -> the few matrices that a forward pass needs.
 
-All that does not depend on the token is multiplied out once (docs/method.md, "Update"): V P_in, R P_in, P_out U^T (and
-W P_out U^T where a module is fused), and the readout's first layer with the taps.  The same code serves training (with
-gradients), porting (without) and counting (on the meta device).
+Products that do not depend on the token are computed once (docs/method.md, "Update"): V P_in, R P_in, P_out U^T (and
+W P_out U^T where a module is fused), and the readout's first layer with the taps.  Training (with gradients), porting
+(without) and counting FLOPs (on the meta device) use the same code.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def fold(
     """Fold `stored` parameters (see `CanonicalAdapter.stored`) for one host.
 
     :param layers: Layers that get updates; all by default.  `types`: update types that are kept; all by default.
-    :param updates: False folds the readout alone, which is the control 'readout only'.
-    :param shift: What the readout adds to its features while updates are on, see `ported.shift`.
+    :param updates: False folds the readout alone: the control `readout_only`.
+    :param shift: The readout adds this to its features while updates are on, see `ported.shift`.
     """
     read_gain, write_gain = size_gains(stored, alignment.width)
     task_bias = stored["task_router"] @ stored["task_embedding"]
@@ -71,8 +71,8 @@ def refold(
 ) -> PortedAdapter:
     """`folded` for another task of the same adapter: what `fold(stored, ...)` would give, at a fraction of its cost.
 
-    `stored` may differ from what was folded in delta-theta, the number of thresholds and, if `new_readout` says so,
-    the readout, which then has no shift; all else is shared with `folded`.  The caller answers for that.
+    `stored` may differ from the folded parameters in delta-theta, the number of thresholds and, with `new_readout`,
+    the readout, which then has no shift.  Everything else is shared with `folded`.  The caller must ensure this.
     """
     layers = {
         index: layer.with_gains(_gains(stored, alignment.layers[index].depth, layer.gains))
@@ -90,7 +90,7 @@ def refold(
 
 
 def feature_prior(stored: dict[str, Tensor], alignment: Alignment, knots: Sequence[float]) -> FeaturePrior:
-    """The maps to the readout's features, each knot's from the nearest depth, and to the head-only control's logits."""
+    """Maps to the readout's features (for each knot from the nearest depth) and to the head-only control's logits."""
     gain, _ = size_gains(stored, alignment.width)
     taps, offset = single_taps(alignment.layers, knots)
     taps, _ = _canonical_taps(stored, gain, taps, offset)
@@ -98,7 +98,7 @@ def feature_prior(stored: dict[str, Tensor], alignment: Alignment, knots: Sequen
 
 
 def _edit(linear: TargetModule, maps: LayerMaps, atoms: Tensor) -> Tensor:
-    """P_out u_j of all atoms as rows, in the stream or in what the module reads; W P_out u_j for a part of a module."""
+    """P_out u_j of all atoms as rows, in the stream or in the module's input; W P_out u_j for a part of a module."""
     write = {"stream": maps.write_stream, "mlp": maps.write_mlp, "attention": maps.write_attention}[linear.space]
     rows = atoms @ write.T.to(atoms.device)
     if linear.fused:

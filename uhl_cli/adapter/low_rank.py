@@ -1,8 +1,8 @@
-"""delta-theta as an update of a host's linear modules: 1,024 numbers that any host can expand and any tool can merge.
+"""delta-theta as an update of a host's linear modules: 1,024 numbers that expand to a LoRA on any host.
 
-Every linear module gets a LoRA of rank `RANK`.  Its A is fixed signs, and its B is made of the numbers: each entry of B
-is one of them, by a fixed assignment, with a sign and a factor that gives all numbers the same weight (as Uni-LoRA,
-2506.00799, does).  Assignment and signs follow from the host's shapes, so that a task file holds the numbers alone.
+Every linear module gets a LoRA of rank `RANK`.  A has fixed signs.  Each entry of B is one of the numbers, by a fixed
+assignment, times a sign and a factor that gives all numbers the same weight (as in Uni-LoRA, 2506.00799).  Assignment
+and signs follow from the host's shapes, so a task file stores the numbers alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uhl_cli.adapter.module import LoraFactors, linear_modules
 from uhl_cli.host.hostmap import HostMap
 
 RANK = 4
-# Key of the generator.  Part of the format of task files: another one gives another model.
+# Key of the generator.  Part of the task file's format: another key gives another model.
 _KEY = 0x75686C
 
 
@@ -37,7 +37,7 @@ class Expansion:
         device = host_map.embeddings.weight.device
         entries = [linear.module_features * RANK for linear in target_modules.values()]
         inputs = [linear.in_features * RANK for linear in target_modules.values()]
-        # numpy promises that a bit generator's raw output never changes; of its distributions it does not.
+        # numpy guarantees that a bit generator's raw output never changes, but not that its distributions do not.
         drawn = np.random.Philox(key=_KEY).random_raw(sum(entries) + sum(inputs))
         taken = drawn[: sum(entries)]
         places = ((taken >> np.uint64(1)) % np.uint64(count)).astype(np.int64)

@@ -1,7 +1,6 @@
-"""A ported adapter: what `fold` makes of a canonical adapter for one host, as a module of buffers.
+"""A ported adapter: the result of `fold` for one host, as a module of buffers.
 
-Moving, copying, saving and counting are torch's own: `.to`, `deepcopy`, `state_dict`, `buffers`.  The host is no part
-of it.
+It does not contain the host.  `.to`, `deepcopy`, `state_dict` and `buffers` work as in torch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ WRITERS = ("o", "down")
 
 
 class Buffers(nn.Module):
-    """Buffers by name, read like a mapping."""
+    """Named buffers with the interface of a read-only mapping."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -51,12 +50,15 @@ class PortedLayer(nn.Module):
     """Maps of one layer of a host of width d; M atoms.
 
     `router` [M, d] and `router_bias` [M] give the logits of a stream state; `read` [M, d] and `read_bias` [M]
-    the atoms' responses v_j . z.  A type with `gains[type]` [M], which is g(t, type), is edited: the rows of
-    `edits[edit_name(linear)]`, weighted by routing weight times response times gain, are added.  To what a reader
-    reads, [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host); to what a writer writes, [M, d],
-    and there the response is that of its own output; to the output of a part of a fused module, [M, out_features],
-    because its parts have a gain each and one input.  Gains stay apart because they alone differ between the task files
-    of one adapter.  `router`, `read` and the edits are tables, see `sparse`.
+    the atoms' responses v_j . z.  Types with `gains[type]` [M], which is g(t, type), are edited: the rows of
+    `edits[edit_name(linear)]`, times routing weight, response and gain, are added
+
+    * to the input of a reader, [M, d] (W (x + delta) is dW = W Delta, and needs no weight of the host);
+    * to the output of a writer, [M, d]; its response is computed from its own output;
+    * to the output of a part of a fused module, [M, out_features], because its parts share one input but not the gain.
+
+    Gains are stored separately because only they differ between the task files of one adapter.  `router`, `read` and
+    the edits are tables, see `sparse`.
     """
 
     router: Tensor
@@ -91,11 +93,11 @@ class PortedLayer(nn.Module):
 
 
 class PortedReadout(nn.Module):
-    """The canonical readout on a host: a tap [readout_size, d] for each depth it listens to, and the layers after them.
+    """The canonical readout on a host: a tap [readout_size, d] for each depth it reads, and the layers after them.
 
-    `layer` routes the readout's own update from the final state; it is None when the update is left out, and
-    its single edit "readout" is [M, readout_size].  `pool` is None for token tasks.  `shift` [readout_size], if any,
-    is added to the features while updates are on (see `ported.shift`).
+    `layer` routes the readout's own update from the final state; None without that update.  Its single edit "readout"
+    is [M, readout_size].  `pool` is None for token tasks.  `shift` [readout_size], if any, is added to the features
+    while updates are on (see `ported.shift`).
     """
 
     bias: Tensor
@@ -129,7 +131,7 @@ class PortedReadout(nn.Module):
         return {int(depth): tap for depth, tap in self.taps.items()}
 
     def changed(self, *, layer: PortedLayer | None, shift: Tensor | None) -> PortedReadout:
-        """The same readout with another update of its own and another shift; all else is shared."""
+        """The same readout with another update (`layer`) and another shift; all else is shared."""
         return PortedReadout(self.by_depth, self.bias, layer, self.pool, self.out_weight, self.out_bias, shift)
 
     def logits(self, features: Tensor, content_mask: Tensor, words: Tensor | None) -> Tensor:
@@ -147,7 +149,7 @@ class PortedReadout(nn.Module):
         logits = hidden @ self.out_weight.to(hidden.dtype).T
         if self.pool is None:
             assert words is not None
-            # Averaged after the linear layer, which commutes with it and leaves fewer columns to average.
+            # Averaging commutes with the linear layer; after it there are fewer columns to average.
             logits = words.to(logits.dtype) @ logits.reshape(-1, logits.shape[-1])
         return logits + self.out_bias.to(hidden.dtype)
 
@@ -177,10 +179,10 @@ class LoraFactors(nn.Module):
 
 
 class PortedAdapter(nn.Module):
-    """An adapter in the shape of one host: what `attach` attaches and a ported folder keeps.
+    """An adapter in the shape of one host; `attach` attaches it, and a ported folder stores it.
 
-    `noise_maps` say how an error of z reaches routers, responses and readout; only training uses them.  `lora` is what
-    `tune` adds to the host's linear modules, if anything.
+    `noise_maps` map an error of z to routers, responses and readout; only training uses them.  `lora` is the LoRA that
+    `tune` adds to the host's linear modules, if any.
     """
 
     threshold: Tensor
@@ -208,12 +210,12 @@ class PortedAdapter(nn.Module):
 
     @property
     def kind(self) -> str:
-        """Kind of task that the readout serves."""
+        """Kind of the readout's task: "tokens" or "sequence"."""
         return "tokens" if self.readout.pool is None else "sequence"
 
     @property
     def updates(self) -> bool:
-        """Whether anything but the readout itself is carried."""
+        """Whether the adapter has any update, in a layer or in the readout."""
         return len(self.layers) > 0 or self.readout.layer is not None
 
     @property
@@ -223,7 +225,7 @@ class PortedAdapter(nn.Module):
 
     @property
     def is_finite(self) -> bool:
-        """Whether all tensors are finite numbers; of packed tables, whether their steps and offsets are."""
+        """Whether all tensors are finite; for packed tables, whether their steps and offsets are."""
         tails = (
             buffer[:, -TAIL_BYTES:].contiguous().view(torch.float32) if is_packed(buffer) else buffer
             for buffer in self.buffers()
@@ -240,7 +242,7 @@ class PortedAdapter(nn.Module):
         return PortedAdapter(self.threshold, self.by_layer, self.readout, self.noise_maps, lora)
 
     def with_strength(self, strength: float) -> PortedAdapter:
-        """The same adapter whose updates, and the shift that goes with them, act `strength` times as much."""
+        """The same adapter with its updates, and their shift, scaled by `strength`."""
         if strength == 0.0:
             return self.without_updates()
         if strength == 1.0:
@@ -281,7 +283,7 @@ class PortedAdapter(nn.Module):
 
     @property
     def structure(self) -> Structure:
-        """What it carries, without its tensors."""
+        """The adapter's structure: layers, types, depths and sizes, without tensors."""
         own = self.readout.layer
         some = [*self.by_layer.values(), *([] if own is None else [own])]
         return Structure(
@@ -339,17 +341,17 @@ class PortedAdapter(nn.Module):
 
 
 def linear_modules(host_map: HostMap) -> dict[str, TargetModule]:
-    """The linear modules of all layers by name, each with one of its target modules; a fused module comes once."""
+    """The linear modules of all layers by name, each with one of its target modules; a fused module appears once."""
     return {linear.name: linear for layer in host_map.layers for linear in layer.target_modules.values()}
 
 
 def edit_name(linear: TargetModule) -> str:
-    """Which of a layer's edits a module takes: that of its space, or its own if it is a part of a fused module."""
+    """Name of the layer's edit for a module: the edit of its space, or its own if it is a part of a fused module."""
     return linear.type if linear.fused else linear.space
 
 
 def edit_columns(target_modules: Iterable[TargetModule], width: int) -> dict[str, int]:
-    """Columns of the edits that these target modules of one layer take, on a host of this width."""
+    """Number of columns of each edit that these target modules of one layer use, on a host of this width."""
     return {edit_name(linear): linear.out_features if linear.fused else width for linear in target_modules}
 
 

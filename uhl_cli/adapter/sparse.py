@@ -1,15 +1,15 @@
-"""Tables of rows of which each token takes a few: eight-bit storage, weighted sums and scalar products.
+"""Tables from which each token uses a few rows: eight-bit storage, weighted sums and scalar products.
 
-A ported adapter is mostly such tables.  In eight bits they hold a quarter of the bytes, and fewer bytes pass through
-the memory for every sum.  The file's own parameters have eight bits or fewer, so packing loses nothing that they say
+A ported adapter consists mostly of such tables.  In eight bits they need a quarter of the bytes and of the memory
+traffic.  The file's own parameters have eight bits or fewer, so packing loses no accuracy
 (figures: tests/benchmarks/README.md).
 
 Neither operator copies the chosen rows: a weighted sum of rows is an embedding bag, and scalar products with rows are
 what torch computes for the gradient of such a bag's weights.  On a CPU that takes a tenth of the time of gathering and
 multiplying, and a sum of packed rows takes three quarters of that.
 
-A table is a tensor [M, columns] of floating-point numbers while it is trained.  Once it is only read it is packed:
-uint8 [M, columns + 8], the layout of torch's quantised embedding bags.  The dtype tells the two apart.
+While it is trained, a table is a floating-point tensor [M, columns].  For inference it is packed: uint8
+[M, columns + 8], the layout of torch's quantised embedding bags.  The dtype distinguishes the two.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def is_packed(table: Tensor) -> bool:
 
 
 def num_columns(table: Tensor) -> int:
-    """Columns that a table stands for."""
+    """Number of columns of a table, without the tail of a packed one."""
     return table.shape[1] - TAIL_BYTES if is_packed(table) else table.shape[1]
 
 
 def pack_rows(table: Tensor) -> Tensor:
-    """The table in eight bits, uint8 [M, columns + 8]; a packed one is returned as it is.
+    """The table in eight bits, uint8 [M, columns + 8]; a packed one is returned unchanged.
 
-    Guarantee: every value is within half a step, which is the row's range / 510, of what was packed, and a row of equal
+    Guarantee: every unpacked value is within half a step (the row's range / 510) of the original, and a row of equal
     values is exact.
     """
     if is_packed(table):
@@ -56,7 +56,7 @@ def pack_rows(table: Tensor) -> Tensor:
 
 
 def row_values(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[M, columns] for a product with states of `dtype`: a packed table unpacked, another one as it is."""
+    """[M, columns] for a product with states of `dtype`: packed tables are unpacked, others returned unchanged."""
     if not is_packed(table):
         return table
     if table.is_meta:  # there is nothing to unpack
@@ -69,20 +69,20 @@ def row_values(table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def runs_natively(packed: Tensor) -> bool:
-    """Whether torch's own operators on packed tables are used; elsewhere plain ones do the same."""
+    """Whether torch's own operators on packed tables are used; if not, plain operators compute the same."""
     return packed.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @dataclass(frozen=True)
 class Bags:
-    """Which of T times k flat entries belong to which token: `starts` int64 [T], and `owner` int64 [T * k]."""
+    """Assignment of T * k flat entries to tokens: `starts` int64 [T], and `owner` int64 [T * k]."""
 
     starts: Tensor
     owner: Tensor
 
     @classmethod
     def of(cls, tokens: int, entries: int, device: torch.device) -> Bags:
-        """Bags of so many entries for every token."""
+        """Bags of `entries` entries for each of `tokens` tokens."""
         starts = torch.arange(0, tokens * entries, entries, device=device)
         owner = torch.arange(tokens, device=device).repeat_interleave(entries)
         return cls(starts, owner)

@@ -26,9 +26,9 @@ from uhl_cli.host.hostmap import HostMap
 class LayerMaps:
     """Maps at one depth of a host of width d; canonical width is d0.
 
-    `z = read @ (h - mean)`: `read` [d0, d], `mean` [d].  `write_*` [d, d0] go back: into the stream, and into
-    what the attention and the mlp modules read (in hosts that normalise after the layer the former is the stream
-    itself, and the same tensor).
+    `z = read @ (h - mean)`: `read` [d0, d], `mean` [d].  `write_*` [d, d0] map back: into the stream, and into
+    the inputs of the attention and the mlp modules.  In hosts that normalise after the layer, the attention input is
+    the stream itself, and `write_attention` is the same tensor as `write_stream`.
     """
 
     depth: float
@@ -39,7 +39,7 @@ class LayerMaps:
     write_mlp: Tensor
 
     def each(self, change: Callable[[Tensor], Tensor]) -> LayerMaps:
-        """The maps back changed one by one; those that are the same tensor stay so."""
+        """Apply `change` to each map back; maps that share a tensor still share it."""
         stream = change(self.write_stream)
         attention = stream if self.write_attention is self.write_stream else change(self.write_attention)
         return replace(self, write_stream=stream, write_attention=attention, write_mlp=change(self.write_mlp))
@@ -47,14 +47,14 @@ class LayerMaps:
 
 @dataclass(frozen=True)
 class Alignment:
-    """All maps of one host.  `layers` has L + 1 entries, the last for the host's final state.
+    """All maps of one host.  `layers` has L + 1 entries; the last is for the host's final state.
 
     The canonical features of a token at all knots, [knots * d0], are
     `sum over l of taps[l] @ h_l + tap_offset`, with `taps[l]` [knots * d0, d].
-    `quality` gives the held-out R^2 of each layer's `read`, averaged over coordinates; `tap_quality` that of
-    the features at each knot.  Both are NaN-free and empty where a strategy has nothing to measure.
-    `features`, where there is a feature bank, gives the adapter's own readout its features by a better way than
-    through canonical space; another task's readout takes the taps.
+    `quality` is the held-out R^2 of each layer's `read`, averaged over coordinates; `tap_quality` is that of
+    the features at each knot.  Both are NaN-free, and empty where a strategy has nothing to measure.
+    `features` (with a feature bank only) maps states to the features of the adapter's own readout directly, which is
+    more accurate than through canonical space.  Readouts of other tasks use the taps.
     """
 
     strategy: str
@@ -88,9 +88,9 @@ def align_anchors(
     """Align by the anchors' states at every depth.
 
     :param tap_depths: Depths, 0 to L, that the readout's features are regressed on; all of them by default.
-    :param joint: False leaves out the regression of the readout's features on many depths at once, the most expensive
-        of all; each knot then takes the map of the nearest depth.  Enough where a feature bank gives the readout its
-        maps.
+    :param joint: False skips the regression of the readout's features on many depths at once, the most expensive
+        step; each knot then uses the map of the nearest depth.  This is enough when a feature bank gives the readout
+        its maps.
     :raises AlignmentError: When too few anchors remain or the states are degenerate.
     """
     depth = states.num_hidden_layers
@@ -127,7 +127,7 @@ def _fit_taps(
     """Maps from the given depths to the features at each knot, their offset [knots * d0] and held-out R^2.
 
     Each knot is regressed on all depths at once or on the nearest one alone, whichever predicts held-out texts
-    better: many depths help a foreign host and only add noise on the source itself.
+    better: many depths help on a target host but only add noise on the source itself.
     """
     present = states.present
     stream = [states.stream[index][present] for index in depths]
@@ -190,7 +190,7 @@ def _with_single_taps(
 
 
 def single_taps(layers: Sequence[LayerMaps], knots: Sequence[float]) -> tuple[dict[int, Tensor], Tensor]:
-    """Taps and offset of readout features from the one depth nearest to each knot, by that depth's own read map."""
+    """Taps and offset of the readout features; each knot uses the read map of the nearest depth alone."""
     canonical, width = layers[0].read.shape
     depth = len(layers) - 1
     taps: dict[int, Tensor] = {}
@@ -218,12 +218,11 @@ def align_shapes(
     feature_depths: Sequence[int] | None,
     readout_size: int,
 ) -> Alignment:
-    """What `align_anchors` gives for a host without weights: the same shapes, on the meta device, without values.
+    """The alignment of a host without weights: shapes as from `align_anchors`, on the meta device, without values.
 
-    The readout listens to all depths that it may; a fit may find that fewer serve better, so that a ported adapter
-    costs at most as much.
+    The readout reads all depths that it may.  A real fit may use fewer, so a ported adapter costs at most as much.
 
-    :param feature_depths: Depths that a feature bank's maps listen to; None without a bank.
+    :param feature_depths: Depths that a feature bank's maps read; None without a bank.
     """
     canonical, width, depth = bank.scales.shape[1], host_map.hidden_size, host_map.num_hidden_layers
 

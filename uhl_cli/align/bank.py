@@ -21,7 +21,7 @@ from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.codes.quantise import quantise_columns
 from uhl_cli.errors import AlignmentError
 
-# Of a coordinate, in standard deviations.
+# Quantiser step of a coordinate, in standard deviations.
 STEP = 0.75
 
 
@@ -39,18 +39,18 @@ class AnchorBank:
 
     @property
     def coordinates(self) -> Tensor:
-        """float32 [knots, N, d0]: what the codes stand for."""
+        """float32 [knots, N, d0]: the dequantised coordinates."""
         return self.codes.float() * self.scales[:, None, :]
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the coordinates: the canonical space that they define."""
+        """SHA-256 of codes and scales; it identifies the canonical space that they define."""
         content = hashlib.sha256(self.codes.numpy().tobytes())
         content.update(self.scales.numpy().tobytes())
         return content.hexdigest()
 
     def spread(self, num_words: int) -> AnchorBank:
-        """About `num_words` of the words with their coordinates, whole texts evenly spread over the bank's."""
+        """A smaller bank of about `num_words` words: whole texts, evenly spaced over this bank's texts."""
         anchors = self.anchors
         if num_words >= anchors.num_words:
             return self
@@ -78,14 +78,14 @@ class AnchorBank:
 
 
 def depth_index(knot: float, num_hidden_layers: int) -> int:
-    """The depth, 0 to L, that lies nearest to a knot."""
+    """The depth, 0 to L, nearest to a knot."""
     return int(knot * num_hidden_layers + 0.5)
 
 
 def build_bank(
     anchors: AnchorTexts, states: WordStates, *, knots: tuple[float, ...], canonical_size: int, step: float = STEP
 ) -> AnchorBank:
-    """Define canonical space by the source host's word states and quantise its anchors' coordinates.
+    """Define canonical space from the source host's word states and quantise the anchors' coordinates.
 
     A host narrower than `canonical_size` fills the first `d` coordinates; the others stay zero.
 
@@ -99,7 +99,7 @@ def build_bank(
     for knot in knots:
         state = states.stream[depth_index(knot, depth)].double()
         centred.append(state - state.mean(0))
-    # Each knot counts alike: depths differ in scale by orders of magnitude in some hosts.
+    # Each knot has the same weight: in some hosts the scales of the depths differ by orders of magnitude.
     pooled = torch.cat([state / state.square().mean().sqrt().clamp_min(1e-12) for state in centred])
     eigenvalues, vectors = torch.linalg.eigh(pooled.T @ pooled)
     if float(eigenvalues[-1]) <= 0:

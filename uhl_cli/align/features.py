@@ -1,12 +1,12 @@
-"""Feature bank: what the source's readout sees at the words of many texts, and the maps that give a target the same.
+"""Feature bank: the source readout's features at the words of many texts, and a target's maps to these features.
 
 Canonical coordinates are expensive to store (three knots of 256 a word), so a file holds them for some two thousand
-words.  The readout needs far less of a word: its few features, and the head-only control's logits.  At 1.7 bits
-each, tens of thousands of words fit, and a target's map from its own states at all depths to those features is fitted
-on them by ridge regression (figures: tests/benchmarks/README.md).  The regression averages over words, so the coarse
-codes cost little.
+words.  The readout needs far less per word: its few features, and the head-only control's logits.  At 1.7 bits
+each, tens of thousands of words fit.  Ridge regression on them fits a target's map from its own states at all depths
+to those features (figures: tests/benchmarks/README.md).  The regression averages over words, so the coarse codes cost
+little accuracy.
 
-No label and no gradient is used; states are never all held, only their moments are.
+No label and no gradient is used.  Only moments of the states are kept in memory, never all states.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from uhl_cli.host.hostmap import HostMap
 
 # Step of a feature's code, in standard deviations.
 STEP = 1.4
-# Most regressors, unless a single state at every knot already has more: the cost grows with their square.  With 4,096,
-# all depths of minilm-l6, a port to it took up to 1.7 times as long and scored no more (tests/benchmarks/README.md).
+# Maximum number of regressors, unless one state at every knot already has more: the cost grows with their square.
+# With 4,096 (all depths of minilm-l6) a port to it took up to 1.7 times as long and scored no better
+# (tests/benchmarks/README.md).
 MAX_REGRESSORS = 1536
-# One block of so many texts in this many blocks is held out to choose the strength of the ridge.
+# One block of texts in this many is held out to choose the ridge strength.
 HELD_OUT, HELD_OUT_TEXTS = 4, 32
-_BATCH_SIZE = 16  # twice as many texts take a tenth less time, and more memory than a port should
+_BATCH_SIZE = 16  # 32 texts take a tenth less time, but more memory than a port should use
 
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Texts, all of whose chosen words have features.  W words, F = readout_size + num_labels.
+    """Texts with quantised features of all their chosen words.  W words, F = readout_size + num_labels.
 
     `codes` int8 [W, F], within -7..7; `scales`, `mean` float32 [F].  The first readout_size columns are the
-    input of the readout's activation, the others the logits of the head-only control.  `shift` [readout_size] is what
-    the updates add to the former on the source, on average, see `ported.shift`.
+    input of the readout's activation, the others the logits of the head-only control.  `shift` [readout_size] is the
+    mean change of the readout's features by the updates on the source, see `ported.shift`.
     """
 
     anchors: AnchorTexts
@@ -52,7 +53,7 @@ class FeatureBank:
 
     @property
     def values(self) -> Tensor:
-        """float32 [W, F]: what the codes stand for."""
+        """float32 [W, F]: the dequantised features."""
         return self.codes.float() * self.scales + self.mean
 
 
@@ -62,7 +63,7 @@ class FeatureMaps:
 
     `taps[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
     `head_bias` [labels] give the head-only control's logits from the final state.  `quality` is the held-out R^2 of
-    the features, averaged.  On held-out words, a perfect map reaches some 0.85 only, because the codes are coarse.
+    the features, averaged.  Even a perfect map reaches only about 0.85 on held-out words, because the codes are coarse.
     """
 
     taps: dict[int, Tensor]
@@ -72,7 +73,7 @@ class FeatureMaps:
     quality: float
 
     def to(self, device: torch.device) -> FeatureMaps:
-        """The same with all maps on a device."""
+        """The same maps on a device."""
         taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
         head, head_bias = self.head.to(device), self.head_bias.to(device)
         return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias)
@@ -80,14 +81,14 @@ class FeatureMaps:
 
 @dataclass(frozen=True)
 class FeaturePrior:
-    """What canonical space says of the same maps: `taps[depth]` [readout_size, d] and `head` [labels, d]."""
+    """The same maps as derived through canonical space: `taps[depth]` [readout_size, d] and `head` [labels, d]."""
 
     taps: dict[int, Tensor]
     head: Tensor
 
 
 def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor, *, step: float = STEP) -> FeatureBank:
-    """The bank of features [W, F] that the source gives to the anchors' words; `shift` as in `FeatureBank`.
+    """The bank of the source's features [W, F] at the anchors' words; `shift` as in `FeatureBank`.
 
     :param step: Step of the quantiser, in standard deviations of a feature.
     """
@@ -96,7 +97,7 @@ def quantise_features(anchors: AnchorTexts, features: Tensor, shift: Tensor, *, 
     return FeatureBank(anchors, codes, scales, mean, shift)
 
 
-@torch.no_grad()  # tuning trains through these maps, so that they may be no inference tensors
+@torch.no_grad()  # not inference_mode: tuning backpropagates through these maps
 def align_features(
     host: Host,
     bank: FeatureBank,
@@ -107,11 +108,11 @@ def align_features(
     prior: FeaturePrior | None = None,
     progress: Progress | None = None,
 ) -> FeatureMaps | None:
-    """Fit a host's maps to the bank's features; None where the host takes in too few words to fit anything.
+    """Fit a host's maps to the bank's features; None when too few words fit into the host's input.
 
-    :param depths: Depths, 0 to L, that may be listened to; some are left out of wide and deep hosts.
-    :param prior: Maps by way of canonical space, which the ridge shrinks towards where all their depths are used: they
-        are better than none for a feature that the bank tells little of, and on the source they are right already.
+    :param depths: Depths, 0 to L, that may be used; wide and deep hosts use a part of them.
+    :param prior: Maps through canonical space.  The ridge shrinks towards them where all their depths are used: they
+        are better than zero for a feature that the bank hardly determines, and on the source they are already right.
     """
     used = depths_within(depths, knots, host.map)
     width, final = host.hidden_size, host.num_hidden_layers
@@ -122,7 +123,7 @@ def align_features(
         states = _pooled_states(host, batch, sorted({*used, final}))
         inputs = torch.cat([states[depth] for depth in used], dim=1)
         target = values[batch.rows]
-        # Texts of like length lie side by side, so blocks of them alternate.
+        # Texts are sorted by length, so held-out blocks are spread over the order.
         judges = index * _BATCH_SIZE // HELD_OUT_TEXTS % HELD_OUT == HELD_OUT - 1
         (held if judges else fitted).add(inputs, target)
     if fitted.rows < 2 * width or held.rows < 32:
@@ -160,7 +161,7 @@ def _pooled_states(host: Host, batch: WordBatch, depths: Sequence[int]) -> dict[
 
 
 def depths_within(depths: Sequence[int], knots: Sequence[float], host_map: HostMap) -> list[int]:
-    """As many of the depths as `MAX_REGRESSORS` allows: those of the knots first, then those farthest from the rest."""
+    """As many depths as `MAX_REGRESSORS` allows: the knots' first, then those farthest from the ones chosen so far."""
     needed = [depth for depth in depths if depth in {depth_index(knot, host_map.num_hidden_layers) for knot in knots}]
     chosen = needed or list(depths[-1:])
     spare = [depth for depth in depths if depth not in chosen]

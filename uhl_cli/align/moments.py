@@ -1,7 +1,7 @@
-"""Ridge regression from moments: states are added batch by batch and never all held.
+"""Ridge regression from moments: rows are added batch by batch, so all states never have to be in memory at once.
 
-Guarantee: `fit_moments` gives, for each output, the minimiser of `|y - x w|^2 + strength |w - prior|^2` over all rows
-added, inputs standardised, with the strength that predicts the held-out rows best; `r2` is that prediction's.
+Guarantee: `fit_moments` returns, for each output, the minimiser of `|y - x w|^2 + strength |w - prior|^2` over all rows
+added, inputs standardised, with the strength that predicts the held-out rows best; `r2` is the R^2 of that prediction.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0, 100.0)
 
 
-# Rows that are held until their products are added: fewer and larger products, and fewer sums of D x D.
+# Rows are buffered until this many are there: fewer and larger products, and fewer sums of D x D.
 _HELD_ROWS = 1024
 
 
@@ -27,7 +27,7 @@ class Moments:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take in some rows; products are in float32 within some thousand rows."""
+        """Add rows; products are in float32 within some thousand rows."""
         if not len(inputs):
             return
         self.rows += len(inputs)
@@ -42,7 +42,7 @@ class Moments:
         self._waiting = []
         if self._centre is None:
             self._centre = (inputs.mean(0), outputs.mean(0))
-        # Joined tensors are nobody else's, so they can be centred in place.
+        # The joined tensors are copies, so they can be centred in place.
         x, y = inputs.sub_(self._centre[0]), outputs.sub_(self._centre[1])
         new = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
         if not self._sums:
@@ -61,16 +61,16 @@ class Moments:
         return found
 
     def recentre(self, x_mean: Tensor, y_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Second moments xx [D, D], xy [D, F] and yy [F] about the given means, which are the centre from now on.
+        """Second moments xx [D, D], xy [D, F] and yy [F] about the given means, which become the new centre.
 
-        What is given out is changed by whatever changes the moments next, so that no second D x D is held.
+        The returned tensors are not copies (no second D x D is allocated): the next change of the moments changes them.
         """
         self._flush()
         x, y, xx, xy, yy = self._sums
         (x_centre, y_centre) = self._centres
         dx, dy = x_centre - x_mean, y_centre - y_mean
         moved_x, moved_y = x + self.rows * dx, y + self.rows * dy
-        # One product of rank two: x dx' + dx (x + rows dx)'.
+        # A rank-two update: x dx' + dx (x + rows dx)'.
         left = torch.stack([x, dx], 1)
         xx.addmm_(left, torch.stack([dx, moved_x]))
         xy.addmm_(left, torch.stack([dy, moved_y]))
@@ -94,9 +94,9 @@ class Moments:
 def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Weight [D, F], offset [F] with `y = x @ weight + offset`, and held-out R^2 [F]; float32.
 
-    Besides the moments themselves, one D x D is held at a time.
+    Memory: the moments, and one D x D matrix at a time.
 
-    :param fitted: Rows that every strength is tried on; `held`: rows that judge.  The result uses both.
+    :param fitted: Rows to fit with each strength; `held`: rows to select the strength on.  The final fit uses both.
     :param prior: Weight [D, F] that the ridge shrinks towards; zero by default.
     """
     x_mean, y_mean = fitted.means
@@ -110,7 +110,7 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
     if prior is not None:
         start = torch.where(varies[:, None], prior.double(), start)
     missing = torch.where(varies[:, None], xy - xx @ start, torch.zeros_like(xy))
-    raised = torch.empty_like(xx).mT  # columns side by side, as LAPACK wants them: else it takes copies
+    raised = torch.empty_like(xx).mT  # column-major, as LAPACK needs it: otherwise it makes copies
     errors = []
     for strength in STRENGTHS:
         weight = start + _solve(raised.copy_(xx), missing, varies, strength * fitted.rows * penalty)
@@ -136,9 +136,9 @@ def fit_moments(fitted: Moments, held: Moments, *, prior: Tensor | None = None) 
 
 
 def _solve(gram: Tensor, moment: Tensor, varies: Tensor, penalty: Tensor) -> Tensor:
-    """(gram + diag(penalty)) w = moment for a positive semi-definite gram, which is used up; zero where none `varies`.
+    """Solve (gram + diag(penalty)) w = moment for a positive semi-definite gram, which is overwritten.
 
-    Cholesky's accuracy does not depend on how the inputs are scaled.
+    Inputs that do not vary (`varies` False) get zero.  Cholesky's accuracy does not depend on the inputs' scales.
     """
     gram.diagonal().add_(penalty)
     torch.linalg.cholesky(gram, out=gram)

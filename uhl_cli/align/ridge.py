@@ -1,12 +1,12 @@
-"""Ridge regression in closed form, its strength chosen per output on held-out texts.
+"""Ridge regression in closed form; the strength is chosen per output on held-out texts.
 
 Guarantee: each column w of the returned map minimises `|y - x w|^2 + strength |w|^2` over the given rows, inputs
-standardised per feature, and `r2` was measured on rows whose group took no part in the fit that predicted them
-(the map itself is then refitted on all rows).  The strength was chosen on the same rows, among few values, so
-`r2` flatters a little.
+standardised per feature.  `r2` is measured on rows whose group took no part in the fit that predicted them; the map
+itself is then refitted on all rows.  The strength is chosen on the same rows, among few values, so `r2` is slightly
+optimistic.
 
-A strength for each output matters: leading coordinates are predicted well and want little shrinkage, trailing
-ones hardly at all and are best left near their mean.
+A strength for each output matters: leading coordinates are predicted well and need little shrinkage; trailing
+ones are hardly predictable and are best left near their mean.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RidgeMap:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """Eigenvectors of the smaller Gram matrix, in which every strength is solved by a division.
+    """Eigenvectors of the smaller Gram matrix; in their basis, solving for a strength is one division.
 
     `weight(strength) = basis @ (moment / (eigenvalues + strength * scale))`, with `basis` [features, n],
     `moment` [n, outputs], `eigenvalues` [n].
@@ -50,7 +50,7 @@ class _Spectrum:
 
     @classmethod
     def of_moments(cls, gram: Tensor, cross: Tensor) -> _Spectrum:
-        """From the float64 products x'x [features, features] and x'y [features, outputs] of centred rows."""
+        """From the float64 products x'x [features, features] and x'y [features, outputs] of the centred rows."""
         eigenvalues, vectors = torch.linalg.eigh(gram)
         return cls(vectors, vectors.T @ cross, eigenvalues.clamp_min(0.0))
 
@@ -61,7 +61,7 @@ class _Spectrum:
         return cls(inputs.T @ vectors, vectors.T @ outputs, eigenvalues.clamp_min(0.0))
 
     def coefficients(self, strength: float | Tensor) -> Tensor:
-        """Solution in the eigenbasis [n, outputs]; a tensor gives each output a strength of its own."""
+        """Solution in the eigenbasis [n, outputs]; pass a tensor for one strength per output."""
         scale = self.eigenvalues.mean().clamp_min(1e-12)
         return self.moment / (self.eigenvalues[:, None] + strength * scale)
 
@@ -92,7 +92,7 @@ def fit_ridge(
     x_all, y_all = (x_all - x_mean) / x_std, y_all - y_mean
 
     rows, features = x_all.shape
-    # Each fold's products are the whole's less those of its held-out rows, which are the fewer.
+    # A fold's products are those of all rows minus those of its held-out rows, which are fewer.
     whole = (x_all.T @ x_all, x_all.T @ y_all) if features <= rows else None
     fold = _fold_of(groups, folds)
     errors = torch.zeros(len(strengths), outputs.shape[1], dtype=torch.float64)
@@ -103,7 +103,7 @@ def fit_ridge(
             continue
         x_held, y_held = x_all[held], y_all[held]
         fit_rows = rows - len(x_held)
-        # All rows together have mean zero, so the sums of those that are fitted are minus those that are held.
+        # All rows together have mean zero, so the sum over the fitted rows is minus the sum over the held-out ones.
         shift_x, shift_y = x_held.sum(0) / -fit_rows, y_held.sum(0) / -fit_rows
         if whole is not None and features <= fit_rows:
             gram = (whole[0] - x_held.T @ x_held).addr_(shift_x, shift_x, alpha=-fit_rows)
@@ -119,7 +119,7 @@ def fit_ridge(
             errors[index] += predicted.sub_(y_held).square_().sum(0)
         total += y_held.square().sum(0)
     best = errors.argmin(0)
-    # A coordinate that never varies is not predicted at all: its R^2 is zero, not a division by zero.
+    # A constant coordinate has R^2 zero instead of a division by zero.
     unexplained = errors.gather(0, best[None])[0] / total.clamp_min(1e-300)
     r2 = torch.where(total > 0, 1.0 - unexplained, torch.zeros_like(total))
     chosen = torch.tensor(strengths, dtype=torch.float64)[best]

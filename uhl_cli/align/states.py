@@ -1,8 +1,7 @@
-"""Word states: what a host's stream holds at every depth for the words of some texts.
+"""Word states: a host's hidden states at every depth for the words of some texts.
 
-A host is run once over the texts.  Of each word the mean over its sub-token
-states is kept (docs/method.md, "Anchor texts and words"), so that hosts with different tokenizers answer the
-same question.
+The host runs once over the texts.  A word's state is the mean over the states of its sub-tokens (docs/method.md,
+"Anchor texts and words"), so states of hosts with different tokenizers can be compared.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ Progress = Callable[[int, int], None]
 class WordStates:
     """States of N anchor words in a host of width d and depth L, float32.
 
-    `stream[l]` [N, d] is what enters layer l, and `stream[L]` the host's last hidden state.
-    `attention[l]`, `mlp[l]` [N, d] are what the q and the up module of layer l read; in hosts that normalise
-    after the layer, the former is the stream itself, and the same tensor.
-    `present` [N] is False for words that the host never saw (cut off by its longest input).
+    `stream[l]` [N, d] is the input of layer l, and `stream[L]` the host's last hidden state.
+    `attention[l]`, `mlp[l]` [N, d] are the inputs of the q and the up module of layer l.  In hosts that normalise
+    after the layer, `attention[l]` is the same tensor as `stream[l]`.
+    `present` [N] is False for words that the host never saw (truncated at its maximum length).
     """
 
     stream: tuple[Tensor, ...]
@@ -44,7 +43,7 @@ class WordStates:
         return len(self.attention)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> WordStates:
-        """The states changed one by one; those that are the same tensor stay so."""
+        """Apply `change` to each state; states that share a tensor still share it."""
         stream, mlp = tuple(map(change, self.stream)), tuple(map(change, self.mlp))
         attention = tuple(
             stream[index] if state is self.stream[index] else change(state)
@@ -60,7 +59,7 @@ class WordStates:
 
 @contextmanager
 def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None]) -> Iterator[None]:
-    """Call `record(place, layer, state)` for every layer's stream, attention input and mlp input; no hook is left."""
+    """Call `record(place, layer, state)` for every layer's stream, attention and mlp input; remove hooks at exit."""
     handles = []
     try:
         for layer in host_map.layers:
@@ -89,7 +88,7 @@ def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None])
 
 
 def pooling_matrix(encoded: Encoded, spans: list[list[tuple[int, int]]]) -> tuple[Tensor, Tensor]:
-    """Averaging weights [N, batch * tokens] of the words over the tokens, and which words were seen [N]."""
+    """Averaging weights [N, batch * tokens] of the words over the tokens, and a mask [N] of the words seen."""
     batch, tokens = encoded.input_ids.shape
     weights = torch.zeros(sum(len(row) for row in spans), batch, tokens)
     word = 0
@@ -103,7 +102,7 @@ def pooling_matrix(encoded: Encoded, spans: list[list[tuple[int, int]]]) -> tupl
 
 @dataclass(frozen=True)
 class WordBatch:
-    """Some texts on a host: `rows` int64, the words' places among all anchor words; `weights` [words, tokens]."""
+    """A batch of texts: `rows` int64, indices of its words among all anchor words; `weights` [words, tokens]."""
 
     rows: Tensor
     weights: Tensor
@@ -113,9 +112,9 @@ class WordBatch:
 def word_batches(
     host: Host, anchors: AnchorTexts, *, batch_size: int = 32, every: int = 1, progress: Progress | None = None
 ) -> Iterator[WordBatch]:
-    """The anchor texts in batches of like length, each with its words that the host takes in.
+    """The anchor texts in batches of similar length, each with those of its words that fit into the host's input.
 
-    :param every: Only the first of so many batches is given.
+    :param every: Yield only every n-th batch, starting with the first.
     """
     order = sorted(range(len(anchors.texts)), key=lambda index: (-len(anchors.texts[index]), index))
     counts = torch.tensor([len(ordinals) for ordinals in anchors.chosen])
@@ -165,7 +164,7 @@ def word_states(
         )
     if int(present.sum()) < max(16, len(present) // 2):
         raise AlignmentError(
-            f"the host {host.name} takes in only {int(present.sum())} of {len(present)} anchor words.",
+            f"the host {host.name} has room for only {int(present.sum())} of {len(present)} anchor words.",
             "Its longest input is too short for them; choose another host, or pretrain with shorter --anchors.",
         )
     depth = host.num_hidden_layers

@@ -1,7 +1,7 @@
-"""Anchor texts and the words in them: which text positions every host is asked about.
+"""Anchor texts and the words in them: the text positions at which hosts are compared.
 
-A word is a character span, so that any tokenizer serves: a host's state of a
-word is the mean over the tokens that overlap its span (docs/method.md, "Anchor texts and words").
+A word is a character span, so any tokenizer works: a host's state of a word is the mean over the tokens that overlap
+its span (docs/method.md, "Anchor texts and words").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
 MAX_TEXT_CHARACTERS = 2000
 MIN_WORDS = 32
 MAX_FEATURE_TEXT_WORDS = 64
-# Of a larger data set a random part is enough to choose from.
+# From a larger data set, feature texts are chosen among a random sample of this many.
 MAX_FEATURE_POOL = 100_000
 
 
@@ -31,7 +31,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def count_words(text: str) -> int:
-    """Number of `word_spans(text)`, which are not held."""
+    """Number of `word_spans(text)`, without building the list."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
@@ -81,7 +81,7 @@ class AnchorTexts:
         left = sum(len(ordinals) for _, ordinals in pairs)
         if left < MIN_WORDS:
             raise AlignmentError(
-                f"the source host takes in only {left} of {self.num_words} anchor words.",
+                f"the source host has room for only {left} of {self.num_words} anchor words.",
                 "Its longest input is too short for them; give shorter lines with --anchors FILE.",
             )
         return AnchorTexts(tuple(text for text, _ in pairs), tuple(ordinals for _, ordinals in pairs), self.origin)
@@ -90,12 +90,12 @@ class AnchorTexts:
 def choose_anchors(
     texts: Sequence[str], *, num_words: int, words_per_text: int = 4, seed: int = 0, origin: str
 ) -> AnchorTexts:
-    """Choose about `num_words` anchor words, spread over as many texts as `words_per_text` asks for.
+    """Choose about `num_words` anchor words, `words_per_text` from each text.
 
-    Distinct texts are drawn at random among the longer half, because a word in context says more of a host
-    than a word alone.  Where there are too few texts, more words are taken from each.
+    Distinct texts are drawn at random from the longer half, because a word in context reveals more about a host
+    than a word alone.  If there are too few texts, more words are taken from each.
 
-    :raises AlignmentError: When the texts hold fewer than `MIN_WORDS` words in all.
+    :raises AlignmentError: When the texts contain fewer than `MIN_WORDS` words in total.
     """
     clean = sorted({" ".join(text.split())[:MAX_TEXT_CHARACTERS] for text in texts if text.strip()})
     rng = np.random.default_rng(seed)
@@ -109,7 +109,7 @@ def choose_anchors(
     longest_first = np.argsort(-counts, kind="stable")
     pool = longest_first[: max(wanted_texts, len(clean) // 2)]
     picked = np.sort(rng.permutation(pool)[:wanted_texts])
-    # Every text gives its share; short texts give all their words and the others make up for them.
+    # Texts contribute equally; short texts contribute all their words and longer ones make up the difference.
     shares = np.zeros(len(picked), dtype=np.int64)
     available = counts[picked]
     while shares.sum() < min(num_words, available.sum()):
@@ -127,10 +127,10 @@ def choose_anchors(
 def choose_feature_texts(
     texts: Sequence[str], *, exclude: Collection[str], num_words: int, seed: int = 0, origin: str
 ) -> AnchorTexts | None:
-    """Texts of about `num_words` words in all, every word chosen, in random order; None where there is no text.
+    """Texts of about `num_words` words in total, every word chosen, in random order; None when there is no text.
 
-    Distinct texts, none of `exclude` (compared with runs of white space made one blank), longer ones first choice
-    as in `choose_anchors`; of a long text the first `MAX_FEATURE_TEXT_WORDS` words.
+    Texts are distinct and not in `exclude` (compared with white space collapsed); longer ones are preferred as in
+    `choose_anchors`; long texts are cut to their first `MAX_FEATURE_TEXT_WORDS` words.
     """
     generator = np.random.default_rng(seed)
     clean = sorted({" ".join(text.split()) for text in texts}.difference(exclude, {""}))
@@ -172,10 +172,10 @@ _MARK = re.compile(r"\s*([.,!?;:()\"])\s*")
 
 
 def in_style_of(texts: Sequence[str], sample: Sequence[str]) -> list[str]:
-    """The same texts, written as the sample is: in lower case, and with punctuation and clitics apart, if it is.
+    """The same texts in the style of the sample: lower-cased, or with punctuation and clitics apart, if the sample is.
 
-    Hosts answer otherwise to "it's fine." than to "it 's fine .", so that anchors written like the task's texts align
-    better where it matters.  A sample counts as lower case, or as apart, when more than 95 % of what could tell say so.
+    Hosts represent "it's fine." and "it 's fine ." differently, so anchors written like the task's texts align
+    better where it matters.  A sample has a style when more than 95 % of its texts (its marks, for `apart`) show it.
     """
     return styled(texts, *style_of(sample))
 
@@ -189,7 +189,7 @@ def style_of(sample: Sequence[str]) -> tuple[bool, bool]:
 
 
 def styled(texts: Sequence[str], lower: bool, apart: bool) -> list[str]:
-    """The texts in that style, runs of white space made one blank."""
+    """The texts in that style, with each run of white space replaced by one space."""
     found = list(texts)
     if lower:
         found = [text.lower() for text in found]

@@ -1,4 +1,4 @@
-"""Layout of a stored adapter: the shape and the bits of every parameter.  Free of torch."""
+"""Layout of a stored adapter: the shape and the bits of every parameter.  Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import re
 from uhl_cli.errors import FormatError
 from uhl_cli.schema import UPDATE_TYPES, AdapterConfig
 
-# A configuration bounds each size; this bounds their products, and so the memory that a stranger's file can ask for.
+# A configuration bounds each size; this bounds their products, and so the memory that an untrusted file can request.
 MAX_PARAMETERS = 8_000_000
 
-# Bits of every stored parameter; what is not named here is stored in 8 bits.
+# Bits of every stored parameter; parameters that are not listed are stored in 8 bits.
 BITS: dict[str, int] = {
     "mixer_in_weight": 4,
     "mixer_in_bias": 4,
@@ -19,9 +19,9 @@ BITS: dict[str, int] = {
     "mixer_out_bias": 4,
     "delta_theta": 4,
 }
-# Parameters that every update goes through; the rest belong to the readout.
+# Parameters of the updates; the rest belong to the readout.
 UPDATE_PARAMETERS = ("atoms_u", "atoms_v", "router", "task_router", "task_embedding", "threshold", *BITS)
-# The canonical readout: what a task of its own needs besides delta-theta.
+# The canonical readout: what a new task needs besides delta-theta.
 READOUT_PARAMETERS = (
     "readout_in_weight",
     "readout_in_bias",
@@ -30,13 +30,13 @@ READOUT_PARAMETERS = (
     "readout_out_bias",
 )
 
-# Of a ported adapter: after the eight-bit codes of a table's row, its step and its smallest value, float32 each.
+# In a ported adapter, each row of a table ends with its step and its smallest value, float32 each.
 TAIL_BYTES = 8
 _TABLE = re.compile(r"(.*\.)?(router|read|(edits|taps)\.\w+)")
 
 
 def is_table(name: str) -> bool:
-    """Whether the tensor of this name in a ported adapter is a table of rows, see `adapter.sparse`."""
+    """Whether the tensor with this name in a ported adapter is a table of rows, see `adapter.sparse`."""
     return _TABLE.fullmatch(name) is not None
 
 
@@ -48,7 +48,7 @@ def bits_of(name: str) -> int:
 def parameter_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every stored parameter; the reader checks a file against it.
 
-    :raises FormatError: When they are more than `MAX_PARAMETERS` in all.
+    :raises FormatError: When they have more than `MAX_PARAMETERS` values in total.
     """
     atoms, canonical, readout = config.num_atoms, config.canonical_size, config.readout_size
     shapes: dict[str, tuple[int, ...]] = {

@@ -1,4 +1,4 @@
-"""Packing of small integer codes into bytes, and bounded unpacking.  Free of torch."""
+"""Packing of small integer codes into bytes, and bounded unpacking.  Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HINT = "The file is damaged or was not written by uhl; get it again from its so
 
 
 def pack_nibbles(codes: Codes) -> Bytes:
-    """Codes within -7..7, flattened, two a byte, the first in the low half; uint8 [ceil(n / 2)]."""
+    """Pack codes within -7..7, flattened, two per byte, the first in the low half; uint8 [ceil(n / 2)]."""
     flat = np.full(codes.size + codes.size % 2, 8, dtype=np.uint8)
     flat[: codes.size] = codes.reshape(-1).astype(np.int16) + 8
     packed: Bytes = np.bitwise_or(flat[0::2], np.left_shift(flat[1::2], 4), dtype=np.uint8)
@@ -50,17 +50,17 @@ def unpack_nibbles(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes
 
 
 def pack_levels(codes: Codes) -> Bytes:
-    """Codes within -7..7, entropy-coded: the file takes what they tell, not what they could.
+    """Entropy-code codes within -7..7: their size in the file is close to their entropy.
 
-    The largest magnitude K is the first byte.  Codes plus K are digits of base 2 K + 1, as many to a byte as fit, the
-    first one the least; the bytes follow as raw deflate by Huffman codes alone (RFC 1951).
+    The first byte is the largest magnitude K.  Codes plus K are digits of base 2 K + 1, as many per byte as fit, the
+    first one least significant.  The bytes follow as raw deflate with Huffman codes only (RFC 1951).
     """
     largest = int(np.abs(codes).max(initial=0))
     base = 2 * largest + 1
     group = _digits_in_byte(base)
     flat = np.full(-(-codes.size // group) * group, largest, dtype=np.uint8)
     flat[: codes.size] = codes.reshape(-1) + np.int8(largest)
-    # The digits of a byte make up less than 256.
+    # The digits of a byte give a value below 256.
     joined = flat.reshape(-1, group) @ (base ** np.arange(group)).astype(np.uint8)
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     packed = bytes([largest]) + coder.compress(joined.tobytes()) + coder.flush()
@@ -68,9 +68,9 @@ def pack_levels(codes: Codes) -> Bytes:
 
 
 def unpack_levels(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
-    """Codes int8 of the given shape, unpacked block by block: holds the codes and one block more.
+    """Codes int8 of the given shape, unpacked block by block: needs memory for the codes and one block.
 
-    :raises FormatError: When it is damaged or does not fit the shape, or a code is outside -7..7.
+    :raises FormatError: When `packed` is damaged or does not fit the shape, or a code is outside -7..7.
     """
     if packed.ndim != 1 or not len(packed) or int(packed[0]) > MAX_LEVEL:
         raise FormatError(f"{name} does not begin with the largest of its codes.", _HINT)
@@ -79,7 +79,7 @@ def unpack_levels(packed: Bytes, shape: tuple[int, ...], *, name: str) -> Codes:
     group = _digits_in_byte(base)
     count = math.prod(shape)
     codes: Codes = np.empty((-(-count // group), group), dtype=np.int8)
-    # Row b: the codes that the byte b stands for.
+    # Row b: the codes in byte b.
     table = (np.arange(base**group)[:, None] // base ** np.arange(group) % base - largest).astype(np.int8)
     done = 0
     for block in _inflated(packed[1:], len(codes), name):
@@ -107,12 +107,12 @@ def _digits_in_byte(base: int) -> int:
 def _inflated(packed: Bytes, limit: int, name: str) -> Iterator[bytes]:
     """At most `limit` bytes of raw deflate, in blocks.
 
-    :raises FormatError: When it is damaged, cut off, longer, or followed by something.
+    :raises FormatError: When it is damaged, truncated, longer, or followed by other bytes.
     """
     decoder, done = zlib.decompressobj(-zlib.MAX_WBITS), 0
     for start in range(0, len(packed), _BLOCK):
         left, block = packed[start : start + _BLOCK].tobytes(), b""
-        # A full block may leave some of its input's output inside the decoder.
+        # After a full block, the decoder may still hold output of the input so far.
         while (left or len(block) == _BLOCK) and not decoder.eof:
             try:
                 block = decoder.decompress(left, _BLOCK)
@@ -124,9 +124,9 @@ def _inflated(packed: Bytes, limit: int, name: str) -> Iterator[bytes]:
             if block:
                 yield block
         if decoder.eof and (decoder.unused_data or start + _BLOCK < len(packed)):
-            raise FormatError(f"{name} is followed by something.", _HINT)
+            raise FormatError(f"{name} is followed by other bytes.", _HINT)
     if not decoder.eof:
-        raise FormatError(f"{name} is cut off.", _HINT)
+        raise FormatError(f"{name} is truncated.", _HINT)
 
 
 def compress_text(text: str) -> Bytes:
@@ -135,7 +135,7 @@ def compress_text(text: str) -> Bytes:
 
 
 def decompress_text(packed: Bytes, *, limit: int, name: str) -> str:
-    """The text that was compressed; never holds more than `limit` bytes of it.
+    """The text that was compressed; needs memory for at most `limit` bytes.
 
     :raises FormatError: When it is damaged, longer than `limit` bytes, or not UTF-8.
     """
@@ -143,21 +143,21 @@ def decompress_text(packed: Bytes, *, limit: int, name: str) -> str:
     try:
         content = decoder.decompress(packed.tobytes(), limit)
         if decoder.unconsumed_tail or not decoder.eof or decoder.unused_data:
-            raise FormatError(f"{name} is longer than {limit} bytes or cut off.", _HINT)
+            raise FormatError(f"{name} is longer than {limit} bytes or truncated.", _HINT)
         return content.decode()
     except (zlib.error, UnicodeDecodeError) as error:
         raise FormatError(f"{name} cannot be decompressed.", _HINT) from error
 
 
 def squeeze(content: bytes) -> Bytes:
-    """Bytes compressed by bzip2: of what bears hostile input, the smallest for texts (tests/benchmarks/README.md)."""
+    """Bytes compressed by bzip2: for texts the smallest of the safe formats (tests/benchmarks/README.md)."""
     return np.frombuffer(bz2.compress(content, 9), dtype=np.uint8)
 
 
 def unsqueeze(packed: Bytes, *, limit: int, name: str) -> bytes:
-    """The bytes that were compressed; never holds more than `limit` of them, and some 4 MB besides.
+    """The bytes that were compressed; needs memory for at most `limit` bytes, plus some 4 MB.
 
-    :raises FormatError: When they are damaged, longer than `limit`, cut off or followed by something.
+    :raises FormatError: When they are damaged, longer than `limit`, truncated or followed by other bytes.
     """
     decoder = bz2.BZ2Decompressor()
     try:
@@ -167,5 +167,5 @@ def unsqueeze(packed: Bytes, *, limit: int, name: str) -> bytes:
     if len(content) > limit:
         raise FormatError(f"{name} holds more than {limit:,} bytes.", _HINT)
     if not decoder.eof or decoder.unused_data:
-        raise FormatError(f"{name} is cut off or followed by something.", _HINT)
+        raise FormatError(f"{name} is truncated or followed by other bytes.", _HINT)
     return content

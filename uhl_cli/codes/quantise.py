@@ -1,7 +1,7 @@
 """Symmetric quantisation in torch: integer codes with scales, and the straight-through version for training.
 
-Guarantee: `fake_quantise(x)` equals, bit for bit, what is read back after storing `codes_and_scales(x)`, so a
-score computed in training is the score of the file.
+Guarantee: `fake_quantise(x)` equals, bit for bit, the values read back after storing `codes_and_scales(x)`, so a
+score computed in training is also the score of the stored file.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def fake_quantise(values: Tensor, bits: int) -> Tensor:
-    """Values as they will be after storing, with the gradient of the identity (straight-through estimator)."""
+    """Values as read back after storing, with the gradient of the identity (straight-through estimator)."""
     stored = dequantise(*codes_and_scales(values, bits))
     return values + (stored - values).detach() if values.requires_grad else stored
 
 
 def quantise_columns(values: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Codes int8 [rows, columns] within -7..7 and one scale per COLUMN [columns]; values about their mean.
+    """Codes int8 [rows, columns] within -7..7 and one scale per COLUMN [columns]; `values` are centred.
 
-    Levels lie `step` standard deviations apart.  They are stored entropy-coded, so that rare large codes cost little,
+    Levels lie `step` standard deviations apart.  Codes are stored entropy-coded, so rare large codes cost little,
     and a wide step costs few bits: 3.4 at 0.4 standard deviations, 2.5 at 0.75, 1.3 at 2 (of a Gaussian).  The scale
-    makes the levels regress on the values with slope one, so that a map fitted on the codes shrinks nothing.
+    makes the levels regress on the values with slope one, so a map fitted on the codes does not shrink its outputs.
     """
     deviation = values.std(0, correction=0)
     safe = torch.where(deviation > 0, step * deviation, torch.ones_like(deviation))

@@ -1,1 +1,1 @@
-"""What an adapter costs on a host: FLOPs, memory, and the plan that holds a limit."""
+"""What an adapter costs on a host: FLOPs, memory, and the plan that keeps a FLOP limit."""

@@ -1,7 +1,7 @@
 """FLOPs of a forward pass, counted on the real model as it runs.
 
-Convention: a multiply-add is two FLOPs; matrix products, attention products and gathered weighted sums count;
-element-wise work does not, in the host as in the adapter.
+Convention, for host and adapter alike: a multiply-add is two FLOPs; matrix products, attention products and gathered
+weighted sums count; element-wise work does not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _matrix_vector(matrix: Shape, *_rest: object, **_options: object) -> int:
     return 2 * math.prod(matrix)
 
 
-# What torch's counter leaves out.
+# Operators that torch's counter does not count.
 _COUNTED: dict[str, Callable[..., int]] = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_embedding_bag": _embedding_bag,
@@ -55,7 +55,7 @@ _COMPACT_SUMS = "embedding_bag_byte_rowwise_offsets"
 
 
 def counted_operators() -> dict[Any, Any]:
-    """What torch's counter must be told: handlers by operator; one that this version of torch lacks is skipped."""
+    """Extra handlers for torch's counter, by operator; operators that this version of torch lacks are skipped."""
     operators = torch.ops.aten
     found = {getattr(operators, name): count for name, count in _COUNTED.items() if hasattr(operators, name)}
     if hasattr(torch.ops.quantized, _COMPACT_SUMS):
@@ -68,14 +68,14 @@ def count_flops(
 ) -> int:
     """FLOPs of one forward pass: of the host alone, or with the adapter attached.
 
-    :param sequence_length: Tokens of each sequence; no more than the host takes are counted.
+    :param sequence_length: Tokens of each sequence; capped at the host's maximum length.
     """
     return count_map_flops(host.map, adapter, PassShape(batch_size, min(sequence_length, host.max_length)))
 
 
 @torch.inference_mode()
 def count_map_flops(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> int:
-    """The same for a model of which only the map is there, such as one on the meta device."""
+    """The same for a bare host map, such as that of a model on the meta device."""
     with (
         forward_pass(host_map, adapter, shape) as (module, ids),
         FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter,

@@ -1,6 +1,6 @@
 """FLOPs by fvcore: a trace of the real ported model, independent of torch's own counter (`flops`).
 
-fvcore counts a multiply-add as one; everything here is doubled, so that a multiply-add is two as everywhere in uhl.
+fvcore counts a multiply-add as one FLOP.  Results are doubled, so that it is two as everywhere in uhl.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _shape(value: Any) -> list[int]:  # noqa: ANN401 - a value of torch's traced
 
 
 def _attention(inputs: Values, _outputs: Values) -> int:
-    """Multiply-adds of queries times keys and of weights times values, over the whole square as it is computed."""
+    """Multiply-adds of queries times keys and of weights times values, over the full (unmasked) square."""
     query, key, value = (_shape(entry) for entry in inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
@@ -45,7 +45,7 @@ def _row_responses(inputs: Values, _outputs: Values) -> int:
 
 
 def _compact_sums(inputs: Values, _outputs: Values) -> int:
-    """The same of rows in eight bits, whose table has a scale and an offset behind every row."""
+    """The same for rows in eight bits, whose table has a scale and an offset at the end of every row."""
     packed, indices = (_shape(entry) for entry in inputs[:2])
     return math.prod(indices) * (packed[1] - TAIL_BYTES)
 
@@ -63,7 +63,7 @@ def _nothing(_inputs: Values, _outputs: Values) -> int:
     return 0
 
 
-# What fvcore cannot count, or counts although it is element-wise.
+# Operators that fvcore cannot count, or counts although they are element-wise.
 HANDLERS: dict[str, Callable[[Values, Values], int]] = {
     "aten::scaled_dot_product_attention": _attention,
     "aten::embedding_bag": _embedding_bag,
@@ -80,9 +80,9 @@ HANDLERS: dict[str, Callable[[Values, Values], int]] = {
 def count_flops_fvcore(
     host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape
 ) -> tuple[int, frozenset[str]]:
-    """FLOPs of one pass, two for a multiply-add, and the names of the operators that it ran and that count nothing.
+    """FLOPs of one pass, two for a multiply-add, and the names of the operators that ran and were not counted.
 
-    Those are element-wise work and look-ups (`aten::gelu`, `aten::embedding`, ...), as in `flops`.
+    These are element-wise work and look-ups (`aten::gelu`, `aten::embedding`, ...), as in `flops`.
     """
     with torch.no_grad(), forward_pass(host_map, adapter, shape) as (module, ids):
         analysis = FlopCountAnalysis(module, (ids,)).set_op_handle(**HANDLERS)

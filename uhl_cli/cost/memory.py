@@ -1,4 +1,4 @@
-"""Memory at run time, measured: the peak that a pass allocates."""
+"""Memory at run time: the measured peak that a forward pass allocates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from uhl_cli.host.hostmap import HostMap
 
 @torch.inference_mode()
 def peak_bytes(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> int:
-    """The most bytes that one pass holds at a time, beyond the weights and the adapter's own tensors.
+    """Peak number of bytes that one pass allocates, beyond the weights and the adapter's own tensors.
 
-    Measured on the running model, on any device: every tensor that an operator gives out counts from then until it
-    is freed, and so does what attaching the adapter makes.  What an operator uses inside itself (the work space of
-    a matrix product), and what an allocator rounds up, is not seen.
+    Measured on the running model, on any device.  Every tensor that an operator returns counts until it is freed, and
+    so do tensors that attaching the adapter creates.  An operator's internal work space (of a matrix product, say) and
+    an allocator's rounding are not included.
     """
     with PeakMemory() as meter, forward_pass(host_map, adapter, shape) as (module, ids):
         module(ids)
@@ -31,7 +31,7 @@ def peak_bytes(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShap
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Within it, bytes of the storages that operators make are added up until they are freed; `peak` is the most."""
+    """Context manager that sums the bytes of all live storages that operators create; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
@@ -49,7 +49,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ign
         given = {storage._cdata for storage in _storages((args, dict(kwargs or {})))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
-            # A view, or an operator in place, gives out a storage that it was given.
+            # A view or an in-place operator returns a storage of its input.
             if storage._cdata not in given and storage._cdata not in self._live:
                 self._add(storage)
         return result

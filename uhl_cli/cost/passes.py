@@ -1,4 +1,4 @@
-"""The pass whose FLOPs, memory and time are measured: a host over made-up tokens, with or without an adapter."""
+"""The forward pass for measuring FLOPs, memory and time: a host on dummy tokens, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEQUENCE_LENGTH = 128
 
 @dataclass(frozen=True)
 class PassShape:
-    """How many sequences one pass takes, and tokens in each."""
+    """Number of sequences in one pass, and of tokens in each."""
 
     batch_size: int
     tokens: int
@@ -28,7 +28,7 @@ class PassShape:
 class ForwardPass(nn.Module):
     """One forward pass of a host and, where an adapter is attached, of its readout.
 
-    A module, because that is what fvcore traces; the host's base is its only part.
+    It is a module, because fvcore traces modules; its only submodule is the host's base model.
     """
 
     def __init__(self, host_map: HostMap, attachment: Attachment | None = None) -> None:
@@ -37,14 +37,14 @@ class ForwardPass(nn.Module):
         self._attachment = attachment
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """All that the host gives out and, after it, the logits of the adapter.
+        """All outputs of the host, followed by the logits of the adapter.
 
-        :param ids: int64 [batch, tokens], all of them real tokens.  Of a token task every token counts as a word.
+        :param ids: int64 [batch, tokens], without padding.  For a token task every token counts as a word.
         """
-        # Models look at their mask's values, which the meta device has none of; the FLOPs are the same without.
+        # No mask: models read its values, which do not exist on the meta device.  The FLOPs are the same.
         mask = None if ids.is_meta else torch.ones_like(ids)
         output = self.base(input_ids=ids, attention_mask=mask)
-        # Everything is handed on, a pooler's result too: a trace leaves out what leads to no result.
+        # Return everything, a pooler's result too: a trace drops operators whose result is not returned.
         given = tuple(value for value in output.values() if isinstance(value, Tensor))
         if self._attachment is None:
             return given
@@ -59,7 +59,7 @@ class ForwardPass(nn.Module):
 def forward_pass(
     host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape
 ) -> Iterator[tuple[ForwardPass, Tensor]]:
-    """The pass and its input; within it the host is in eval mode and the adapter, if any, is attached to it."""
+    """Context manager that yields the pass and its input; inside it the adapter, if any, is attached, in eval mode."""
     device = host_map.embeddings.weight.device
     ids = torch.arange(shape.batch_size * shape.tokens, device=device) * 7919 % host_map.embeddings.num_embeddings
     ids = ids.view(shape.batch_size, shape.tokens)

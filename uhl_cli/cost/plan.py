@@ -1,8 +1,8 @@
-"""Port plan: which parts of an adapter a host carries, so that the FLOP limit holds (docs/method.md, "FLOP limit").
+"""Port plan: which parts of an adapter a host carries within the FLOP limit (docs/method.md, "FLOP limit").
 
 Parts are left out in this order until the estimate is within the limit: module types (gate, up, down, k), then
-layers from the first upwards with all their modules, then the readout's own update, then depths that the
-readout listens to, those farthest from a knot first.  One depth a knot always stays.
+layers from the first upwards with all their modules, then the readout's own update, then depths that the readout
+reads, those farthest from a knot first.  One depth per knot is always kept.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _DEPTH = "depth "
 class PortPlan:
     """Module types and layers that get updates, and depths (0 to L) that the readout is regressed on.
 
-    `left_out` says in words what is missing, in the order in which it was dropped; `max_flops` is the limit that the
-    plan was made for, in percent of the host's own FLOPs.
+    `left_out` names the parts left out, in the order in which they were dropped; `max_flops` is the limit of the plan,
+    in percent of the host's own FLOPs.
     """
 
     types: tuple[str, ...]
@@ -37,13 +37,13 @@ class PortPlan:
     max_flops: float = math.inf
 
     def without_updates(self) -> PortPlan:
-        """The plan of a host that carries the readout alone, or with a low-rank update: no update is missing there."""
+        """The plan with the readout alone, or with a low-rank update: `left_out` then lists no updates."""
         depths = tuple(part for part in self.left_out if part.startswith(_DEPTH))
         return replace(self, types=(), layers=(), left_out=depths)
 
 
 def full_plan(host_map: HostMap) -> PortPlan:
-    """Everything that the host has a place for."""
+    """The plan with all module types, layers and depths of the host."""
     present = {name for layer in host_map.layers for name in layer.target_modules}
     types = tuple(name for name in (*READERS, "o", "down") if name in present)
     depth = host_map.num_hidden_layers
@@ -55,7 +55,7 @@ def adapter_flops_per_token(
 ) -> int:
     """FLOPs that the adapter adds for one token, two for a multiply-add, as `flops.count_flops` counts them.
 
-    :param sequence_length: Matters to token tasks alone, whose words are averaged by a product over all tokens.
+    :param sequence_length: Used for token tasks only: their words are averaged by a product over all tokens.
     """
     width, atoms, chosen, readout = host_map.hidden_size, config.num_atoms, config.top_k, config.readout_size
     routing = 2 * atoms * width + 2 * chosen * width  # logits, and the chosen atoms' responses
@@ -80,10 +80,10 @@ def make_plan(
 ) -> PortPlan:
     """The largest plan in the documented order whose estimate is within the limit.
 
-    :raises BudgetError: When even the smallest readout is beyond it.
+    :raises BudgetError: When even the smallest readout exceeds the limit.
     """
     plan = replace(full_plan(host_map), max_flops=max_flops_percent)
-    # The counted figure holds softmax pooling too; a thousandth is reserved for such small terms.
+    # The estimate leaves out small terms such as softmax pooling; a thousandth of the limit is reserved for them.
     limit = host_flops_per_token * max_flops_percent / 100 * 0.999
     for smaller in _reductions(plan, host_map.num_hidden_layers, config):
         if adapter_flops_per_token(plan, host_map, config) <= limit:
@@ -100,16 +100,16 @@ def make_plan(
 
 
 def plan_for(host: Host, config: AdapterConfig, host_flops: int, max_flops: float) -> PortPlan:
-    """The parts that a host carries within a limit in percent of its own FLOPs, which are `host_flops` at 128 tokens.
+    """The largest plan within `max_flops` percent of the host's own FLOPs, which are `host_flops` at 128 tokens.
 
-    :raises BudgetError: When nothing that fits the limit is left.
+    :raises BudgetError: When even the smallest readout exceeds the limit.
     """
     tokens = min(SEQUENCE_LENGTH, host.max_length)
     return make_plan(host.map, config, host_flops_per_token=host_flops / tokens, max_flops_percent=max_flops)
 
 
 def _reductions(plan: PortPlan, depth: int, config: AdapterConfig) -> list[PortPlan]:
-    """Ever smaller plans, in the order in which parts are left out."""
+    """Plans from the largest to the smallest, in the order in which parts are left out."""
     plans = []
     for name in DROPPABLE_TYPES:
         if name in plan.types:

@@ -1,6 +1,6 @@
-"""The data of an adapter's task.  An adapter file may be a stranger's: a name in it opens no connection and no file.
+"""The data of an adapter's task.  An adapter file is untrusted: a name in it opens no connection and no file.
 
-The one exception is a task of this package, whose data lies where `TASKS` says.
+The only exception is a task of this package, whose data is where `TASKS` states.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _LABELLED = {"sequence": "whole texts", "tokens": "words"}
 
 
 def name_to_load(task: Task, asked: Mapping[str, Any]) -> str:
-    """The task to load: the one that the user named, else the adapter's own.
+    """The task to load: the one that the user named, otherwise the adapter's own.
 
-    :param asked: What the user named: `task` and `data` are looked at, each None where he named none.
-    :raises UsageError: If only the adapter's file says where the data lies, and its task is not of this package.
+    :param asked: The user's options; `task` and `data` are used, each None if not given.
+    :raises UsageError: If only the adapter's file names the data, and its task is not of this package.
     """
     if asked["task"] is not None:
         return str(asked["task"])
@@ -35,7 +35,7 @@ def name_to_load(task: Task, asked: Mapping[str, Any]) -> str:
 def evaluation_data(task: Task, asked: Mapping[str, Any], *, offline: bool, seed: int) -> TaskData:
     """Evaluation examples in the labels of an adapter's task, at least one.
 
-    :param asked: What the user named: `task` and options of `load_task`, each None where it is left open.
+    :param asked: The user's options: `task` and options of `load_task`, each None if not given.
     :raises UsageError: See `name_to_load`; also if options contradict each other.
     :raises DataError: If the data cannot be found or read, or does not fit the task's kind or labels.
     """

@@ -1,7 +1,6 @@
-"""Which columns hold the text and the labels: by flag, by the task's row, or by name when only one fits.
+"""Find the columns of the text and the labels: by flag, by the task's row, or by name when only one fits.
 
-A choice between two columns that both fit is never made here; it is an error that lists the columns and names the flag
-that decides.
+If two columns fit, none is chosen: the error lists the columns and names the flag that decides.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ TAGS_NAMES = ("ner_tags", "tags", "labels")
 
 
 class Named(Protocol):
-    """What of a table is looked at to choose columns: `table.Table` and `stream.Rows` have it."""
+    """The interface of a table for choosing columns; `table.Table` and `stream.Rows` implement it."""
 
     @property
     def origin(self) -> str: ...
@@ -51,7 +50,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class ColumnFlags:
-    """The columns that the user named; None leaves one open."""
+    """The columns that the user named; None where not given."""
 
     text: str | None = None
     pair: str | None = None
@@ -106,7 +105,7 @@ def resolve_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Co
 
 
 def unlabelled_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Columns | None:
-    """The columns of texts or words that have no labels (`label` is empty); None where there is a column for labels.
+    """The columns of texts or words without labels (`label` is empty); None if there is a label column.
 
     :raises DataError: If a column is absent, or two fit and no flag decides.
     :raises UsageError: If the flags ask for a text task and a token task at once.
@@ -121,21 +120,21 @@ def unlabelled_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) ->
 
 
 def columns_to_label(table: Named, kind: Kind, task: Task | None, flags: ColumnFlags) -> Columns:
-    """The columns of the texts, or words, that a model is to label (`label` is empty).
+    """The columns of the texts, or words, for a model to label (`label` is empty).
 
-    Flags go first, then the columns of a task of this package, or those that a task of the user's own was trained on,
-    as far as they are there, then inference.
+    Order of precedence: flags, then the columns of the package's task or those that the user's own task was trained on,
+    if present, then inference.
 
     :param kind: What the model labels: texts or words.
-    :param task: Its task, where that is known.
-    :raises DataError: If a column is absent, two fit and no flag decides, or a task on two texts finds one alone.
+    :param task: Its task, if known.
+    :raises DataError: If a column is absent, two fit and no flag decides, or a task on two texts finds only one.
     :raises UsageError: If the flags contradict each other or the model.
     """
     _check(table, flags)
     if kind == "tokens" and flags.pair:
         raise UsageError("The model tags words; it takes no second text.", "Leave out --pair-column.")
     row = None if task is None else TASKS.get(task.name)
-    if row is not None and row.kind != kind:  # a stranger's task of the same name
+    if row is not None and row.kind != kind:  # another task with the same name
         row = None
     if task is not None and row is None and flags == ColumnFlags():
         own = {name: getattr(task, f"{name}_column") for name in ("text", "pair", "tokens")}
@@ -185,7 +184,7 @@ def _row_columns(table: Named, row: TaskRow, flags: ColumnFlags) -> Columns:
         raise UsageError(f"{row.name} classifies texts; it has no tokens column.", "Give --text-column instead.")
     text = flags.text or _row_column(table, row, row.text_column, "--text-column")
     pair = flags.pair
-    # A text column that the user chose comes alone: the row's pair belongs to the row's own text column.
+    # A text column that the user chose has no pair: the row's pair belongs to the row's own text column.
     if pair is None and row.pair_column is not None and flags.text is None:
         pair = _row_column(table, row, row.pair_column, "--pair-column")
     label = flags.label or _row_column(table, row, row.label_column, "--label-column")

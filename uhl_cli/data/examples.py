@@ -21,7 +21,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts with their classes; every field that is not None has one entry an example.
+    """Texts with their classes; every field that is not None has one entry per example.
 
     :param texts: The text to read; for a token task the words joined by single spaces.
     :param pairs: The second text of each example, or None for a task on single texts.
@@ -60,7 +60,7 @@ class Examples:
     def select(self, indices: Iterable[int]) -> Examples:
         """The examples at `indices`, in that order.
 
-        :raises IndexError: If an index lies outside.
+        :raises IndexError: If an index is out of range.
         """
         chosen = list(indices)
         parts: dict[str, Any] = {}
@@ -70,9 +70,9 @@ class Examples:
         return Examples(**parts)
 
     def followed_by(self, others: Examples) -> Examples:
-        """These examples and then the others, which are of the same kind of task.
+        """These examples followed by the others, which must be of the same kind of task.
 
-        :raises DataError: If one of both alone has pairs, or their kinds differ.
+        :raises DataError: If only one of the two has pairs, or their kinds differ.
         """
         parts: dict[str, Any] = {}
         for part in fields(self):
@@ -158,7 +158,7 @@ def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], li
 def subset_indices(count: int, limit: int | None, seed: int) -> list[int]:
     """A seeded random subset of `range(count)`, sorted; all of it if `limit` is None or larger.
 
-    With one seed, the subset of a smaller limit lies within that of a larger one.
+    With the same seed, a smaller limit gives a subset of a larger limit's.
 
     :raises UsageError: If the limit is below 1.
     """
@@ -170,7 +170,7 @@ def subset_indices(count: int, limit: int | None, seed: int) -> list[int]:
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """`range(count)` in an order that depends on nothing but `count` and `seed`."""
+    """`range(count)` in an order that depends only on `count` and `seed`."""
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return order
@@ -178,9 +178,9 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its examples; a part that was not asked for is None.
+    """A task with its examples; a part that was not requested is None.
 
-    :param source: Where the examples came from and what was left out, for people to read.
+    :param source: Where the examples came from and what was left out, for display.
     """
 
     task: Task

@@ -1,7 +1,7 @@
-"""Local data: find the files of the splits in a folder, and read each: tables through `datasets`, CoNLL here.
+"""Local data: find and read the files of the splits in a folder; `datasets` reads tables, this module CoNLL.
 
-Text stays text: `null`, `NA` and `007` come out as they are written, and a line with too few or too many fields is an
-error with its number.
+Text stays text: `null`, `NA` and `007` are read as written.  A line with too few or too many fields is an error with
+its line number.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ EVALUATION_STEMS = ("dev", "valid", "eval", "test")  # "valid" finds "validation
 _TAG = re.compile(r"O|[BIES]-\S+")
 _BLANKS = re.compile(r"[ \t]+")  # str.split() would also cut words at no-break spaces
 _CONLL_HINT = "Write a word a line as `word tag`, with an empty line between sentences."
-# Finds every list with null in JSON and now and then a text that looks like one, which parsing then tells apart.
+# Matches every list with null in JSON, and sometimes a text that looks like one; parsing then distinguishes them.
 _NULL_IN_LIST = re.compile(rb"[\[,]\s*null\s*[,\]]")
 _SHARD = re.compile(r"(.*)-\d+-of-\d+$")
 _SUFFIXES = " ".join(READERS)
 
 
 def split_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
-    """The data files of one split: those of the first stem that names any; empty if none does.
+    """The data files of one split: those of the first stem that matches any; empty if none does.
 
-    A file named exactly as the stem goes before others that begin with it; the shards of one file
-    (`train-00000-of-00002.parquet`) come together.
+    A file named exactly as the stem is preferred to others that begin with it; the shards of one file
+    (`train-00000-of-00002.parquet`) are returned together.
 
     :raises DataError: If several files could be meant.
     """
@@ -97,7 +97,7 @@ def read_files(paths: list[Path]) -> Table:
             for path in paths:
                 _refuse_null_words(path)
         files = [str(path) for path in paths]
-        # Otherwise `datasets` reports to a server which of its readers is used, of a local file too.
+        # Otherwise `datasets` reports the reader that is used to a server, even for a local file.
         with offline_datasets():
             dataset = load_dataset(reader, data_files={"train": files}, split="train", **options)
     except load_failures() as error:
@@ -106,7 +106,7 @@ def read_files(paths: list[Path]) -> Table:
 
 
 def _delimited_options(paths: list[Path]) -> dict[str, object]:
-    """How `datasets` is to read these files: every column as text, and nothing taken for a missing value."""
+    """Options for `datasets` to read these files: every column as text, and no value as missing."""
     from datasets import Features, Value
 
     tabs = paths[0].suffix.casefold() == ".tsv"
@@ -118,7 +118,7 @@ def _delimited_options(paths: list[Path]) -> dict[str, object]:
         "quoting": _quoting(tabs),
         "keep_default_na": False,
         "na_filter": False,
-        # Without types, each block of rows guesses its own: 007 becomes 7, and a late word is an error.
+        # Without types, each block of rows infers its own: 007 becomes 7, and a word in a later block is an error.
         "features": Features({name: Value("string") for name in headers[0]}),
     }
 
@@ -128,10 +128,10 @@ def _quoting(tabs: bool) -> Literal[0, 3]:
 
 
 def _header(path: Path, tabs: bool) -> list[str]:
-    """The column names, once every line is known to be as wide as the first.
+    """The column names, after checking that every line has as many fields as the first.
 
-    pandas would fill a short line up with empty fields, and take the first column for an index if all lines are one
-    field longer than the header.
+    pandas would fill short lines with empty fields, and use the first column as an index if all lines are one field
+    longer than the header.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = delimited_rows(file, path.name, tabs=tabs)
@@ -142,12 +142,12 @@ def _header(path: Path, tabs: bool) -> list[str]:
 
 
 def delimited_rows(lines: Iterable[str], name: str, *, tabs: bool) -> Iterator[list[str]]:
-    """The column names, and then the fields of one row after the other, each as many as there are names.
+    """Yield the column names, then the fields of each row, as many as there are names.
 
     Empty lines are left out.
 
-    :param lines: With their line ends, as a file opened with `newline=""` gives them.
-    :raises DataError: If a row is wider or narrower, quotes do not close, or a name is missing or there twice.
+    :param lines: Lines with their line ends, as from a file opened with `newline=""`.
+    :raises DataError: If a row has more or fewer fields, quotes do not close, or a name is missing or duplicated.
     """
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -155,7 +155,7 @@ def delimited_rows(lines: Iterable[str], name: str, *, tabs: bool) -> Iterator[l
         header = next((row for row in rows if row), [])
         if len(set(header)) != len(header) or any(not name.strip() for name in header[1:]):
             raise DataError(
-                f"{name}: column names are empty or there twice.", "Give each column its own name on line 1."
+                f"{name}: column names are empty or duplicated.", "Give each column its own name on line 1."
             )
         # A table that pandas wrote with its index has no name over the first column.
         yield [column if column else f"Unnamed: {index}" for index, column in enumerate(header)]
@@ -177,7 +177,7 @@ def _read_conll(path: Path) -> tuple[list[list[str]], list[list[str]]]:
     """(words, tags) of every sentence of a file in CoNLL's columns, see `conll_sentences`.
 
     The tags are the last column in which every value is `O` or begins with a one-letter chunk prefix such as `B-`: so
-    the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and `word entity 0` are read alike.
+    the four columns of CoNLL-2003 (word, part of speech, chunk, entity) and `word entity 0` both give the entity.
 
     :raises DataError: If the file is not UTF-8, holds no words, has lines of unequal width, or no column looks like
         tags.
@@ -195,18 +195,18 @@ def _read_conll(path: Path) -> tuple[list[list[str]], list[list[str]]]:
             f"{path.name}: none of columns 2 to {width} holds only tags such as O, B-PER, I-PER.",
             "Keep two columns, `word tag`, or mark entities as B-NAME and I-NAME.",
         )
-    column = column or 1  # of two columns there is no choice: tags of another kind, such as parts of speech
+    column = column or 1  # with two columns, the second is taken whatever its tags, such as parts of speech
     words = [[fields[0] for fields in sentence] for sentence in sentences]
     return words, [[fields[column] for fields in sentence] for sentence in sentences]
 
 
 def conll_sentences(lines: Iterable[str], name: str, *, least: int = 2) -> Iterator[list[list[str]]]:
-    """The columns of every word of one sentence after the other: a word a line, an empty line between sentences.
+    """Yield sentences as the columns of each word: one word per line, an empty line between sentences.
 
     Document starts are left out.
 
-    :param least: Columns that a line must have, at least.
-    :raises DataError: If a line has fewer, or another number than the first.
+    :param least: Minimum number of columns of a line.
+    :raises DataError: If a line has fewer columns, or not as many as the first.
     """
     sentence: list[list[str]] = []
     width = 0
@@ -227,7 +227,7 @@ def conll_sentences(lines: Iterable[str], name: str, *, least: int = 2) -> Itera
 
 
 def tag_column(sentences: Sequence[list[list[str]]]) -> int | None:
-    """The last column but the words' that holds nothing but tags of entities; None where there is none."""
+    """The last column, except the words', that has only entity tags; None if there is none."""
     for column in range(len(sentences[0][0]) - 1, 0, -1):
         if all(_TAG.fullmatch(fields[column]) for sentence in sentences for fields in sentence):
             return column
@@ -237,10 +237,10 @@ def tag_column(sentences: Sequence[list[list[str]]]) -> int | None:
 def _refuse_null_words(path: Path) -> None:
     """Refuse null among the words of a list before pyarrow reads the file.
 
-    pyarrow's JSON reader (18 to 26 at least) makes invalid arrays of `[null, "word"]`: words move into other rows, or
-    the process dies.  datasets checks for that from 5.1 on; earlier versions pass the damage on.
+    pyarrow's JSON reader (at least 18 to 26) makes invalid arrays from `[null, "word"]`: words move into other rows, or
+    the process crashes.  datasets checks for that from 5.1 on; earlier versions do not.
 
-    :raises DataError: If one does, naming the line (the record in a file that is one JSON array).
+    :raises DataError: If a list has null; the message names the line (the record in a file that is one JSON array).
     """
     content = path.read_bytes()
     if _NULL_IN_LIST.search(content) is None:

@@ -1,7 +1,7 @@
-"""Datasets of the hub: every split of one configuration, from the network or from what was kept of it.
+"""Datasets of the hub: every split of one configuration, from the network or from a cache.
 
-Without the network there are two places to look: what `datasets` prepared on an earlier run, and the files of a
-snapshot in the hub's own cache, such as `hf download --repo-type dataset` leaves there.
+Without the network, two caches are searched: what `datasets` prepared on an earlier run, and snapshots in the hub's own
+cache, such as from `hf download --repo-type dataset`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uhl_cli.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# How long the hub may take for its first answer.
+# Timeout for the hub's first answer.
 ANSWER_SECONDS = 10.0
 
 
@@ -53,11 +53,11 @@ def _snapshot(hub: str, config: str | None, revision: str | None) -> Mapping[str
         folder = snapshot_download(hub, repo_type="dataset", revision=revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    # A snapshot may lack the splits that nobody asked for, so its declared sizes are not checked.
+    # A snapshot may lack splits that were not requested, so its declared sizes are not checked.
     try:
         return _splits(datasets.load_dataset(folder, name=config, verification_mode="no_checks"))
     except load_failures() as error:
-        # datasets wants the first configuration's files too; by custom each has a folder of its name.
+        # datasets needs the first configuration's files too; by convention each has a folder with its name.
         own = Path(folder) / (config or "")
         if config is None or not own.is_dir():
             raise _explain_snapshot(hub, Path(folder), error) from error
@@ -82,7 +82,7 @@ def _splits(loaded: Mapping[str, Dataset]) -> Mapping[str, Dataset]:
 
 
 def _answers(hub: str, revision: str | None) -> bool:
-    """Whether the hub answers at all, asked once: `datasets` would ask six times, with pauses between."""
+    """Whether the hub answers, tried once: `datasets` would try six times, with pauses."""
     from huggingface_hub import HfApi
 
     try:
@@ -93,7 +93,7 @@ def _answers(hub: str, revision: str | None) -> bool:
 
 
 def _unreachable(error: BaseException) -> bool:
-    """Whether an error or one of its causes is of the network: Python's own, or one of requests or httpx."""
+    """Whether an error or one of its causes is a network error of Python, requests or httpx."""
     network = {"ConnectionError", "TimeoutError", "Timeout", "TransportError"}
     links: BaseException | None = error
     while links is not None:

@@ -1,7 +1,7 @@
-"""Turn whatever a label column holds into class ids: bools, ints, names, or numbers written as text.
+"""Convert the values of a label column to class ids: bools, ints, names, or numbers written as text.
 
-Two guarantees: the same names give the same ids on every run (names that are given keep their order, others are
-sorted), and a label that the given names do not cover is an error, never a new class.
+Two guarantees: the same names give the same ids on every run (given names keep their order, others are sorted), and a
+label that is not among the given names is an error, never a new class.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def map_labels(
     without regard to case), bools as (known[0], known[1]), ints by name and then by position.
 
     :param class_names: Names that the data declares for its ints (ClassLabel), or None.
-    :param known: The names that the labels must map onto, or None to take those of the data.
+    :param known: The names that the labels must map to, or None to use those of the data.
     :param origin: Where the values come from, for messages.
     :raises DataError: If these are not class labels: floats, lists, mixed types, one class, over 1000.
     :raises LabelError: If a label is not among the known names.
@@ -111,7 +111,7 @@ def _named(value: object, class_names: Sequence[str] | None, origin: str) -> Lab
 def _read_text(
     named: dict[object, Label | None], known: Sequence[str] | None, origin: str
 ) -> dict[object, Label | None]:
-    """Numbers and truth values that a text file can only hold as text, as what they are."""
+    """Convert numbers and truth values that a text file stores as text."""
     texts = {label for label in named.values() if isinstance(label, str)}
     if not texts or (known is not None and texts <= set(known)):
         return named

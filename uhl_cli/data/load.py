@@ -45,14 +45,14 @@ def load_task(
     """The examples of a task, the same for the same data, options and seed.
 
     :param name: A task of the table, a hub id, or a local file or folder.
-    :param data: Where the data lies if not where `name` says: a local path or a hub id.
+    :param data: Location of the data if `name` is not it: a local path or a hub id.
     :param config: The configuration of a hub dataset; `revision` its branch, tag or commit.
     :param train_split: The split to train on; in a local folder, how the file's name begins.
-    :param labels: Names that the data must map onto, such as those an adapter knows.
-    :param offline: Open no connection; take what is cached.
-    :param limit_train: At most so many training examples, a seeded random subset.
+    :param labels: Names that the data's labels must map to, such as an adapter's.
+    :param offline: Open no connection; use caches only.
+    :param limit_train: Maximum number of training examples, a seeded random subset.
     :param seed: For subsets, and for the tenth held out if there is no evaluation split.
-    :param need_train: Whether to read training examples; `train` is None without.
+    :param need_train: Whether to read training examples; if not, `train` is None.
     :raises DataError: If the data cannot be found or read, or is not a classification task.
     :raises LabelError: If the labels of the data are not among the known ones.
     :raises UsageError: If options contradict each other.
@@ -73,7 +73,7 @@ def load_task(
         else:
             hub = data or name
             if row is not None and row.hub is not None and data in (None, row.hub):
-                # A flag goes before the row; the row's config and revision belong to its own dataset only.
+                # A flag overrides the row; the row's config and revision belong to its own dataset only.
                 hub, config, revision = row.hub, config or row.config, revision or row.revision
             splits = hub_splits(hub, config, revision, row, wanted, offline)
         columns = _columns(splits, row, flags)
@@ -95,10 +95,10 @@ def load_task(
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Texts without labels, as examples whose classes say nothing (all are 0).
+    """Texts without labels, as examples with placeholder classes (all 0).
 
     :param columns: Where they were read from; `label` is empty.
-    :param source: The same for people to read.
+    :param source: The same for display.
     """
 
     name: str
@@ -123,10 +123,10 @@ def load_unlabelled(
     limit: int | None = None,
     seed: int = 0,
 ) -> Unlabelled | None:
-    """The texts of data that has no labels; None where it has, so that `load_task` reads it.
+    """The texts of unlabelled data; None if the data has labels, so that `load_task` can read it.
 
-    A .txt file holds one text a line; for a token task it may be in CoNLL's columns, and is labelled then.  Empty texts
-    are left out, and the words of texts that come without are what stands between blanks.
+    A .txt file has one text per line; for a token task it may be in CoNLL's columns, and is then labelled.  Empty texts
+    are left out.  Texts that are not split into words are split at spaces.
 
     :param kind: The kind of task that the texts are for; other parameters are those of `load_task`.
     :raises DataError: If the data cannot be found or read, or holds no text.
@@ -175,9 +175,9 @@ def load_unlabelled(
 def unlabelled_examples(
     texts: Sequence[str | Sequence[str]], pairs: Sequence[str] | None = None, *, kind: Kind
 ) -> Examples:
-    """Examples of texts, or of their words, whose classes are all 0; for a token task, pairs are left out.
+    """Examples of texts, or of their words, with placeholder classes (all 0); for a token task, pairs are left out.
 
-    Words of a text are what stands between blanks.
+    Texts are split into words at spaces.
     """
     if kind == "tokens":
         words = [text.split() if isinstance(text, str) else list(text) for text in texts]
@@ -232,9 +232,9 @@ def _label_map(splits: Splits, columns: Columns, known: tuple[str, ...] | None) 
 
 
 def _label(name: str, data: str | None) -> str:
-    """The task's name in adapter files, which are given away: no path of this machine in it.
+    """The task's name in adapter files, which are shared: it contains no local path.
 
-    With `data`, the name is nothing but a name, and may come out of a stranger's file: no file is looked for.
+    With `data`, the name is only a name, and may come from an untrusted file: no file is searched for.
     """
     if data is not None:
         return PurePath(name).name or name if name.startswith(("/", ".", "~", "\\")) else name
@@ -245,7 +245,7 @@ def _label(name: str, data: str | None) -> str:
 
 
 def metric_of(kind: Kind, names: Sequence[str]) -> Metric:
-    """The metric of a task that says none: entity F1 where all labels are tags of entities, else accuracy."""
+    """The default metric of a task: entity F1 if all labels are entity tags, otherwise accuracy."""
     return "entity_f1" if kind == "tokens" and all(_ENTITY_TAG.fullmatch(each) for each in names) else "accuracy"
 
 
@@ -360,7 +360,7 @@ def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]
 
 
 def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[list[str]]:
-    """The values of a column of words, each with its index, once they are known to be lists of words.
+    """The values of a column of words, given with their indices, after checking that they are lists of words.
 
     :raises DataError: If one is not; names its row.
     """
@@ -373,7 +373,7 @@ def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str)
 
 
 def texts_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[str]:
-    """The values of a column of texts, each with its index, once they are known to be texts.
+    """The values of a column of texts, given with their indices, after checking that they are texts.
 
     :raises DataError: If one is not; names its row.
     """

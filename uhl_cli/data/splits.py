@@ -1,6 +1,6 @@
-"""From a name or a path to two splits: which rows are for training and which for evaluation.
+"""Find the training and evaluation splits for a name or a path.
 
-Where the data has no evaluation split, a seeded tenth of the training rows is held out, and the description says so.
+If the data has no evaluation split, a seeded tenth of the training rows is held out, and the description mentions it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _HUB_EVALUATION = ("validation", "dev", "valid", "eval", "test")
 class Splits:
     """Tables to read from; with `held_out`, both parts come from `train`.
 
-    :param train: Rows for training, or to hold out from; None if not asked for.
-    :param evaluation: Rows for evaluation; None if not asked for or held out.
+    :param train: Rows for training, or to hold out from; None if not requested.
+    :param evaluation: Rows for evaluation; None if not requested or held out.
     """
 
     train: Table | None
@@ -39,7 +39,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the caller asked for: the parts needed, and the names of splits if given."""
+    """The caller's request: the parts needed, and the names of splits if given."""
 
     train: bool
     evaluation: bool
@@ -48,12 +48,12 @@ class Wanted:
 
 
 def local_source(name: str, data: str | None = None) -> Path | None:
-    """The local file or folder that `data`, or else `name`, stands for; None if it is the hub's.
+    """The local file or folder that `data`, or otherwise `name`, refers to; None if it is on the hub.
 
-    The name of a task in the table is never taken for a folder beside it: write `./sst2` for that.  A builtin task's
-    folder is the package's own.
+    The name of a task in the table never refers to a local folder of that name: write `./sst2` for that.  A builtin
+    task's folder is the package's own.
 
-    :raises DataError: If it can only be meant as a path, and is not there.
+    :raises DataError: If it can only be a path, and does not exist.
     """
     if data is None and name in TASKS:
         return TASKS[name].folder
@@ -73,7 +73,7 @@ def local_source(name: str, data: str | None = None) -> Path | None:
 def local_splits(path: Path, wanted: Wanted) -> Splits:
     """The splits of a local file or folder.
 
-    :raises DataError: If the files of a split that is needed are not there.
+    :raises DataError: If the files of a required split are missing.
     :raises UsageError: If a split is named for a single file.
     """
     if path.is_file():
@@ -112,8 +112,8 @@ def hub_splits(
 ) -> Splits:
     """The splits of a dataset of the hub.
 
-    :param row: The task's row, whose splits are taken if the data has them.
-    :raises DataError: If the dataset or a split that is needed is not there.
+    :param row: The task's row, whose splits are used if the data has them.
+    :raises DataError: If the dataset or a required split is missing.
     """
     loaded = read_hub(hub, config, revision, offline)
     train = _choose(hub, loaded, wanted.train_split, ((row.train_split,) if row else ()) + ("train",))

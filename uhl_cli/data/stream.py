@@ -1,7 +1,7 @@
 """Rows of a file or of stdin, read once from beginning to end, with one chunk of them in memory at a time.
 
-Values stay what they are: text in csv, tsv and txt, whatever JSON or Arrow says in jsonl and parquet.  pandas is not
-used: it fills short lines up, guesses types anew in every chunk, and takes the first column for an index.
+Values keep their types: text in csv, tsv and txt, those of JSON or Arrow in jsonl and parquet.  pandas is not used: it
+fills short lines, infers types separately for each chunk, and may use the first column as an index.
 
 This module imports neither torch nor datasets.
 """
@@ -39,12 +39,12 @@ _TEXT = Columns(label="", text="text")
 
 
 class Rows:
-    """Rows that can be read once, in chunks.  Making it reads the first chunk.
+    """Rows that can be read once, in chunks.  The constructor reads the first chunk.
 
-    :param origin: What to call them in messages.
-    :param total: How many there are, where that is known.
-    :param columns: Where their text or words are, if the format says that.
-    :param schema: Arrow's types of the columns, of a parquet file.
+    :param origin: Their name in messages.
+    :param total: Number of rows, if known.
+    :param columns: Columns of their text or words, if the format defines them.
+    :param schema: Arrow's types of the columns, for a parquet file.
     :raises DataError: There is no row, or the first chunk cannot be read.
     """
 
@@ -74,7 +74,7 @@ class Rows:
         return any(isinstance(row.get(name), list) for row in self._first)
 
     def chunks(self) -> Iterator[list[Row]]:
-        """One list of rows after the other."""
+        """Yield lists of rows."""
         chunk, self._first = self._first, []
         while chunk:
             yield chunk
@@ -83,7 +83,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or stdin, that was found to be there and of a known form."""
+    """An existing file, or stdin, of a known form."""
 
     path: Path | None
     form: Form
@@ -91,14 +91,14 @@ class Source:
 
     @property
     def origin(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
         return "stdin" if self.path is None else f"{self.path.absolute().parent.name}/{self.path.name}"
 
 
 def find_source(name: str, form: Form | None) -> Source:
-    """The file `name`, or stdin for `-`, whose form is taken from its ending unless it is given; stdin is txt.
+    """The file `name`, or stdin for `-`.  The form follows from the file's ending unless it is given; stdin is txt.
 
-    :raises DataError: There is no such file, or its ending says nothing.
+    :raises DataError: There is no such file, or its ending is unknown.
     """
     if name == STDIN:
         if form == "parquet":
@@ -123,12 +123,12 @@ def find_source(name: str, form: Form | None) -> Source:
 def open_rows(source: Source, *, size: int, words: bool = False) -> Iterator[Rows]:
     """The rows of a file or of stdin, in chunks of `size`.
 
-    A txt file is read as `text`, one a line.  A sentence of a CoNLL file has its words in `tokens` and, where a column
-    looks like tags of entities, those in `gold_tags`.
+    A txt file is read as `text`, one per line.  A sentence of a CoNLL file has its words in `tokens` and, if a column
+    looks like entity tags, these in `gold_tags`.
 
-    :param words: They are for a model that labels words: a .txt file that begins with a sentence in CoNLL's columns is
-        read as one.
-    :raises DataError: It is empty, damaged, no text or not UTF-8; on making it, or while reading on.
+    :param words: For a model that labels words: a .txt file that begins with a sentence in CoNLL's columns is read as
+        CoNLL.
+    :raises DataError: It is empty, damaged, binary or not UTF-8; raised when opening it, or during reading.
     """
     if source.form == "parquet":
         assert source.path is not None  # find_source gives no other
@@ -139,7 +139,7 @@ def open_rows(source: Source, *, size: int, words: bool = False) -> Iterator[Row
         head = binary.peek(_PEEKED)[:_PEEKED]
         if b"\0" in head:
             hint = "Say --format parquet." if head.startswith(b"PAR1") else "Save it as text in UTF-8."
-            raise DataError(f"{source.origin} is binary, no {source.form}.", hint)
+            raise DataError(f"{source.origin} is binary, not {source.form}.", hint)
         form = source.form
         if words and form == "txt" and source.guessed and _begins_as_conll(head):
             form = "conll"
@@ -181,7 +181,7 @@ def _records(lines: IO[str], origin: str) -> Iterator[Row]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise data_error(f"{origin}: line {number} is no JSON", error, "Write one JSON record a line.") from error
+            raise data_error(f"{origin}: line {number} is not JSON", error, "Write one JSON record a line.") from error
         if not isinstance(record, dict):
             what = "a whole array" if isinstance(record, list) else f"a {type(record).__name__}"
             hint = 'Write one JSON record a line, such as {"text": "..."}.'
@@ -233,7 +233,7 @@ def _parquet(source: Source, path: Path, size: int) -> Iterator[Rows]:
     with file:
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
-            raise DataError(f"{source.origin}: column names are there twice.", "Give each column its own name.")
+            raise DataError(f"{source.origin}: column names are duplicated.", "Give each column its own name.")
         batches = file.iter_batches(batch_size=size)
         rows = (row for batch in batches for row in batch.to_pylist())
         guarded = _guarded(
@@ -243,7 +243,7 @@ def _parquet(source: Source, path: Path, size: int) -> Iterator[Rows]:
 
 
 def _guarded(values: Iterator[Any], origin: str, *kinds: type[Exception]) -> Iterator[Any]:
-    """The same values; what goes wrong on the way is a `DataError`."""
+    """The same values; errors on the way are converted to `DataError`."""
     failures: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield from values

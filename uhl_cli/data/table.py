@@ -1,4 +1,4 @@
-"""`datasets` as the rest of the package sees it: a split as a table, calls without bars and log lines, one error."""
+"""Wrapper of `datasets`: a split as a table, calls without progress bars and log lines, one error type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A split of `datasets` and the name to call it by in messages.
+    """A split of `datasets` and its name in messages.
 
     :param dataset: The rows, memory mapped.
     :param origin: Where they come from, such as `sst2/train.tsv`.
@@ -48,7 +48,7 @@ class Table:
         return None if names is None else tuple(str(each) for each in names)
 
     def column(self, name: str, indices: Sequence[int] | None = None) -> list[object]:
-        """The values of a column, as Python objects; of the rows at `indices` if given."""
+        """The values of a column, as Python objects; only of the rows at `indices` if given."""
         # One column only: other columns may need decoders (images, audio) that are not installed.
         dataset = self.dataset.select_columns([name])
         if indices is not None:
@@ -58,7 +58,7 @@ class Table:
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Progress bars and logging of `datasets`, and logging of the hub, are off inside, and as before after it."""
+    """Context manager that turns off progress bars and logging of `datasets`, and logging of the hub."""
     import datasets
     import huggingface_hub
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -67,7 +67,7 @@ def quiet_datasets() -> Iterator[None]:
     loggers = (datasets.logging, huggingface_hub.logging)
     verbosity = [logger.get_verbosity() for logger in loggers]
     disable_progress_bars()
-    # What goes wrong is told once, by the DataError; the libraries would log it beforehand.
+    # Errors are reported once, by the DataError; the libraries would also log them.
     for logger in loggers:
         logger.set_verbosity(logger.CRITICAL)
     try:
@@ -81,11 +81,11 @@ def quiet_datasets() -> Iterator[None]:
 
 @contextmanager
 def offline_datasets() -> Iterator[None]:
-    """Inside, neither `datasets` nor `huggingface_hub` opens a connection, as with HF_HUB_OFFLINE=1."""
+    """Context manager: inside it neither `datasets` nor `huggingface_hub` opens a connection (as HF_HUB_OFFLINE=1)."""
     import datasets.config
     import huggingface_hub.constants
 
-    # Both read the environment once, at import; these two names are what they look at afterwards.
+    # Both read the environment once, at import; afterwards they use these two names.
     modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
@@ -98,7 +98,7 @@ def offline_datasets() -> Iterator[None]:
 
 
 def load_failures() -> tuple[type[Exception], ...]:
-    """What `datasets.load_dataset` raises for absent, damaged or unreachable data."""
+    """The errors of `datasets.load_dataset` for missing, damaged or unreachable data."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -108,7 +108,7 @@ def load_failures() -> tuple[type[Exception], ...]:
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what lies at the root of a chain of errors, at most 200 characters."""
+    """The first line of the root error of a chain, at most 200 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
@@ -116,5 +116,5 @@ def cause(error: BaseException) -> str:
 
 
 def data_error(what: str, error: BaseException, hint: str) -> DataError:
-    """A `DataError` that says what failed and why."""
+    """A `DataError` that states what failed and why."""
     return DataError(f"{what}: {cause(error)}.", hint)

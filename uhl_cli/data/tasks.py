@@ -1,7 +1,7 @@
-"""What a task is, and the table of the tasks that uhl knows by name.
+"""The definition of a task, and the table of the tasks that uhl knows by name.
 
-A `Task` is all that an adapter keeps of its training data: enough to read other data in the same shape and to score
-predictions on it.  A `TaskRow` says in addition where the data of a named task lies on the hub.  A task without a row
+A `Task` is all that an adapter stores about its training data: enough to read other data of the same form and to score
+predictions on it.  A `TaskRow` adds the location of a named task's data on the hub.  A task without a row
 works as well: its columns and labels are read from the data.
 
 This module imports neither torch nor datasets.
@@ -20,18 +20,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Kind = Literal["sequence", "tokens"]
 Metric = Literal["accuracy", "f1", "entity_f1"]
 
-# A task may come out of a stranger's adapter file, so nothing in it is unbounded.
+# A task may come from an untrusted adapter file, so everything in it is bounded.
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Task(BaseModel):
     """A classification task: its labels, its metric, the columns it was read from.
 
-    `labels[i]` is the name of class id `i`.  A sequence task has a `text_column` and perhaps a `pair_column`; a token
-    task has a `tokens_column`.  Both have a `label_column`.
+    `labels[i]` is the name of class id `i`.  A sequence task has a `text_column` and optionally a `pair_column`; a
+    token task has a `tokens_column`.  Both have a `label_column`.
 
-    :raises pydantic.ValidationError: If the columns do not fit the kind, or there are fewer than two labels, or a label
-        is there twice.
+    :raises pydantic.ValidationError: If the columns do not fit the kind, there are fewer than two labels, or a label is
+        duplicated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,11 +62,10 @@ class Task(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """A task that can be named: where its data lies, columns, labels and metric.
+    """A named task: location of its data, columns, labels and metric.
 
     The data is the hub dataset `hub`, or for a builtin task the package's own `folder`; one of them is None. `aliases`
-    gives for a column of the hub dataset the names that the same column has in local files, tried in order after the
-    hub's own name.
+    maps a column of the hub dataset to its names in local files, which are tried in order after the hub's own name.
     """
 
     name: str

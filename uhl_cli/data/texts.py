@@ -1,4 +1,4 @@
-"""Texts as users hold them: one string, a list or tuple, a NumPy array, a column of pandas or of `datasets`."""
+"""Texts in the forms that users pass: one string, a list or tuple, a NumPy array, a column of pandas or `datasets`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uhl_cli.errors import DataError
 
 
 class _Array(Protocol):
-    """What NumPy arrays and pandas columns share, so that neither library is imported for it."""
+    """The common interface of NumPy arrays and pandas columns, so that neither library needs to be imported."""
 
     def tolist(self) -> object: ...
 
@@ -21,10 +21,10 @@ _HINT = "Give one string, or a list of strings."
 def as_texts(value: Texts) -> list[str]:
     """The texts in order, at least one; a single string is one text.
 
-    :raises DataError: If there is no text, an entry is not a string, or `value` holds no sequence of texts.
+    :raises DataError: If there is no text, an entry is not a string, or `value` is not a sequence of texts.
     """
     held = value if isinstance(value, str) or not hasattr(value, "tolist") else value.tolist()
-    if isinstance(held, str):  # an array of no dimension holds one, too
+    if isinstance(held, str):  # also from a zero-dimensional array
         return [str(held)]
     if isinstance(held, (bytes, bytearray)) or not isinstance(held, Sequence):
         raise DataError(f"an object of type {type(held).__name__} is not a text or a list of texts.", _HINT)

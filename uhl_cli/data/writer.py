@@ -1,4 +1,4 @@
-"""Rows written to a file as they come, csv, tsv, jsonl or parquet by its ending; the file is there when it is whole.
+"""Write rows to a file as they come: csv, tsv, jsonl or parquet by its ending.  The file appears when it is complete.
 
 This module imports neither torch nor datasets.
 """
@@ -24,9 +24,9 @@ Write = Callable[[Sequence[Row]], None]
 
 
 def written_form(path: Path) -> WrittenForm:
-    """The form that a file's ending asks for.
+    """The form for a file's ending.
 
-    :raises UsageError: It is no form that can be written.
+    :raises UsageError: There is no such form.
     """
     for form in get_args(WrittenForm):
         if path.suffix.casefold() == f".{form}":
@@ -44,15 +44,15 @@ def open_writer(
     *,
     schema: Any = None,  # noqa: ANN401
 ) -> Iterator[Write]:
-    """What writes rows to a temporary file beside `path`, which takes its place when the block ends without an error.
+    """A writer of rows to a temporary file beside `path`, which replaces `path` when the block ends without an error.
 
     In csv and tsv, null is an empty field, and lists and records are JSON.  Fields of tsv are not quoted.
 
-    :param first: Columns that the rows bring; jsonl takes others, too.
-    :param added: Columns that stand after them, with what they hold.
-    :param schema: Arrow's types of the columns in `first`; by default those that its first rows have.
+    :param first: Columns of the rows; jsonl also accepts others.
+    :param added: Columns after them, with their types.
+    :param schema: Arrow's types of the columns in `first`; by default those of the first rows.
     :raises OutputError: It cannot be written.
-    :raises DataError: From the writer, when a row does not go into the file's form.
+    :raises DataError: From the writer, when a row does not fit the file's form.
     """
     form = written_form(path)
     with atomic_path(path) as temporary:
@@ -60,14 +60,14 @@ def open_writer(
             with _parquet(temporary, first, added, schema) as write:
                 yield write
             return
-        # What is no character, such as half of one from JSON, is written as its escape.
+        # Invalid characters, such as a lone surrogate from JSON, are written as escapes.
         newline = "" if form == "csv" else "\n"
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=newline) as file:
             yield _lines(file) if form == "jsonl" else _fields(file, form, [*first, *added])
 
 
 def json_line(row: Row) -> str:
-    """A row as JSON on one line; what JSON has no form for, such as a date, is text, and a number such as NaN null."""
+    """A row as JSON on one line; types that JSON lacks, such as dates, become text, and numbers such as NaN null."""
     return _json(row)
 
 
@@ -79,7 +79,7 @@ def _json(value: object) -> str:
 
 
 def _finite(value: object) -> object:
-    """The same with null for every number that is not finite."""
+    """The value with null for every number that is not finite."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -98,7 +98,7 @@ def _fields(file: IO[str], form: WrittenForm, names: Sequence[str]) -> Write:
         if any(letter in field for field in row for letter in "\t\r\n"):
             where = f"row {number}" if number else "the name of a column"
             raise DataError(
-                f"{where} holds a tab or a line break, which .tsv has no place for.",
+                f"{where} holds a tab or a line break, which .tsv cannot store.",
                 "Name an --output that ends in .csv or .jsonl.",
             )
         file.write("\t".join(row) + "\n")
@@ -155,7 +155,7 @@ def _parquet(
                 if schema is None:
                     given = [{name: row.get(name) for name in first} for row in rows]
                     schema = pyarrow.Table.from_pylist(given).schema
-                schema = schema.remove_metadata()  # what other libraries said of the columns holds no longer
+                schema = schema.remove_metadata()  # other libraries' notes on the columns are no longer valid
                 for name, kind in added.items():
                     schema = schema.append(pyarrow.field(name, types[kind]))
                 file = pyarrow.parquet.ParquetWriter(path, schema)

@@ -1,4 +1,4 @@
-"""The adapter file, format 2.0: read without torch and without trust.  See `container` for layout, digest, versions.
+"""The adapter file, format 2.0: read without torch, and validated.  See `container` for layout, digest, versions.
 
 The record is the manifest (`schema.Manifest`).  Tensors:
 
@@ -21,20 +21,20 @@ The part `features`, a feature bank (W words, F = readout_size + num_labels):
 | features.codes | uint8 | readout features and head logits [W, F], entropy-coded codes |
 | features.scale | float32 [F] | value = code * scale + mean |
 | features.mean | float32 [F] | |
-| features.shift | float32 [readout_size] | what the updates add to the readout's features on the source, on average |
-| features.texts, features.words | uint8 | as those of the anchors: more texts, and their words with features |
+| features.shift | float32 [readout_size] | mean change of the readout's features by the updates on the source |
+| features.texts, features.words | uint8 | as for the anchors: more texts, and their words with features |
 
 The part `transfer`, a transfer set, is described in `transfer`.
 
-A part that a reader does not know is left out (and kept, when the file is written again) unless the manifest says
-`required` of it; then the file is refused as newer.  Nothing else may stand in the file.
+A reader ignores a part that it does not know (and keeps it, when the file is written again), unless the manifest marks
+the part as `required`; then the file is refused as newer.  The file may contain nothing else.
 
-Bounds: values by what training can make, see `MAX_VALUE`, `MAX_FEATURE` and `MAX_GAIN`; sizes by their products,
-`MAX_CODES` and `layout.MAX_PARAMETERS`, before anything is unpacked.  A file that is accepted takes less than 200 MB to
-load.
+Bounds: values are limited to what training can produce, see `MAX_VALUE`, `MAX_FEATURE` and `MAX_GAIN`; sizes by their
+products, `MAX_CODES` and `layout.MAX_PARAMETERS`, before anything is unpacked.  Loading an accepted file takes less
+than 200 MB.
 
-Format 1.1 had no digest and kept the record of the features in that of the anchors.  It is read, and given the digest
-that the same content has as format 2.0, so that task files fit either.
+Format 1.1 had no digest and kept the record of the features in that of the anchors.  It can be read, and gets the
+digest of the same content in format 2.0, so that task files fit both.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ FORMAT_VERSION = ADAPTER.version
 ANCHOR_PARTS = ("anchors.codes", "anchors.scale", "anchors.texts", "anchors.words")
 FEATURE_PARTS = tuple(f"features.{name}" for name in ("codes", "mean", "scale", "shift", "texts", "words"))
 MAX_TEXT_BYTES = 2_000_000
-# Of the coordinates, and of the features: ten times those of an adapter of 1 MB.
+# Maximum number of codes of the coordinates, and of the features: ten times that of an adapter of 1 MB.
 MAX_CODES = 16_000_000
 # Largest value of a parameter or a coordinate.  A step of AdamW moves a parameter by about the learning rate at most:
-# at 0.002, this is 50,000 steps in one direction.  Those of the adapters that ship stay below 4.
+# at 0.002, this is 50,000 steps in one direction.  In the shipped adapters all values are below 4.
 MAX_VALUE = 100.0
-# Of a feature, which is a sum of such products; finite in float16.  Those of the adapters that ship stay below 40.
+# Largest value of a feature, a sum of such products; finite in float16.  In the shipped adapters all are below 40.
 MAX_FEATURE = 10_000.0
-# The gains of the size MLP, which are exponentials, at hosts of all widths: within 1 / MAX_GAIN and MAX_GAIN.
+# Gains of the size MLP, which are exponentials, must be within 1 / MAX_GAIN and MAX_GAIN for all host widths.
 MAX_GAIN = 1_000.0
 _WIDTHS = (16, 128, 1024, 16_384)
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -99,9 +99,9 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Features:
-    """What the source's readout sees at the words of more texts: `codes` [W, F], one scale and one mean a column.
+    """The source readout's features at the words of more texts: `codes` [W, F], one scale and one mean per column.
 
-    `shift` [readout_size] is what the updates add to its features there, on average.
+    `shift` [readout_size] is the mean change of these features by the updates.
     """
 
     anchors: AnchorTexts
@@ -112,10 +112,10 @@ class Features:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """All that an adapter file holds.
+    """The content of an adapter file.
 
     :param others: Tensors of optional parts that this uhl does not know.
-    :param digest: The file's SHA-256, by which task files name it; empty where the content was not read from a file.
+    :param digest: The file's SHA-256, which task files refer to; empty if the content was not read from a file.
     """
 
     manifest: Manifest
@@ -131,7 +131,7 @@ class AdapterFile:
 def to_bytes(content: AdapterFile) -> bytes:
     """The file's bytes; the same content gives the same bytes.
 
-    :raises FormatError: When the content passes a bound, so that no reader would take it.
+    :raises FormatError: When the content exceeds a bound, so that no reader would accept it.
     """
     check_sizes(content.manifest)
     tensors = parameter_tensors(content.parameters)
@@ -152,10 +152,10 @@ def to_bytes(content: AdapterFile) -> bytes:
 
 
 def write_adapter(path: Path, content: AdapterFile) -> int:
-    """Write the file whole or not at all and return its size in bytes.
+    """Write the file atomically and return its size in bytes.
 
     :raises OutputError: When it cannot be written.
-    :raises FormatError: When the content passes a bound.
+    :raises FormatError: When the content exceeds a bound.
     """
     data = to_bytes(content)
     write_bytes(path, data)
@@ -165,7 +165,7 @@ def write_adapter(path: Path, content: AdapterFile) -> int:
 def read_adapter(path: Path) -> AdapterFile:
     """Read and validate an adapter file.
 
-    :raises FormatError: When it is missing, damaged, not ours, or breaks any rule of the format.
+    :raises FormatError: When it is missing, damaged, not an adapter file, or breaks any rule of the format.
     :raises NewerFormatError: When it needs a newer uhl.
     """
     problems = Problems(path)
@@ -222,7 +222,7 @@ def parse_manifest(contents: Contents, problems: Problems) -> Manifest | None:
 
 
 def _as_current(contents: Contents) -> str | None:
-    """The manifest of format 1.1 as one of this format; None for one that is of this format already."""
+    """A manifest of format 1.1 converted to this format; None if it already has this format."""
     if contents.version != "1.1":
         return None
     fields = json.loads(contents.record) | {"format_version": FORMAT_VERSION}
@@ -233,7 +233,7 @@ def _as_current(contents: Contents) -> str | None:
 
 
 def _config_alone(contents: Contents) -> AdapterConfig | None:
-    """The configuration in a manifest that breaks the format elsewhere, so that the parts can be checked still."""
+    """The configuration in a manifest that breaks the format elsewhere, so that the parts can still be checked."""
     try:
         return AdapterConfig.model_validate_json(json.dumps(json.loads(contents.record).get("config")))
     except ValueError:  # a ValidationError is one
@@ -241,7 +241,7 @@ def _config_alone(contents: Contents) -> AdapterConfig | None:
 
 
 def check_sizes(manifest: Manifest) -> bool:
-    """True.
+    """Check the sizes after unpacking; always returns True.
 
     :raises FormatError: When the file would unpack to more than the format allows.
     """
@@ -263,7 +263,7 @@ def check_sizes(manifest: Manifest) -> bool:
 
 def _check_unknown(name: str, *, required: bool, shapes: Mapping[str, object]) -> None:
     if not _PART_NAME.fullmatch(name) or name in shapes or name == "anchors":
-        raise FormatError(f"{name[:100]} is no name of an optional part")
+        raise FormatError(f"{name[:100]} is not a name of an optional part")
     if required:
         raise NewerFormatError(f"it needs the part {name}, which this uhl does not know", container.UPGRADE)
 
@@ -280,9 +280,9 @@ def check_names(tensors: Mapping[str, object], wanted: set[str], problems: Probl
 
 
 def parameter_tensors(parameters: Mapping[str, Quantised]) -> dict[str, np.ndarray]:
-    """The tensors of parameters: codes, packed where they are of 4 bits, and scales.
+    """The tensors of parameters: codes (packed if they have 4 bits) and scales.
 
-    :raises FormatError: When a value passes the bound.
+    :raises FormatError: When a value exceeds the bound.
     """
     tensors: dict[str, np.ndarray] = {}
     for name, parameter in parameters.items():
@@ -293,9 +293,9 @@ def parameter_tensors(parameters: Mapping[str, Quantised]) -> dict[str, np.ndarr
 
 
 def check_gains(parameters: Mapping[str, Quantised]) -> None:
-    """Check the size MLP; `canonical.size_gains` in numpy.
+    """Check the size MLP; computes `canonical.size_gains` in numpy.
 
-    :raises FormatError: When its gains pass the bound at the width of some host.
+    :raises FormatError: When its gains exceed the bound at the width of some host.
     """
     names = ("size_in_weight", "size_in_bias", "size_out_weight", "size_out_bias")
     if not all(name in parameters for name in names):
@@ -309,9 +309,9 @@ def check_gains(parameters: Mapping[str, Quantised]) -> None:
 
 
 def values_of(entry: Quantised) -> Floats:
-    """float32 values of integer codes [..., columns] with one scale a row; a vector is one row.
+    """float32 values of integer codes [..., columns] with one scale per row; a vector is one row.
 
-    Guarantee: bit for bit what `convert.dequantised` gives to torch.
+    Guarantee: equal to `convert.dequantised` bit for bit.
     """
     codes = entry.codes
     rows = codes.reshape(-1, codes.shape[-1]).astype(np.float32) * entry.scales[:, None]
@@ -322,7 +322,7 @@ def values_of(entry: Quantised) -> Floats:
 def parse_parameters(
     shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Stored], problems: Problems
 ) -> dict[str, Quantised]:
-    """The parameters of the given shapes; those that are missing or break a rule are left out, and reported.
+    """The parameters of the given shapes; those that are missing or break a rule are reported and left out.
 
     :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
@@ -398,7 +398,7 @@ def _parse_values(name: str, tensors: Mapping[str, Stored], shape: tuple[int, ..
 def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     """Check scales, means or a shift.
 
-    :raises FormatError: When their shape is another, or one is not finite, negative (a scale) or too large.
+    :raises FormatError: When their shape differs, or one is not finite, negative (a scale) or too large.
     """
     if values.shape != shape:
         raise FormatError(f"{name} has shape {values.shape}; it must be {shape}")
@@ -443,7 +443,7 @@ def _texts(part: str, record: AnchorRecord | FeatureRecord, origin: str, tensors
     content = decompress_text(packed, limit=MAX_TEXT_BYTES, name=f"{part}.texts")
     number = content.count("\n") + 1
     if number != record.texts:
-        raise FormatError(f"the manifest says {record.texts:,} texts of {part}; the file holds {number:,}")
+        raise FormatError(f"the manifest states {record.texts:,} texts of {part}; the file contains {number:,}")
     texts = tuple(content.split("\n"))
     counts = [count_words(text) for text in texts]
     total = sum(counts)
@@ -452,10 +452,10 @@ def _texts(part: str, record: AnchorRecord | FeatureRecord, origin: str, tensors
         raise FormatError(f"{part}.words holds {bits.size:,} bytes; {(total + 7) // 8:,} are needed for the texts")
     mask = np.unpackbits(bits)
     if mask[total:].any():
-        raise FormatError(f"{part}.words has bits behind its end")
+        raise FormatError(f"{part}.words has bits after its end")
     words = int(np.count_nonzero(mask))
     if words != record.words:
-        raise FormatError(f"the manifest says {record.words:,} words of {part}; the file holds {words:,}")
+        raise FormatError(f"the manifest states {record.words:,} words of {part}; the file contains {words:,}")
     chosen, start = [], 0
     for count in counts:
         chosen.append(tuple(np.flatnonzero(mask[start : start + count]).tolist()))

@@ -16,9 +16,9 @@ _NAMES = {"export": "this model", "tuned": "the adapter, tuned on it", "zero_sho
 
 
 def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
-    """The card in Markdown, with the header that the hub reads.
+    """The card in Markdown, with the YAML header for the hub.
 
-    :param arguments: What loading a peft export takes beside its folder.
+    :param arguments: Arguments for loading a peft export, besides its folder.
     """
     task = record.task
     pipeline = _PIPELINES[task.kind]
@@ -32,7 +32,7 @@ def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
     lines += [f"# {_plain(task.name)} on {_plain(record.target.name)}", ""]
     what = {"merged": "a checkpoint", "peft": f"a LoRA of rank {record.rank}"}[record.format]
-    # Earlier ones misread the padding of some decoders, see `train.standard`.
+    # Earlier releases handle the padding of some decoders wrongly, see `train.standard`.
     needed = "transformers 4.50 or later" + ("" if record.format == "merged" else " and peft")
     lines += [f"This is {what} with the standard head of its family, made by `uhl export`. It needs {needed}, not uhl."]
     lines += ["", "```python", *_loading(record, arguments), "```", ""]
@@ -51,7 +51,7 @@ def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
 
 
 def _loading(record: ExportRecord, arguments: Mapping[str, object]) -> list[str]:
-    """Python that loads it from `folder` and uses it."""
+    """Python code that loads the export from `folder` and uses it."""
     kind = record.task.kind
     pipeline = "ner" if kind == "tokens" else _PIPELINES[kind]
     grouped = ', aggregation_strategy="first"' if kind == "tokens" else ""
@@ -80,7 +80,7 @@ def _about_base(record: ExportRecord) -> str:
 
 
 def _figures(title: str, scores: dict[str, Score]) -> list[str]:
-    """A table of scores with their intervals; nothing without any."""
+    """A table of scores with their intervals; empty without scores."""
     rows = [(name, scores[key]) for key, name in _NAMES.items() if key in scores]
     if not rows:
         return []
@@ -91,5 +91,5 @@ def _figures(title: str, scores: dict[str, Score]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text of others without anything that Markdown takes for markup."""
+    """Untrusted text without characters that Markdown reads as markup."""
     return "".join(f"\\{sign}" if sign in r"\`*_{}[]<>()#!|" else sign for sign in one_line(text))

@@ -1,6 +1,6 @@
 """Checkpoints of a run: parameters, AdamW moments and the step, in one file.  See `container` for the layout.
 
-Nothing else is needed to go on: batches, noise and learning rate follow from the seed and the step.
+Nothing else is needed to resume: batches, noise and learning rate follow from the seed and the step.
 
 | name | meaning |
 |---|---|
@@ -23,16 +23,16 @@ from uhl_cli.formats import container
 from uhl_cli.formats.container import CHECKPOINT, Problems
 from uhl_cli.schema import Frozen
 
-# AdamW's state of a parameter.
+# AdamW's state for each parameter.
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class CheckpointRecord(Frozen):
     """Header of a checkpoint.
 
-    :param run: Digest of all that decides the run's course, see `run_digest`.
-    :param step: Steps that are done.
-    :param stepped: Parameters that the optimizer has stepped, and so has moments of.
+    :param run: Digest of everything that determines the run, see `run_digest`.
+    :param step: Number of finished steps.
+    :param stepped: Parameters that the optimizer has updated, and so has moments for.
     """
 
     format_version: str = CHECKPOINT.version
@@ -42,15 +42,15 @@ class CheckpointRecord(Frozen):
 
 
 def run_digest(parts: dict[str, object]) -> str:
-    """Digest of all that decides a run's course; a checkpoint of another run is refused."""
+    """Digest of everything that determines a run; a checkpoint of another run is refused."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, digest: str) -> None:
     """Write the state after `step` steps.
 
-    :param digest: The run's, see `run_digest`.
-    :raises OutputError: When it cannot be written; the checkpoint before stays.
+    :param digest: Digest of the run, see `run_digest`.
+    :raises OutputError: When it cannot be written; the previous checkpoint is kept.
     """
     tensors: dict[str, Tensor] = {f"parameter.{name}": parameter for name, parameter in model.named_parameters()}
     stepped = []
@@ -64,7 +64,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, digest: str) -> int:
-    """Put back the state of `save_checkpoint` and return its step.  Nothing is changed unless all of it is sound.
+    """Restore the state of `save_checkpoint` and return its step.  Nothing is changed unless all of it is valid.
 
     :raises TrainingError: When the file is damaged or belongs to another run.
     """
@@ -99,7 +99,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def _odd_parts(tensors: dict[str, Tensor], model: nn.Module, record: CheckpointRecord) -> list[str]:
-    """Names of tensors that are missing, that do not belong, or whose type, shape or values cannot be right."""
+    """Names of tensors that are missing, do not belong, or have an invalid type, shape or value."""
     wanted: dict[str, tuple[torch.dtype, torch.Size]] = {}
     stepped = set(record.stepped)
     for name, parameter in model.named_parameters():

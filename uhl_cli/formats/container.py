@@ -1,22 +1,22 @@
 """The container of every file that uhl writes: a safetensors file with a record, tensors and a digest.
 
 Layout: the length of the header (8 bytes, little-endian), the header, the tensors without gaps.  The header is the
-JSON of safetensors, padded with blanks to a multiple of 8 bytes.  Its metadata has two keys: the kind's own
-(`Kind.key`) with the record, which is JSON too, and `sha256`.  Tensors stand in the order of safetensors: wide types
+JSON of safetensors, padded with spaces to a multiple of 8 bytes.  Its metadata has two keys: the kind's own
+(`Kind.key`) with the record, which is JSON too, and `sha256`.  Tensors are in the order of safetensors: wide types
 first, then by name.
 
 Guarantees:
 
-* Same content, same bytes.  A reader accepts no header but the one that the writer makes of the same content.
-* `sha256` is the SHA-256 of the whole file with 64 zeros in its own place, so any flipped bit is found.  It guards
+* Same content, same bytes.  A reader accepts only the header that the writer would make from the same content.
+* `sha256` is the SHA-256 of the whole file with 64 zeros in its own place, so any flipped bit is detected.  It protects
   against damage, not against an adversary, who can compute it too; hence every reader bounds sizes before it unpacks.
-* A file is opened once; what is parsed is what was digested.
+* A file is opened once; the digest is that of the parsed bytes.
 
 Versions: a reader reads its own major version and those of `Kind.older`.  A newer major version is a
-`NewerFormatError`.  A newer minor version is read where the record breaks no rule of this version; where it does, that
-is a `NewerFormatError` too.
+`NewerFormatError`.  A newer minor version is read if the record breaks no rule of this version; otherwise it is a
+`NewerFormatError` too.
 
-Importing this imports no torch.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT)
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's bytes as a file holds them; `dtype` is the name that numpy and torch give to its type."""
+    """A tensor's bytes as stored in a file; `dtype` is the name of its type in numpy and torch."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -128,7 +128,7 @@ class Stored:
 
     def torch(self) -> Tensor:
         """The tensor; it shares the file's memory."""
-        import torch  # late: adapters and task files are read without it
+        import torch  # lazy: adapters and task files are read without it
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         if not self.nbytes:
@@ -138,7 +138,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds, before its record and tensors are interpreted.
+    """Contents of a file, before its record and tensors are interpreted.
 
     :param record: The record's JSON.
     :param digest: The file's `sha256`; empty in formats that have none.
@@ -155,7 +155,7 @@ class Contents:
 
 
 class Problems:
-    """What is wrong with a file: raised at once, or collected in `found` while the reader goes on.
+    """Problems of a file: raised at once, or collected in `found` while the reader continues.
 
     A rule is a function that raises `FormatError`; `attempt` runs it.  So each rule is written once, for reading and
     for `inspect --verify`.
@@ -166,7 +166,7 @@ class Problems:
         self.found: list[str] = []
 
     def add(self, error: FormatError) -> None:
-        """Raise the error, with the file's name, or keep its message.
+        """Raise the error, with the file's name, or collect its message.
 
         :raises FormatError: Unless problems are collected.
         """
@@ -179,9 +179,9 @@ class Problems:
     def attempt(
         self, rule: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
     ) -> Result | None:
-        """What the rule returns, or None where it raised and problems are collected.
+        """The rule's result, or None if it raised and problems are collected.
 
-        :raises FormatError: What the rule raised, unless problems are collected.
+        :raises FormatError: The rule's error, unless problems are collected.
         """
         try:
             return rule(*arguments, **named)
@@ -191,7 +191,7 @@ class Problems:
 
 
 def one_line(text: str) -> str:
-    """One line that no terminal takes for a command: a stranger's file may name its parts as it likes."""
+    """One line without control characters: an untrusted file may give its parts any name."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
@@ -207,7 +207,7 @@ def to_bytes(kind: Kind, record: BaseModel | str, tensors: Mapping[str, np.ndarr
 
 
 def write(path: Path, kind: Kind, record: BaseModel | str, tensors: Mapping[str, np.ndarray | Tensor | Stored]) -> int:
-    """Write a file whole or not at all and return its size in bytes.
+    """Write a file atomically and return its size in bytes.
 
     :raises OutputError: When it cannot be written.
     """
@@ -217,13 +217,13 @@ def write(path: Path, kind: Kind, record: BaseModel | str, tensors: Mapping[str,
 
 
 def digest_of(kind: Kind, record: BaseModel | str, tensors: Mapping[str, np.ndarray | Tensor | Stored]) -> str:
-    """The `sha256` of the file that `to_bytes` would make."""
+    """The `sha256` of the file from `to_bytes`."""
     text = record if isinstance(record, str) else record_text(record)
     return _digest(kind, text, _in_order({name: _stored(value) for name, value in tensors.items()}))
 
 
 def record_text(record: BaseModel) -> str:
-    """The record's JSON as it stands in a file: sorted keys."""
+    """The record's JSON as stored in a file: with sorted keys."""
     return _canonical(record.model_dump(mode="json"))
 
 
@@ -238,7 +238,7 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytearray:
             hint = "It holds a model, which `uhl predict` takes." if model else "Give the .safetensors file in it."
             raise FormatError(f"{path} is a folder, not a file.", hint)
         size = path.stat().st_size
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block
             raise FormatError(f"{path} is not a regular file.", "Write it to a file first.")
         if size > limit:
             raise FormatError(f"{path} holds {size:,} bytes; no {noun} is larger than {limit:,}.", DAMAGED)
@@ -256,7 +256,7 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytearray:
 def read(path: Path, *kinds: Kind, problems: Problems | None = None) -> Contents:
     """Read a file of one of the kinds and check layout, version and digest.
 
-    :param problems: Where a digest that differs is reported; by default it is raised.
+    :param problems: Collects a digest that differs; by default it is raised.
     :raises FormatError: When the file is missing, of another kind, or damaged.
     :raises NewerFormatError: When its major version is newer than this uhl's.
     """
@@ -267,7 +267,7 @@ def read(path: Path, *kinds: Kind, problems: Problems | None = None) -> Contents
 def parse(data: bytearray, *kinds: Kind, problems: Problems) -> Contents:
     """`read` of the file's bytes.
 
-    :raises FormatError: When nothing of the file can be read; lesser damage goes to `problems`.
+    :raises FormatError: When nothing of the file can be read; lesser damage is added to `problems`.
     """
     contents = problems.attempt(_layout, data, kinds)
     if contents is None:
@@ -280,9 +280,9 @@ def parse(data: bytearray, *kinds: Kind, problems: Problems) -> Contents:
 def read_record(
     contents: Contents, model: type[Record], problems: Problems, *, text: str | None = None
 ) -> Record | None:
-    """The record as a model, or None where it breaks rules and problems are collected.
+    """The record as a model, or None if it breaks rules and problems are collected.
 
-    :param text: The record's JSON where it is not the file's own, such as that of an older version, brought up to date.
+    :param text: JSON to parse instead of the file's own, such as the converted record of an older version.
     :raises FormatError: When it breaks a rule, unless problems are collected.
     """
     fields: dict[str, Any] = json.loads(contents.record)
@@ -310,7 +310,7 @@ def read_record(
 
 
 def _layout(data: bytearray, kinds: tuple[Kind, ...]) -> Contents:
-    """Header and tensors, without the digest being checked."""
+    """Header and tensors; does not check the digest."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(len(data) - 8, MAX_HEADER_BYTES):
         raise FormatError("not a whole safetensors file (its header does not fit)")
@@ -331,14 +331,14 @@ def _layout(data: bytearray, kinds: tuple[Kind, ...]) -> Contents:
     except ValueError as error:  # a lone surrogate
         raise FormatError("the header is not valid text") from error
     if expected != data[:start]:
-        raise FormatError("the header is not laid out as uhl lays it out")
+        raise FormatError("the header does not have uhl's layout")
     if sum(tensor.nbytes for tensor in tensors.values()) != len(data) - start:
         raise FormatError("not a whole safetensors file (its tensors do not fill it)")
     return Contents(kind, version, metadata[kind.key], tensors, digest, len(data), start)
 
 
-def _tensors(header: Any, body: memoryview) -> dict[str, Stored]:  # noqa: ANN401 - JSON of a stranger
-    """The tensors, in the order of the file; whatever the header says else is compared afterwards."""
+def _tensors(header: Any, body: memoryview) -> dict[str, Stored]:  # noqa: ANN401 - untrusted JSON
+    """The tensors, in the order of the file; the rest of the header is checked afterwards."""
     entries = []
     for name, entry in header.items():
         dtype, shape = _TYPES[entry["dtype"]], entry["shape"]
@@ -368,7 +368,7 @@ def _kind(metadata: object, kinds: tuple[Kind, ...]) -> Kind:
 
 
 def _checked_version(text: str, kind: Kind) -> str:
-    """The record's format version, one that this uhl reads."""
+    """The record's format version, if this uhl reads it."""
     try:
         record = json.loads(text)
         version = record["format_version"]
@@ -390,7 +390,7 @@ def _check_digest(contents: Contents) -> None:
 
 
 def _digest(kind: Kind, record: str, tensors: Mapping[str, Stored]) -> str:
-    """SHA-256 of the file with zeros in the digest's place; `tensors` in the file's order."""
+    """SHA-256 of the file with zeros in place of the digest; `tensors` in the file's order."""
     digest = hashlib.sha256(_header(kind, record, tensors, _NO_DIGEST))
     for tensor in tensors.values():
         digest.update(tensor.data)
@@ -417,7 +417,7 @@ def _stored(value: np.ndarray | Tensor | Stored) -> Stored:
     if isinstance(value, np.ndarray):
         flat = np.ascontiguousarray(value).reshape(-1)
         return Stored(value.dtype.name, tuple(value.shape), flat.view(np.uint8).data)
-    import torch  # late: adapters and task files are written without it
+    import torch  # lazy: adapters and task files are written without it
 
     raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return Stored(str(value.dtype).removeprefix("torch."), tuple(value.shape), raw.numpy().data)

@@ -1,4 +1,4 @@
-"""Between the adapter that torch computes with and the integer codes that the file holds."""
+"""Convert between an adapter's torch tensors and the integer codes in its file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def to_file(
     features: FeatureBank | None = None,
     transfer: StoredTransfer | None = None,
 ) -> AdapterFile:
-    """Quantise everything; what is read back equals `adapter.stored()`, `bank` and `features` bit for bit."""
+    """Quantise everything; reading it back gives `adapter.stored()`, `bank` and `features` bit for bit."""
     parameters = {}
     for name, value in adapter.named_parameters():
         codes, scales = codes_and_scales(value.cpu(), bits_of(name))

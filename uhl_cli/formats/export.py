@@ -1,8 +1,8 @@
-"""The record in a folder that `uhl export` made: what it is, and what it came from.  Read without torch.
+"""The record in an exported folder: its format, and what it was made from.  Read without torch.
 
-A folder holds what its format asks for, the tokenizer, a model card, and the record.  A `merged` one is an ordinary
-checkpoint.  A `peft` one has `adapter_config.json` and `adapter_model.safetensors` and, where others cannot load its
-base by name, the base itself as a checkpoint in `base/`.
+A folder contains the model, the tokenizer, a model card, and the record.  A `merged` export is an ordinary checkpoint.
+A `peft` export has `adapter_config.json` and `adapter_model.safetensors` and, where others cannot load its base by
+name, the base itself as a checkpoint in `base/`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class ExportRecord(Frozen):
     """What a folder was exported from.
 
     :param adapter: Digest of the adapter file.
-    :param max_length: Longest input in tokens that it was trained with, which its tokenizer keeps to.
-    :param base: Name of a peft export's base, of a path its last part; None where the base lies in the folder.
-    :param revision: The base's revision on the hub, if it is there.
-    :param teachers: What it learnt from.
+    :param max_length: Longest input in tokens that it was trained with; its tokenizer truncates there.
+    :param base: Name of a peft export's base (the last part of a path); None if the base is in the folder.
+    :param revision: The base's revision on the hub, if it is from there.
+    :param teachers: Descriptions of its teachers.
     """
 
     format_version: str = Field(VERSION, pattern=r"^\d{1,4}\.\d{1,4}$")
@@ -78,14 +78,14 @@ def read_export(folder: Path) -> ExportRecord:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])[:200]
         said = f"{where} {first['msg']}".strip()
-        problem = f"{path} is no record of an export: {said}."
+        problem = f"{path} is not a record of an export: {said}."
         if _version_of(content) > _numbers(VERSION):
             raise NewerFormatError(problem, UPGRADE) from error
         raise FormatError(problem, _HINT) from error
 
 
 def _version_of(content: bytes) -> tuple[int, ...]:
-    """The version that a record says, or (0,) where it says none."""
+    """The format version of a record, or (0,) if it has none."""
     try:
         return _numbers(json.loads(content)["format_version"])
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -1,4 +1,4 @@
-"""The file in a ported adapter's folder, format 6.1: its record and what holds of its tensors, read without torch.
+"""The file in a ported adapter's folder, format 6.1: its record and the rules for its tensors, read without torch.
 
 The tensors are the `state_dict` of an `adapter.module.PortedAdapter`: float16, bfloat16 or float32, or packed tables
 (see `adapter.sparse`).  A LoRA has for each linear module X of the host, its dots written as slashes:
@@ -34,10 +34,10 @@ _MADE_BY_TUNE = "Make it again with `uhl tune ADAPTER --target HOST --parameters
 
 
 class TunedRecord(Frozen):
-    """What `tune` did to a ported adapter.
+    """How `tune` made a ported adapter.
 
     :param adapter: Digest of the adapter that it started from.
-    :param supervision: What it was tuned by: labels, or the outputs in the adapter's transfer set.
+    :param supervision: What it was tuned on: labels, or the outputs in the adapter's transfer set.
     """
 
     adapter: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -75,7 +75,7 @@ class PortedRecord(Frozen):
 
 @dataclass(frozen=True)
 class PortedFile:
-    """All that a ported adapter's file holds."""
+    """The content of a ported adapter's file."""
 
     record: PortedRecord
     contents: Contents
@@ -87,12 +87,12 @@ class PortedFile:
 
 
 def is_ported(path: Path) -> bool:
-    """Whether `path` names a ported adapter, by its folder or its file, and not an adapter or a task file."""
+    """Whether `path` is a ported adapter (folder or file), and not an adapter or a task file."""
     return path.name == FILE_NAME or (path / FILE_NAME).is_file()
 
 
 def ported_path(path: Path) -> Path:
-    """The file of a ported adapter that is named by its folder or by itself."""
+    """The file of a ported adapter, given its folder or the file."""
     return path if path.name == FILE_NAME and not path.is_dir() else path / FILE_NAME
 
 
@@ -109,7 +109,7 @@ def read_ported(path: Path) -> PortedFile:
 
 
 def read_tuned(path: Path, adapter: str) -> tuple[PortedFile, TunedRecord]:
-    """`read_ported` of what `uhl tune --parameters lora` made of the adapter with this digest.
+    """`read_ported` for a result of `uhl tune --parameters lora` on the adapter with this digest.
 
     :raises FormatError: When it cannot be read, was not tuned, or was tuned from another adapter.
     """
@@ -127,7 +127,7 @@ def read_tuned(path: Path, adapter: str) -> tuple[PortedFile, TunedRecord]:
 def parse_ported(contents: Contents, problems: Problems) -> PortedFile | None:
     """The ported adapter in a file's contents, or None where problems are collected and there are any.
 
-    That the tensors fit the host is checked when it is there.
+    Whether the tensors fit the host is checked later, with the host.
 
     :raises FormatError: When a rule of the format is broken, unless problems are collected.
     """
@@ -141,7 +141,7 @@ def parse_ported(contents: Contents, problems: Problems) -> PortedFile | None:
 
 
 def stored_values(name: str, stored: Stored) -> npt.NDArray[np.float32]:
-    """The values of a tensor in float32; of a packed table those that its rows stand for."""
+    """The values of a tensor in float32; a packed table is unpacked."""
     if is_table(name):
         rows = stored.numpy()
         step, low = np.ascontiguousarray(rows[:, -TAIL_BYTES:]).view(np.float32).T
@@ -157,7 +157,7 @@ def stored_values(name: str, stored: Stored) -> npt.NDArray[np.float32]:
 
 
 def _is_valid(name: str, stored: Stored) -> bool:
-    """Finite floating-point numbers, packed in the tables and plain elsewhere."""
+    """Whether a tensor has finite floating-point numbers, packed if and only if it is a table."""
     if not is_table(name):
         known = stored.dtype in _DTYPES
     else:
@@ -166,19 +166,19 @@ def _is_valid(name: str, stored: Stored) -> bool:
 
 
 def _check_lora(tensors: Mapping[str, Stored], rank: int) -> None:
-    """Check that every A of a LoRA has its B, and both the rank.
+    """Check that every A of a LoRA has its B, and that both have the rank.
 
-    :raises FormatError: When one has not.
+    :raises FormatError: When one does not.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(LORA)}
     if bool(shapes) != bool(rank):
         raise FormatError(
-            f"the record says a LoRA of rank {rank}; the file holds {len(shapes)} of its parts", _MADE_BY_TUNE
+            f"the record states a LoRA of rank {rank}; the file contains {len(shapes)} of its parts", _MADE_BY_TUNE
         )
     for name, shape in shapes.items():
         side, _, module = name.removeprefix(LORA).partition(".")
         other = {"down": "up", "up": "down"}.get(side)
         if other is None or f"{LORA}{other}.{module}" not in shapes:
-            raise FormatError(f"{name[:200]} is no part of a LoRA, or its other half is missing", _MADE_BY_TUNE)
+            raise FormatError(f"{name[:200]} is not a part of a LoRA, or its other half is missing", _MADE_BY_TUNE)
         if len(shape) != 2 or shape[0 if side == "down" else 1] != rank:
             raise FormatError(f"{name[:200]} has shape {shape}; the rank is {rank}", _MADE_BY_TUNE)

@@ -1,8 +1,8 @@
 """A ported adapter on disk: the tensors of one host, so that loading needs no alignment.
 
-A folder holds `ported.safetensors`: the `state_dict` of a `PortedAdapter`, tables packed (see `adapter.sparse`), and in
-its header a JSON record of the task, of the host it was made for and of what it carries (see `container`).  It fits
-that host alone; the fingerprint is checked.
+A folder contains `ported.safetensors`: the `state_dict` of a `PortedAdapter` with packed tables (see `adapter.sparse`),
+and in its header a JSON record of the task, the host and the adapter's structure (see `container`).  It fits that host
+alone; the fingerprint is checked.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from uhl_cli.schema import HostRecord
 
 
 def save_ported(folder: Path, ported: PortedModel, target: HostRecord, tuned: TunedRecord | None = None) -> Path:
-    """Write `folder/ported.safetensors`, whole or not at all, and return its path.
+    """Write `folder/ported.safetensors` atomically and return its path.
 
-    LoRA factors are stored in float16 where that loses nothing.
+    LoRA factors are stored in float16 if that is lossless.
 
     :raises OutputError: When it cannot be written.
     """
@@ -53,12 +53,12 @@ def load_ported(
 ) -> PortedModel:
     """The ported model in a folder.
 
-    :param model: The host, with its tokenizer unless it is a `Host`.  Without it the host is looked up by the name in
-        the folder's record, among local folders, builtin hosts and the hub's cache.
-    :param offline: False lets that name be fetched from the hub, too.
-    :raises FormatError: When the folder holds no whole ported adapter.
+    :param model: The host, with its tokenizer unless it is a `Host`.  Without it, the host's name in the record is
+        looked up among local folders, builtin hosts and the hub's cache.
+    :param offline: False also allows a download from the hub.
+    :raises FormatError: When the folder has no complete ported adapter.
     :raises FingerprintError: When the host is not the one that it was made for.
-    :raises HostNotFoundError: When no model is given and the recorded one is not here.
+    :raises HostNotFoundError: When no model is given and the recorded one is not found.
     """
     if Path(folder).is_file():
         raise FormatError(f"{folder} is a file.", "Give the folder that `uhl port --output DIR` made.")
@@ -68,12 +68,12 @@ def load_ported(
 
 
 def tuned_on(path: Path, host: Host, adapter: str) -> PortedModel:
-    """What `uhl tune --parameters lora` made of the adapter with this digest for this host.
+    """The result of `uhl tune --parameters lora` on the adapter with this digest, for this host.
 
-    Of a host without weights the shapes alone are compared and given back.
+    For a host without weights only shapes are compared and returned.
 
     :param path: The folder's file.
-    :raises FormatError: When it is not whole, was not tuned, or was tuned from another adapter.
+    :raises FormatError: When it is not complete, was not tuned, or was tuned from another adapter.
     :raises FingerprintError: When the host is not the one that it was made for.
     """
     content, _ = read_tuned(path, adapter)
@@ -83,7 +83,7 @@ def tuned_on(path: Path, host: Host, adapter: str) -> PortedModel:
 def _on_host(path: Path, content: PortedFile, host: Host) -> PortedModel:
     record, task, whole = content.record, content.record.task, not host.map.embeddings.weight.is_meta
     made_for = record.target.fingerprint
-    # The digest of a host without weights says its shapes alone.
+    # A host without weights has no digest: only shapes are compared.
     known = host.fingerprint if whole else host.fingerprint.model_copy(update={"digest": made_for.digest})
     if known != made_for:
         raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", PORTED.hint)

@@ -8,10 +8,10 @@ Tensors, coded as in `adapter`:
 | delta_theta.scale | float32 [types] | one scale a module type |
 | P, P.scale, each readout parameter of `layout` | int8, float32 | only where the task is not the adapter's own |
 
-What the numbers are, the record says (`parameters`): in files of format 2.0 always biases of the atoms' gains.
+The record's `parameters` states what the numbers are: in files of format 2.0 always biases of the atoms' gains.
 
-It fits one adapter, whose digest (`AdapterFile.digest`) the record names.  Files of format 1.0 are refused: they name
-the adapter by a digest that its file no longer has.
+A file fits one adapter, whose digest (`AdapterFile.digest`) is in the record.  Files of format 1.0 are refused: the
+adapter's file no longer has the digest that they refer to.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TaskRecord(Frozen):
     :param config: Shape of the adapter with this task's readout.
     :param own_task: Whether the adapter's own readout is used, so that the file holds delta-theta alone.
     :param parameters: What delta-theta's numbers are: biases of the atoms' gains, or a low-rank update of the host's
-        linear modules (see `adapter.low_rank`), which takes the place of the adapter's updates.
-    :param supervision: What it was tuned by: labels, or the outputs in the adapter's transfer set.
+        linear modules (see `adapter.low_rank`), which replaces the adapter's updates.
+    :param supervision: What it was tuned on: labels, or the outputs in the adapter's transfer set.
     :param before: Score on the target before tuning; None for another task, whose readout is new.
     """
 
@@ -71,7 +71,7 @@ class TaskRecord(Frozen):
 
 @dataclass(frozen=True)
 class TaskFile:
-    """All that a task file holds: delta-theta and, for a new task, its readout."""
+    """The content of a task file: delta-theta and, for a new task, its readout."""
 
     record: TaskRecord
     parameters: dict[str, Quantised]
@@ -96,7 +96,7 @@ def task_to_bytes(content: TaskFile) -> bytes:
 
 
 def write_task(path: Path, content: TaskFile) -> int:
-    """Write the file whole or not at all and return its size in bytes.
+    """Write the file atomically and return its size in bytes.
 
     :raises OutputError: When it cannot be written.
     :raises FormatError: When a value passes the bound of the format.

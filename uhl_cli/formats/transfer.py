@@ -2,10 +2,10 @@
 
 | name | dtype and shape | meaning |
 |---|---|---|
-| transfer.texts | uint8 | bzip2 of the texts, UTF-8, joined by newlines; of pairs all first texts come first |
+| transfer.texts | uint8 | bzip2 of the texts, UTF-8, joined by newlines; for pairs, all first texts come first |
 | transfer.outputs | uint8 | bzip2 of the teacher's codes -7..7 plus 8 [labels - 1, predictions] |
 
-There are no texts where the record says `general`: they are the package's own.
+If the record has `general`, no texts are stored: they are the package's own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHIFT = MAX_LEVEL + 1
 
 
 class StoredTransfer:
-    """A file's transfer set; the texts of the package are looked up when they are asked for."""
+    """A file's transfer set; the package's own texts are loaded on first use."""
 
     def __init__(self, record: TransferRecord, codes: Codes, texts: TransferTexts | None, *, words: bool) -> None:
         self.record = record
@@ -40,7 +40,7 @@ class StoredTransfer:
         """The transfer set with its texts.
 
         :raises DataError: When they are the package's own, of another version.
-        :raises FormatError: When they are not those that the teacher's outputs are of.
+        :raises FormatError: When the teacher's outputs belong to other texts.
         """
         texts = self._texts
         if texts is None:
@@ -81,7 +81,7 @@ def parse_transfer(
     if record.general is not None and record.pairs:
         problems.add(FormatError("a transfer set of the package's own texts has no pairs"))
     if record.user_texts > (0 if record.general is not None else record.texts):
-        problems.add(FormatError(f"the manifest says {record.user_texts:,} texts of the user's; there are fewer texts"))
+        problems.add(FormatError(f"the manifest states {record.user_texts:,} texts of the user's; there are fewer"))
     if not all(name in tensors for name in names_of(record)):
         return None
     codes = problems.attempt(partial(_codes, record, config, tensors))
@@ -102,7 +102,7 @@ def _codes(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, 
     planes = np.frombuffer(content, dtype=np.uint8).reshape(shape)
     if size and (int(planes.min()) < 1 or int(planes.max()) > 2 * MAX_LEVEL + 1):
         raise FormatError(f"transfer.outputs has a code outside -{MAX_LEVEL}..{MAX_LEVEL}")
-    # In eight bits all along: the largest set that is allowed has 16 million codes.
+    # Always in eight bits, because the largest allowed set has 16 million codes.
     codes: Codes = np.ascontiguousarray(np.subtract(planes, _SHIFT, dtype=np.uint8).view(np.int8).T)
     return codes
 
@@ -114,13 +114,13 @@ def _texts(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, 
         raise FormatError("a transfer set of words has no pairs")
     count = content.count(b"\n") + 1
     if count != record.texts * (2 if record.pairs else 1):
-        raise FormatError(f"the manifest says {record.texts:,} texts of the transfer set; it holds {count:,} lines")
+        raise FormatError(f"the manifest states {record.texts:,} texts of the transfer set; it has {count:,} lines")
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(f"{name} is not UTF-8") from error
     if any(line != " ".join(line.split()) or not line for line in lines):
-        raise FormatError("a text of the transfer set is empty or has white space other than single blanks")
+        raise FormatError("a text of the transfer set is empty or has white space other than single spaces")
     pairs = tuple(lines[record.texts :]) if record.pairs else None
     texts = TransferTexts(tuple(lines[: record.texts]), pairs, record.spans, words, record.origin)
     if texts.digest != record.digest:

@@ -7,7 +7,7 @@ from pathlib import Path
 from uhl_cli.errors import HostNotFoundError
 
 PREFIX = "builtin:"
-# From the smallest on; `builtin.recipes` says how each was made.
+# Smallest first; `builtin.recipes` describes how each was made.
 NAMES = ("tiny", "small", "base", "decoder")
 _FOLDER = Path(__file__).parents[1] / "builtin" / "hosts"
 

@@ -21,14 +21,14 @@ from uhl_cli.host.proof import resolve
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-# Tokenizers without a limit report a huge number; no host of the table reads this many tokens.
+# Tokenizers without a limit report a huge number; no host in the table of families reads this many tokens.
 _NO_LIMIT = 10**7
 _FALLBACK_LENGTH = 512
 
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A base model with everything that uhl needs to read it.
+    """A base model with its tokenizer, map and limits.
 
     :param name: The name it was loaded by.
     :param model: Base model without a head.
@@ -58,18 +58,18 @@ class Host:
 
     @property
     def decoder(self) -> bool:
-        """Whether each token sees only those before it."""
+        """Whether attention is causal."""
         return self.map.family.decoder
 
     @property
     def device(self) -> torch.device:
-        """Where the model's input goes."""
+        """Device of the model's input."""
         return self.map.embeddings.weight.device
 
     def copied(self) -> Host:
-        """The same host with weights of its own, that may be changed; faster than loading it again.
+        """A copy of the host whose weights can be changed; faster than loading it again.
 
-        The tokenizer is shared, and the map, which was proven on the same modules, is not proven again.
+        The tokenizer is shared.  The map is not proven again, because it was proven on the same modules.
         """
         model = copy.deepcopy(self.model)
         return replace(self, model=model, map=find_map(model))
@@ -87,19 +87,19 @@ def load_host(
 ) -> Host:
     """The host `name`: `builtin:NAME`, a local folder, or a hub id, with a proven map.
 
-    The model is frozen and in eval mode.  Only safetensors weights are loaded, every weight but a pooler's must be in
-    the checkpoint, and the caller's random state is left as it was.
+    The model is frozen and in eval mode.  Only safetensors weights are loaded.  The checkpoint must contain every
+    weight except a pooler's.  The caller's random state is unchanged.
 
     :param revision: Branch, tag or commit of a hub id.
     :param device: A torch device, or "auto": CUDA, else MPS, else CPU.
     :param dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
-    :param offline: Read the hub's cache alone.
+    :param offline: Use only the hub's cache.
     :param trust_remote_code: Run the checkpoint's own Python code.
     :raises UsageError: Unknown dtype or device.
     :raises HostNotFoundError: There is no such host, or it cannot be reached.
     :raises UnknownFamilyError: Its model type has no row; raised before weights are loaded.
     :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
-    :raises HostMapError: Its modules are not as its family's row says.
+    :raises HostMapError: Its modules do not match its family's row.
     :raises HostError: Its configuration or weights are missing, damaged or do not fit each other.
     """
     if dtype not in DTYPES:
@@ -126,15 +126,14 @@ def load_host(
 
 
 def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
-    """A host from objects; no file is read.
+    """A host from a model and a tokenizer in memory; no file is read.
 
-    The model keeps its training flags and what of it requires a gradient.  The tokenizer is copied, so that the
-    caller's keeps its settings.
+    The model keeps its training and `requires_grad` flags.  The tokenizer is copied; the caller's keeps its settings.
 
     :raises UnknownFamilyError: The model's type has no row.
     :raises TokenizerError: The tokenizer is not fast.
-    :raises HostMapError: The model is not as its family's row says.
-    :raises HostError: The tokenizer knows more tokens than the model has embeddings.
+    :raises HostMapError: The model does not match its family's row.
+    :raises HostError: The tokenizer has more tokens than the model has embeddings.
     """
     return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
 
@@ -173,7 +172,7 @@ def longest_input(config: Any, family: Family | None, tokenizer: PreTrainedToken
 
 
 def device_of(device: str) -> torch.device:
-    """The device of a `--device` option; `auto` is the first of cuda, mps and cpu that is there.
+    """The device of a `--device` option; `auto` is the first available of cuda, mps and cpu.
 
     :raises UsageError: When it cannot be used here.
     """

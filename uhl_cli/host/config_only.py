@@ -1,4 +1,4 @@
-"""A host of which the configuration alone is there: its modules in shape, on the meta device, without weights."""
+"""A host from its configuration alone: modules on the meta device, without weights."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from uhl_cli.host.hostmap import find_map
 from uhl_cli.host.loading import load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE
 
-# Errors of the connection derive from this one, whichever HTTP library this release of the hub uses.
+# Connection errors derive from this one, whichever HTTP library this release of huggingface_hub uses.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 
 def load_config_host(name: str, *, revision: str | None = None, dtype: str = "float32", offline: bool = False) -> Host:
     """The host that a configuration describes, without weights: on the meta device, and without a tokenizer.
 
-    Its name is the one it was found by; of a local path the last part alone, or its folder's for a config.json.  Its
-    `max_length` is what its positions allow; a tokenizer may allow less.  Nothing is proved about the row, since a
-    proof runs the model; shapes are checked as `hostmap.find_map` does.
+    Its name is the given one; for a local path its last part, or the folder's name for a config.json.  Its `max_length`
+    is what its positions allow; a tokenizer may allow less.  The row is not proven, since a proof runs the model;
+    shapes are checked as in `hostmap.find_map`.
 
     :param name: A config.json, a folder that holds one, `builtin:NAME`, or a hub id, of which only that file is read.
     :param dtype: As in `checkpoint.load_host`; "auto" takes the configuration's own, or float32.
     :raises UsageError: Unknown dtype.
     :raises HostNotFoundError: There is no such configuration, or it cannot be fetched.
     :raises UnknownFamilyError: Its model type has no row.
-    :raises HostMapError: Its modules are not as its family's row says.
+    :raises HostMapError: Its modules do not match its family's row.
     :raises HostError: It cannot be read, or describes no model.
     """
     if dtype not in DTYPES:
@@ -53,7 +53,7 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
             raise HostError(
                 f"The configuration of '{name}' describes no model: {first_line(error)}", "Check its config.json."
             ) from error
-    # Some models look for padding among the tokens' values, which the meta device has none of.
+    # Some models search the tokens for padding, but tokens have no values on the meta device.
     model.config.pad_token_id = None
     model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
     host_map = find_map(model)
@@ -90,7 +90,7 @@ def _dtype(dtype: str, config: Any) -> torch.dtype:  # noqa: ANN401
 
 
 def _shown(name: str, path: Path) -> str:
-    """A host's name without the rest of a path of this machine."""
+    """A host's name to show, without the directories of a local path."""
     if not Path(name).expanduser().exists():
         return name
     given = path.resolve()

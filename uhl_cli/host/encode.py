@@ -20,11 +20,11 @@ _NO_LIMIT = 10**7
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A batch of texts as the model reads it, padded on the right; all tensors on one device.
+    """A batch of tokenised texts, padded on the right; all tensors on one device.
 
     :param input_ids: int64 [batch, tokens].
     :param attention_mask: int64 [batch, tokens], 0 at padding.
-    :param token_type_ids: int64 [batch, tokens], or None where the model takes none.
+    :param token_type_ids: int64 [batch, tokens], or None where the model does not use them.
     :param content_mask: bool [batch, tokens], True at the text's own tokens (unknown ones included);
         in a row without any, True at all attended tokens, so that no mean divides by zero.
     :param offsets: int64 [batch, tokens, 2], characters (start, end) in the token's own text, without
@@ -69,15 +69,15 @@ def encode(
     *,
     max_length: int | None = None,
 ) -> Encoded:
-    """The batch on the CPU, every text (an empty one too) with at least one attended token.
+    """Encode texts to a batch on the CPU; every text, even an empty one, has at least one attended token.
 
-    A decoder whose tokenizer puts no special token first gets its begin (or end) token there: a
-    decoder's first position carries massive activations, and no token of the text should stand in
-    it.  A pair that is too long loses tokens of its longer text first.
+    If the tokenizer of a decoder adds no special token at the beginning, its begin (or end) token is added: a decoder's
+    first position has massive activations, so no token of the text should be there.  A pair that is too long is
+    truncated from its longer text first.
 
     :param host: A host, or a fast tokenizer alone.
     :param max_length: Longest row in tokens, special ones included; at most the host's own.
-    :raises DataError: No texts, or another number of pairs.
+    :raises DataError: No texts, or not as many pairs as texts.
     :raises UsageError: `max_length` leaves no room for the text.
     :raises TokenizerError: A tokenizer was given that is not fast.
     """
@@ -108,7 +108,7 @@ def encode(
         _row(encoding, (sources[0][row], sources[1][row]), specials, sink)
         for row, encoding in enumerate(batch.encodings)
     ]
-    # A row without a single token (an empty text, no special tokens) is fed one padding token.
+    # A row without any token (an empty text, no special tokens) gets one padding token.
     padding = int(tokenizer.pad_token_id or 0)
     rows = [row if row.ids else _Row([padding], [0], [False], [(0, 0)], [-1]) for row in rows]
     width = max(len(row.ids) for row in rows)
@@ -127,7 +127,7 @@ def encode(
 
 
 def takes_in(host: Host, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[bool]:
-    """Whether the host's tokenizer knows any token of each text, or of its pair."""
+    """For each text, whether the host's tokenizer knows any token of it or of its pair."""
     tokenizer: Any = host.tokenizer
     batch = tokenizer(
         list(texts), None if pairs is None else list(pairs), add_special_tokens=False, truncation=False, verbose=False
@@ -138,8 +138,8 @@ def takes_in(host: Host, texts: Sequence[str], pairs: Sequence[str] | None = Non
 def tokens_of_spans(encoded: Encoded, row: int, spans: Sequence[tuple[int, int]], sequence: int = 0) -> Tensor:
     """Which tokens overlap each character span (start, end) of a text: bool [spans, tokens].
 
-    Offsets carry no white space, so a byte-level token's leading space never pulls in the word
-    before.  A token or span without width overlaps nothing, and so does a span that was cut off.
+    Offsets exclude white space, so a byte-level token's leading space never overlaps the previous word.  Tokens and
+    spans of width zero and truncated spans overlap nothing.
 
     :param sequence: 0 for spans of the first text, 1 for the pair's.
     """
@@ -177,7 +177,7 @@ def _row(encoding: Any, sources: tuple[str, str], specials: frozenset[int], sink
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without white space at its ends; a span of white space alone keeps no width."""
+    """The span without white space at its ends; a span of white space alone gets width zero."""
     while start < end and text[start].isspace():
         start += 1
     while start < end and text[end - 1].isspace():
@@ -190,14 +190,14 @@ def _padded(rows: list[Any], width: int, value: Any) -> Tensor:  # noqa: ANN401 
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:  # noqa: ANN401
-    """Ids of tokens that frame a text; an unknown token stands for text even where it has another role."""
+    """Ids of special tokens around a text; the unknown token counts as text even where it has another role."""
     names = ("bos", "eos", "cls", "sep", "pad")
     ids = {getattr(tokenizer, f"{name}_token_id", None) for name in names}
     return frozenset(token for token in ids if token is not None and token != tokenizer.unk_token_id)
 
 
 def first_token(tokenizer: Any) -> int | None:  # noqa: ANN401
-    """The token to put first, or None where the tokenizer itself puts a special one there."""
+    """The token to add at the beginning, or None where the tokenizer adds a special one itself."""
     probe = tokenizer("a").encodings[0].sequence_ids
     if probe and probe[0] is None:
         return None
@@ -214,10 +214,9 @@ def _limit(host: Any, tokenizer: Any, max_length: int | None) -> int:  # noqa: A
 
 
 def takes_types(host: Host | PreTrainedTokenizerBase) -> bool:
-    """Whether segment ids mean something to the model.
+    """Whether the model uses segment ids.
 
-    GPT-2 would add a word's embedding for them, and RoBERTa has a table of one row, so the
-    tokenizer's word alone is not enough.
+    The tokenizer alone does not tell: GPT-2 would add a word's embedding for them, RoBERTa has a table of one row.
     """
     if not isinstance(host, Host):
         return "token_type_ids" in host.model_input_names

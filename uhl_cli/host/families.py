@@ -1,7 +1,7 @@
-"""The table of families: the only place that knows how a model family names its modules.
+"""The table of families: the only place with the module names of each model family.
 
-A row is data.  `hostmap.resolve` proves it against the model at hand, so a row
-that does not fit is an error and never a guess.  A new family is a new row.
+A row is data.  `proof.resolve` proves it on the given model, so a row that does not fit is an error and never a guess.
+To support a new family, add a row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from uhl_cli.errors import UnknownFamilyError
 
 MODULE_TYPES = ("q", "k", "v", "o", "up", "down", "gate")
-"""Linear modules of a layer; the readout is an eighth type of the adapter and no module of a host."""
+"""Linear modules of a layer; the adapter's eighth type, the readout, is not a module of the host."""
 
 READER_TYPES = frozenset({"q", "k", "v", "up", "gate"})
 """Modules whose input is the stream (or a normalised copy of it)."""
@@ -38,18 +38,18 @@ class TargetModuleRule:
 
 @dataclass(frozen=True)
 class Family:
-    """One row: where the parts of a family's base model are.
+    """One row: the paths of the parts of a family's base model.
 
     :param name: Name of the row.
-    :param model_types: Values of `config.model_type` that the row serves.
+    :param model_types: Values of `config.model_type` that the row covers.
     :param layers: Dotted path from the base model to the list of layers.
     :param target_modules: Module type -> rule; types that the family lacks are absent.
     :param embeddings: Dotted path to the input embedding.
     :param embedding_projection: Dotted path to a linear map from embedding to hidden size; a model
         may lack the module where both sizes are equal.
-    :param decoder: Each token sees only those before it.
+    :param decoder: Attention is causal.
     :param pre_norm: Modules read a normalised copy of the stream, not the stream.
-    :param pooler: Module that takes no part in the hidden states; checkpoints may lack its weights.
+    :param pooler: Module that does not affect the hidden states; checkpoints may lack its weights.
     :param positions_after_padding: Positions count from `pad_token_id + 1`, so that many rows of the
         position table are never used.
     """
@@ -174,10 +174,10 @@ def known_model_types() -> tuple[str, ...]:
 
 
 def family_of(config: Any) -> Family:  # noqa: ANN401 - any family's configuration class
-    """The row that serves a model with this configuration.
+    """The row for a model with this configuration.
 
     :param config: A transformers configuration; `model_type` and `is_encoder_decoder` are read.
-    :raises UnknownFamilyError: No row serves it; the message lists those that exist.
+    :raises UnknownFamilyError: There is no row for it; the message lists the known model types.
     """
     model_type = getattr(config, "model_type", None)
     for family in FAMILIES:

@@ -1,4 +1,4 @@
-"""A host's fingerprint: enough to tell that a file was made for another host."""
+"""A host's fingerprint, to detect that a file was made for another host."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def fingerprint(host_map: HostMap) -> Fingerprint:
     The digest covers the sorted names and shapes of all parameters, and the values of three
     tensors (first rows of the input embedding, the first layer's q, the last layer's down),
     rounded to bfloat16.  So loads as float32 and as bfloat16 always agree.  A load as float16
-    agrees where float16 holds the checkpoint's values exactly, and else may differ, since
+    agrees if float16 represents the checkpoint's values exactly; otherwise it may differ, since
     rounding twice is not rounding once.  A pooler is left out: checkpoints of the same weights
-    come with and without one.
+    exist with and without one.
 
-    :raises HostError: The weights are on the meta device, so have no values.
+    :raises HostError: The weights are on the meta device, so they have no values.
     """
     digest = hashlib.sha256(json.dumps(sorted(_shapes(host_map).items())).encode())
     for tensor in (
@@ -40,7 +40,7 @@ def fingerprint(host_map: HostMap) -> Fingerprint:
 
 
 def shape_fingerprint(host_map: HostMap) -> Fingerprint:
-    """The same of a host whose weights are not there: the digest is empty."""
+    """The fingerprint of a host without weights: its digest is empty."""
     config = host_map.base.config
     return Fingerprint(
         architecture=type(host_map.base).__name__,
@@ -67,6 +67,6 @@ def _shapes(host_map: HostMap) -> dict[str, tuple[int, ...]]:
 def _bytes(tensor: Tensor) -> bytes:
     if tensor.is_meta:
         raise HostError("A model without weights has no fingerprint.", "Load the host's weights first.")
-    # Through bfloat16 and back to float32, whose bytes numpy can give.
+    # Through bfloat16 and back to float32, because numpy has no bfloat16.
     rounded = tensor.to("cpu").to(torch.bfloat16).to(torch.float32).contiguous()
     return rounded.numpy().astype("<f4").tobytes()

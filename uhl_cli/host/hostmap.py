@@ -1,4 +1,4 @@
-"""Resolve a family row against a model, and prove that the row tells the truth about it."""
+"""Resolve a family row against a model: find its modules and check their shapes (`proof` checks what they do)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HINT = "Use an unmodified checkpoint of a known model type, or open an issue th
 
 
 def dense(weight: Tensor) -> Tensor:
-    """A weight as a plain detached tensor: quantised ones (tensor subclasses, as torchao makes) give their values."""
+    """A weight as a plain detached tensor; quantised ones (tensor subclasses, as from torchao) are dequantised."""
     weight = weight.detach()
     if type(weight) is Tensor:
         return weight
@@ -27,15 +27,15 @@ def dense(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TargetModule:
-    """One linear module of a layer, or the part of a fused one, that the adapter edits.
+    """A linear module of a layer, or a part of a fused one, that the adapter edits.
 
     :param type: One of `families.MODULE_TYPES`.
     :param name: Qualified name from the base model.
-    :param in_features: Width that it reads.
-    :param out_features: Width that it writes, of its own part alone.
+    :param in_features: Width of its input.
+    :param out_features: Width of its output; for a part of a fused module, of that part alone.
     :param columns: The target module's features among the module's output features.
     :param transposed: The module stores its weight [in, out].
-    :param space: What its edit is added to: the "stream", or what "attention" or the "mlp" reads.  In hosts that
+    :param space: What its edit is added to: the "stream", or the input of "attention" or of the "mlp".  In hosts that
         normalise after the layer, attention reads the stream itself.
     """
 
@@ -60,7 +60,7 @@ class TargetModule:
 
     @property
     def fused(self) -> bool:
-        """It is a part of a wider module."""
+        """Whether it is a part of a wider module."""
         return self.out_features != self.module_features
 
     def bias(self) -> Tensor | None:
@@ -80,7 +80,7 @@ class HostLayer:
 
 @dataclass(frozen=True, eq=False)
 class HostMap:
-    """Where everything that uhl reads or edits is inside one model."""
+    """The modules of one model that uhl reads or edits."""
 
     family: Family
     base: nn.Module
@@ -103,11 +103,10 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
 
 
 def find_map(model: nn.Module) -> HostMap:
-    """The map of a model, whose shapes fit its family row and, with `prove`, whose target modules act.
+    """The map of a model, after checking its shapes against its family's row.
 
-    The model may be a base model or one with a head; the map is of its base model.  Proving runs
-    some forward passes over five tokens and leaves weights, hooks and modes as they were.
-    Without it only shapes are read, so that models on the meta device can be resolved.
+    The model may be a base model or one with a head; the map is of its base model.  Only shapes are read, so models on
+    the meta device can be resolved; `proof.resolve` also runs the model.
 
     :raises UnknownFamilyError: The model's type has no row.
     :raises HostMapError: The row does not fit the model.
@@ -117,10 +116,10 @@ def find_map(model: nn.Module) -> HostMap:
     family = family_of(config)
     layers = _module(base, family.layers, "list of layers")
     if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:  # type: ignore[union-attr]
-        raise HostMapError(f"'{family.layers}' is no list of the configuration's number of layers.", _HINT)
+        raise HostMapError(f"'{family.layers}' is not a list of the configuration's number of layers.", _HINT)
     embeddings = _module(base, family.embeddings, "input embedding")
     if not isinstance(embeddings, nn.Embedding):
-        raise HostMapError(f"'{family.embeddings}' is no nn.Embedding.", _HINT)
+        raise HostMapError(f"'{family.embeddings}' is not an nn.Embedding.", _HINT)
     hidden_size = int(config.hidden_size)  # type: ignore[union-attr]
     _check_embeddings(base, family, embeddings, hidden_size)
     return HostMap(
@@ -141,7 +140,7 @@ def _module(root: nn.Module, path: str, what: str) -> nn.Module:
 
 
 def _check_embeddings(base: nn.Module, family: Family, embeddings: nn.Embedding, hidden_size: int) -> None:
-    """Embeddings reach the hidden size, by themselves or through the row's projection."""
+    """Check that embeddings have the hidden size, directly or after the row's projection."""
     if embeddings.embedding_dim == hidden_size:
         return
     if family.embedding_projection is not None:
@@ -201,7 +200,7 @@ def _space(family: Family, kind: str) -> str:
 
 
 def _check_widths(target_modules: Mapping[str, TargetModule]) -> None:
-    """Widths agree inside attention (grouped queries allowed) and inside the feed-forward part."""
+    """Check that widths agree inside attention (grouped queries allowed) and inside the feed-forward part."""
     q, k, v, o, up, down = (target_modules[kind] for kind in ("q", "k", "v", "o", "up", "down"))
     attention = q.out_features == o.in_features and k.out_features == v.out_features
     grouped = k.out_features > 0 and q.out_features % k.out_features == 0
@@ -213,7 +212,7 @@ def _check_widths(target_modules: Mapping[str, TargetModule]) -> None:
 
 
 def _check_parts(target_modules: Mapping[str, TargetModule]) -> None:
-    """Sites that share a module split its output without overlap or rest."""
+    """Check that target modules that share a module split its output without overlap or remainder."""
     columns: dict[str, list[tuple[int, int]]] = {}
     for linear in target_modules.values():
         columns.setdefault(linear.name, []).append((linear.columns.start, linear.columns.stop))

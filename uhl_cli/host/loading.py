@@ -19,14 +19,14 @@ from uhl_cli.errors import HostError, first_line
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.packed import unpack
 
-# Of transformers.
+# Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
 def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
-    """The configuration in a folder, for a host of a type that has a row.
+    """The configuration in a folder; with `as_host`, its model type must have a row in the table of families.
 
-    :raises UnknownFamilyError: No row serves its type, and it is to be a host's.
+    :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
     :raises HostError: It cannot be read.
     """
     try:
@@ -50,9 +50,9 @@ def load_model(
     dtype: str,
     trust_remote_code: bool,
 ) -> nn.Module:
-    """The base model in a folder, with every weight but a pooler's from its safetensors files.
+    """The base model in a folder, with every weight except a pooler's from its safetensors files.
 
-    The caller's random state is left as it was.
+    The caller's random state is unchanged.
 
     :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
     :raises HostError: Weights are damaged, missing or of other shapes than the configuration's.
@@ -77,15 +77,15 @@ def from_pretrained(
     *,
     other_shapes: bool = False,
 ) -> tuple[nn.Module, list[str]]:
-    """A model from the safetensors files in a folder, and the names of its weights that they lack, which are random.
+    """A model from the safetensors files in a folder, and the names of missing weights, which are random.
 
-    :param other_shapes: Count weights of other shapes than the configuration's among those that are lacking.
-    :raises HostError: Weights are damaged or, unless they count as lacking, of other shapes.
+    :param other_shapes: Treat weights of other shapes than the configuration's as missing.
+    :raises HostError: Weights are damaged or, unless treated as missing, of other shapes.
     """
     # The argument was called torch_dtype before 4.56.
     dtype_argument = "dtype" if RELEASE >= (4, 56) else "torch_dtype"
     try:
-        # Weights that the checkpoint lacks (a pooler's) are drawn at random; not from the caller's state.
+        # Missing weights (a pooler's) are random; drawing them must not change the caller's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model, report = kind.from_pretrained(
@@ -133,13 +133,13 @@ def load_packed(
 
 
 def _without_pooler(keys: Iterable[str], family: Family) -> list[str]:
-    """Sorted keys but for the pooler's, which takes no part in the hidden states."""
+    """Sorted keys without the pooler's, which does not affect the hidden states."""
     return sorted(key for key in keys if family.pooler is None or not key.startswith(f"{family.pooler}."))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it transformers reports errors alone and shows no progress bars."""
+    """Context manager: inside it transformers logs errors only and shows no progress bars."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

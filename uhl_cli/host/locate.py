@@ -39,7 +39,7 @@ TOKENIZER_FILES = (
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # The hub's HTTP errors derive from its HTTP library's base error, whichever library this release uses;
-# errors of the connection itself (a proxy that refuses, a read that breaks off) derive from it too.
+# errors of the connection itself (a proxy that refuses, a read that is interrupted) derive from it too.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 
@@ -47,8 +47,8 @@ _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 class Located:
     """A host's files on disk.
 
-    :param revision: Commit of the hub that the files are from; None for a folder and a builtin.
-    :param packed: The weights are a builtin's, see `uhl_cli.host.packed`.
+    :param revision: Commit on the hub; None for a folder and a builtin.
+    :param packed: Whether the weights are packed as a builtin's, see `uhl_cli.host.packed`.
     """
 
     folder: Path
@@ -88,7 +88,7 @@ def locate(
 
 
 def locate_peft(name: str, *, offline: bool = False) -> Path | None:
-    """The folder that holds the PEFT adapter `name`, a folder or a hub id; None where that is no PEFT adapter.
+    """The folder of the PEFT adapter `name`, a folder or a hub id; None if it is not a PEFT adapter.
 
     :raises HostNotFoundError: No such folder or hub id, or no access to it.
     :raises HostError: It is one, but has no safetensors weights.
@@ -135,7 +135,7 @@ def _from_hub(name: str, revision: str | None, offline: bool, cache_dir: str | P
     ]
     folder = _snapshot(name, revision, small, offline, cache_dir)
     if (folder / CONFIG_FILE).is_file():
-        # Names of the shards are in the index, so that other copies of the weights are not fetched.
+        # The index lists the shards, so only these are fetched and no other copies of the weights.
         _snapshot(name, revision, sorted(_weight_files(folder)), offline, cache_dir)
     return Located(folder, folder.name)
 
@@ -169,7 +169,7 @@ def _snapshot(
             "Check the id; for a private model run `hf auth login` or set HF_TOKEN.",
         ) from error
     except LocalEntryNotFoundError as error:
-        # The cache holds part of the snapshot: what is missing, if anything, the checks of the folder tell.
+        # The cache has only a part of the snapshot; the checks of the folder report missing files, if any.
         partial = getattr(error, "snapshot_path", None)
         if partial is not None:
             return Path(partial)
@@ -192,9 +192,9 @@ def _weight_files(folder: Path) -> set[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise HostError(f"'{index}' is no index of weight files.", "Fetch the checkpoint again.") from None
+        raise HostError(f"'{index}' is not an index of weight files.", "Fetch the checkpoint again.") from None
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise HostError(f"'{index}' lists no plain file names.", "Fetch the checkpoint again.")
+        raise HostError(f"'{index}' lists entries that are not plain file names.", "Fetch the checkpoint again.")
     return names
 
 

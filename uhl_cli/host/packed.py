@@ -1,6 +1,6 @@
 """Weights of builtin hosts on disk: matrices in 8 bits with one scale a row, vectors in float16.
 
-A folder's `model.safetensors` holds for each matrix W its codes `W` (int8) and `W.scale` (float32, one a row).
+For each matrix W, a folder's `model.safetensors` contains its codes `W` (int8) and `W.scale` (float32, one per row).
 """
 
 from __future__ import annotations

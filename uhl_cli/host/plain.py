@@ -1,6 +1,6 @@
-"""A host's tokenizer that, called plainly, gives the ids that uhl reads: what `encode` adds to them is written into it.
+"""A copy of a host's tokenizer that returns the ids of `encode` when called directly.
 
-Whoever loads it needs no uhl: `tokenizer(texts, pairs, truncation=True)` is all.
+It works without uhl: `tokenizer(texts, pairs, truncation=True)` is enough.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import encode, first_token, takes_types
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# What the file that a tokenizer was read from, or the reading itself, left among its settings.
+# Settings that come from the tokenizer's file, or from loading it, and must not be saved.
 _OF_THE_FILE = ("max_length", "truncation_strategy", "stride", "pad_to_multiple_of", "is_local", "local_files_only")
 _HINT = "Open an issue that names the checkpoint; `uhl tune --parameters lora` needs no tokenizer of its own."
 
 
 def plain_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
-    """A copy of the host's tokenizer that pads and cuts as `encode` does, up to `max_length` tokens.
+    """A copy of the host's tokenizer that pads and truncates as `encode` does, to at most `max_length` tokens.
 
-    A decoder's begin token, which `encode` puts first where the tokenizer does not, is part of it.  Segment ids are
-    among its outputs only where the model takes them.
+    It adds a decoder's begin token where `encode` does.  It returns segment ids only if the model uses them.
     """
     tokenizer: Any = copy.deepcopy(host.tokenizer)
     tokenizer.backend_tokenizer.no_truncation()
@@ -43,7 +42,7 @@ def plain_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
     settings = {"model_max_length": max_length, "padding_side": "right", "truncation_side": "right"}
     for name, value in (settings | {"model_input_names": inputs}).items():
         setattr(tokenizer, name, value)
-        tokenizer.init_kwargs[name] = value  # what of these is saved
+        tokenizer.init_kwargs[name] = value  # saved from here
     for name in _OF_THE_FILE:
         tokenizer.init_kwargs.pop(name, None)
     found: PreTrainedTokenizerBase = tokenizer
@@ -59,7 +58,7 @@ def save_plain(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings["tokenizer_class"] == "TokenizersBackend":  # a name of transformers 5 for what both know
+    if settings["tokenizer_class"] == "TokenizersBackend":  # the name in transformers 5 of a class that both have
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -72,7 +71,7 @@ def refuse_other_ids(
     *,
     max_length: int,
 ) -> None:
-    """Return only if the tokenizer, saved and loaded, gives these texts the ids, and the segments, that uhl reads.
+    """Check that the tokenizer, saved and loaded, returns for these texts the ids and segments of `encode`.
 
     :raises TokenizerError: It does not.
     :raises OutputError: It cannot be saved in the temporary folder of this machine.
@@ -93,7 +92,7 @@ def refuse_other_ids(
 
 
 class _WriteFailures(AbstractContextManager["_WriteFailures"]):
-    """Makes an `OSError` of the plain `Exception` that the tokenizers library raises on a full disk."""
+    """Converts the plain `Exception` that the tokenizers library raises on a full disk to an `OSError`."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -105,7 +104,7 @@ class _WriteFailures(AbstractContextManager["_WriteFailures"]):
 def _beginning_with(tokenizer: Any, token: int) -> PreTrainedTokenizerBase:  # noqa: ANN401
     """The tokenizer with a special token before each text.
 
-    It is of the generic class: those of some families make their post-processor anew when they are loaded.
+    It has the generic class, because classes of some families rebuild their post-processor when they are loaded.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["post_processor"] = _begun(state["post_processor"], tokenizer.convert_ids_to_tokens(token), token)
@@ -121,7 +120,7 @@ def _beginning_with(tokenizer: Any, token: int) -> PreTrainedTokenizerBase:  # n
 
 
 def _begun(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
-    """A post-processor, as tokenizer.json holds it, that puts the token first and else does what this one does."""
+    """A post-processor, as in tokenizer.json, that adds the token at the beginning and otherwise works as this one."""
     steps: list[dict[str, Any]] = []
     if processor is not None:
         steps = list(processor["processors"]) if processor["type"] == "Sequence" else [processor]

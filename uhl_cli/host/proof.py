@@ -1,4 +1,4 @@
-"""Prove a host map by running the model: every target module computes, and does, what its row says.
+"""Prove a host map by running the model: check that every target module computes, and does, what its row states.
 
 Six facts are checked, on the first and the last layer (all layers for the first fact):
 
@@ -37,7 +37,7 @@ def resolve(model: nn.Module) -> HostMap:
     """The model's map, proved.
 
     :raises UnknownFamilyError: The model's type has no row.
-    :raises HostMapError: A module is missing, has another shape, or does something else than its row says.
+    :raises HostMapError: A module is missing, has another shape, or does not do what its row states.
     """
     host_map = find_map(model)
     prove_map(host_map)
@@ -45,7 +45,7 @@ def resolve(model: nn.Module) -> HostMap:
 
 
 def prove_map(host_map: HostMap) -> None:
-    """Return only if the map tells the truth; the model is left bit for bit as it was.
+    """Check every fact of the map; the model is unchanged afterwards, bit for bit.
 
     :raises HostMapError: A fact does not hold; the message names the module.
     """
@@ -62,7 +62,7 @@ def prove_map(host_map: HostMap) -> None:
 def _prove(host_map: HostMap) -> None:
     runner = _Runner(host_map)
     ends = {layer.index: layer for layer in (host_map.layers[0], host_map.layers[-1])}
-    # Passes over a large host are slow, so one serves all readings, and one more each target module's edit.
+    # Passes over a large host are slow: one pass for all readings, and one per target module's edit.
     reference = runner.run([linear for layer in ends.values() for linear in layer.target_modules.values()])
     if not bool(torch.isfinite(reference.final).all()):
         raise HostMapError("The host's hidden states are not finite numbers.", "Load it with --dtype float32.")
@@ -81,9 +81,9 @@ def _prove(host_map: HostMap) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One pass: the final hidden state, each layer's stream, and what watched target modules read and wrote.
+    """One pass: the final hidden state, each layer's stream, and inputs and outputs of watched target modules.
 
-    All but the first float32 [tokens, features].
+    All except the first are float32 [tokens, features].
     """
 
     final: Tensor
@@ -120,7 +120,7 @@ class _Runner:
         return noise.to(device=like.device, dtype=like.dtype)
 
     def final_state(self) -> Tensor:
-        """[1, tokens, hidden_size]; checks on the way that every layer is given a stream, and keeps it."""
+        """[1, tokens, hidden_size]; also checks that every layer gets a stream, and records it."""
         size = self.host_map.hidden_size
         self.streams = {}
 
@@ -129,7 +129,7 @@ class _Runner:
                 stream = read_layer_input(args, kwargs)
                 if stream.shape != (1, _TOKENS, size):
                     raise HostMapError(
-                        f"Layer {layer.index} is given {tuple(stream.shape)}, no stream of {size}.", _HINT
+                        f"Layer {layer.index} gets {tuple(stream.shape)}, not a stream of {size}.", _HINT
                     )
                 self.streams[layer.index] = stream.float().reshape(_TOKENS, size)
 
@@ -150,7 +150,7 @@ class _Runner:
 
     @contextmanager
     def editing(self, linear: TargetModule, edit: Edit) -> Iterator[None]:
-        """Within it, `edit` replaces the target module's columns of its module's output."""
+        """Context manager: inside it `edit` replaces the target module's columns of its module's output."""
 
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
             output = output.clone()
@@ -164,7 +164,7 @@ class _Runner:
             handle.remove()
 
     def run(self, watched: Sequence[TargetModule]) -> _Run:
-        """One pass that keeps what the watched target modules read and write.
+        """One pass that records inputs and outputs of the watched target modules.
 
         :raises HostMapError: A watched linear does not run exactly once.
         """
@@ -193,7 +193,7 @@ class _Runner:
         )
 
     def run_edited(self, layer: HostLayer, kind: str, reference: _Run) -> _Run:
-        """A pass with one target module edited in the way that tells its type apart; o and down are watched."""
+        """A pass with one target module edited so as to distinguish its type; o and down are watched."""
         linear = layer.target_modules[kind]
 
         def at_middle(part: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class _Runner:
 
 
 def _near(actual: Tensor, expected: Tensor) -> bool:
-    """Equal within what half precision and tensor cores round off."""
+    """Whether both are equal up to the rounding of half precision and tensor cores."""
     return bool((actual - expected).norm() <= 0.03 * expected.norm() + 1e-6)
 
 
@@ -225,13 +225,13 @@ def _prove_weight(reference: _Run, linear: TargetModule) -> None:
     bias = linear.bias()
     expected = reference.read(linear) @ linear.weight().float().T + (0.0 if bias is None else bias.float())
     if not _near(reference.written(linear), expected):
-        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something else than its weight.", _HINT)
+        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something other than its weight.", _HINT)
 
 
 def _prove_norm(host_map: HostMap, reference: _Run, layer: HostLayer) -> None:
     same = torch.equal(reference.read(layer.target_modules["q"]), reference.streams[layer.index])
     if same == host_map.family.pre_norm:
-        found = "the stream itself" if same else "something else than the stream"
+        found = "the stream itself" if same else "something other than the stream"
         raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike its family's.", _HINT)
 
 
@@ -243,7 +243,7 @@ def _prove_attention(runner: _Runner, layer: HostLayer, reference: _Run, edited:
     others = [token for token in range(_TOKENS) if token != _MIDDLE]
     own_token_only = bool(query[others].norm() <= 1e-6 * before.norm() + 1e-9)
     other_tokens_too = bool(key[others].norm() > 1e-6 * before.norm())
-    # Attention weights sum to one, so a shift of all values arrives as it is, once per group of queries.
+    # Attention weights sum to one, so a shift of all values passes unchanged, once per group of queries.
     shift = runner.value_shift(reference.written(v))
     arrived = shift.norm() * (o.in_features / v.out_features) ** 0.5
     small = 0.03 * before.norm() + 1e-6

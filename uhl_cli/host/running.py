@@ -1,6 +1,6 @@
 """Running a host: one thread at a time, in eval mode, with at most one adapter attached.
 
-The lock and the name of what is attached belong to the base model, so that two hosts of one model share them.
+The lock and the attached adapter belong to the base model, so two hosts of one model share them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uhl_cli.errors import HostError
 
 @dataclass(eq=False)
 class Use:
-    """Who uses a base model: its lock, and the adapter that is attached to it, if any."""
+    """State of use of a base model: its lock, and the adapter attached to it, if any."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     attached: object | None = None
@@ -36,10 +36,10 @@ def use_of(base: nn.Module) -> Use:
 
 @contextmanager
 def evaluating(base: nn.Module) -> Iterator[None]:
-    """Within it the model is this thread's and in eval mode; its training flags come back afterwards.
+    """Context manager: inside it only this thread uses the model, in eval mode; training flags are restored at exit.
 
-    An interrupt that comes while they are put back is raised when that is done, as in all contexts of uhl that change
-    a model: the clean-up is a loop that ends with the work and not with an interrupt.
+    An interrupt during the restoration is raised after it, as in all contexts of uhl that change a model: the clean-up
+    loop ends when its work is done, not at an interrupt.
     """
     with use_of(base).lock:
         training = [module for module in base.modules() if module.training]
@@ -59,7 +59,7 @@ def evaluating(base: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def bare(base: nn.Module) -> Iterator[None]:
-    """`evaluating`, for passes that must see the model itself.
+    """`evaluating`, for passes that need the model without an adapter.
 
     :raises HostError: An adapter is attached to it.
     """
@@ -72,7 +72,7 @@ def bare(base: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(base: nn.Module) -> Iterator[None]:
-    """Within it no parameter of the model takes a gradient; the flags come back afterwards."""
+    """Context manager: inside it no parameter of the model requires a gradient; the flags are restored at exit."""
     trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
     interrupt: KeyboardInterrupt | None = None
     try:

@@ -1,4 +1,4 @@
-"""Load a host's tokenizer, and make sure that it can do what uhl needs of it."""
+"""Load a host's tokenizer, and check that it meets uhl's requirements."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The fast tokenizer in a folder, set up by `prepare_tokenizer`.
 
-    :param settings: The tokenizer's own, in place of those that it was saved with.
-    :raises TokenizerError: None is there, it is damaged, or it gives no character offsets.
+    :param settings: Settings that replace those that the tokenizer was saved with.
+    :raises TokenizerError: There is none, it is damaged, or it gives no character offsets.
     """
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise TokenizerError(f"'{name}' has no tokenizer files.", "Copy tokenizer.json into the checkpoint's folder.")
     with _DamagedTokenizer(name):
-        # Checked first, since a broken JSON file is reported more clearly here than further down.
+        # Checked first, because here the message about a broken JSON file is clearer than the library's.
         if (folder / "tokenizer.json").is_file():
             json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(
@@ -49,14 +49,14 @@ def load_tokenizer(
 def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The same tokenizer, changed to pad and cut on the right, and with a padding token.
 
-    :raises TokenizerError: It is not fast, so gives no character offsets, or has no special token.
+    :raises TokenizerError: It is not fast (so it gives no character offsets), or has no special token.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(f"The tokenizer of '{name}' is not fast, so gives no character offsets.", _HINT)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
-        # Padding is masked everywhere, so any token serves; the end token is the custom.
+        # Padding is masked everywhere, so any token works; the end token is customary.
         substitute = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         if substitute is None:
             raise TokenizerError(
@@ -71,7 +71,7 @@ class _DamagedTokenizer(AbstractContextManager["_DamagedTokenizer"]):
     """Turns the errors of unreadable tokenizer files into a `TokenizerError`.
 
     The tokenizers library raises plain `Exception` for a file whose parts do not fit, so the type
-    is compared exactly: an error of another class outside the list passes through.
+    is compared exactly: an error of a class outside the list passes through.
     """
 
     _TYPES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)

@@ -1,1 +1,1 @@
-"""A host aligned to an adapter, and the model that carries it."""
+"""A host aligned to an adapter, and the ported model: the host with the adapter."""

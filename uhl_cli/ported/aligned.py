@@ -1,4 +1,4 @@
-"""A host with everything that porting an adapter to it needs: its alignment, the plan, and its own FLOPs."""
+"""A host prepared for porting: its alignment to an adapter, the port plan, and its own FLOPs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Served = Literal["own", "other", "any"]
 
 @dataclass
 class FoldedAdapter:
-    """What all tasks of one adapter share on a host: its own parts, and what was measured once to set them."""
+    """What all tasks of one adapter share on a host: the folded adapter, and what was measured once to set it up."""
 
     adapter: PortedAdapter
     shift: Tensor | None = None
@@ -39,10 +39,10 @@ class AlignedHost:
 
     Porting several tasks of an adapter to one `AlignedHost` aligns once, and they share the updates' tensors.
 
-    :param space: Digest of the anchor bank whose space it is (`AnchorBank.digest`); other adapters are refused.
-    :param plan: The parts that the host carries within a limit of FLOPs.
+    :param space: Digest of the anchor bank that defines the space (`AnchorBank.digest`); other adapters are refused.
+    :param plan: The parts that the host carries within the FLOP limit.
     :param host_flops: FLOPs of the host's own forward pass, see `cost.flops`.
-    :param serves: Readouts that the alignment is good for: the adapter's own, those of other tasks, or any.
+    :param serves: Readouts that the alignment supports: the adapter's own, those of other tasks, or any.
     """
 
     host: Host
@@ -60,13 +60,13 @@ class AlignedHost:
 
     @property
     def has_weights(self) -> bool:
-        """False for a host of which the configuration alone is there."""
+        """False for a host made from a configuration alone."""
         return not self.host.map.embeddings.weight.is_meta
 
     def refuse_other(self, bank: AnchorBank, *, own_task: bool) -> None:
-        """Return only if the alignment is to this bank's space, and serves the adapter's own task or another one.
+        """Check that the alignment is to this bank's space, and supports the adapter's own task or another one.
 
-        :raises UsageError: It does not.
+        :raises UsageError: It is not, or does not.
         """
         if bank.digest != self.space:
             raise UsageError(
@@ -93,10 +93,10 @@ def align_host(
 ) -> Alignment:
     """Align a host to a bank's canonical space by the named strategy.
 
-    :param states: The host's word states, where they are known already.
+    :param states: The host's word states, if they were already computed.
     :param joint: See `align_anchors`.
 
-    :raises AlignmentError: When the host takes in too few anchors, or its states are degenerate.
+    :raises AlignmentError: When too few anchors fit into the host's input, or its states are degenerate.
     :raises HostError: When an adapter is attached to the host.
     """
     if strategy == "size":

@@ -1,11 +1,10 @@
-"""Calibrates a ported adapter by its transfer set, in closed form: class offsets, and how strongly the updates act.
+"""Calibrates a ported adapter on its transfer set: class offsets, and the strength of the updates.
 
-On another host the updates arrive in part, and what arrives pushes all texts towards one class.  The teacher's outputs
-say how far: for each strength the class offsets are fitted that bring the ported model's probabilities nearest to the
-teacher's.  The updates are left out unless, at the strength that is nearest, they come nearer than without them by more
-than chance would have it (`CLEARLY`); on the source itself they always act.  No label and no gradient of the host is
-used.  The fit is that of bias-corrected temperature scaling (Guo et al., 2017, section 4.2) with the temperature left
-at one.
+On another host the updates transfer only in part, and that part pushes all texts towards one class.  The teacher's
+outputs tell how far: for each strength, fit the class offsets that bring the ported model's probabilities nearest to
+the teacher's.  Keep the updates only if the best strength is nearer than no updates by more than chance (`CLEARLY`);
+on the source itself they are always kept.  No label and no gradient of the host is used.  The fit is bias-corrected
+temperature scaling (Guo et al., 2017, section 4.2) with the temperature fixed at one.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from torch.nn import functional
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.data.examples import Examples
 
-# The adapter's own strength is one.
+# Strengths to try; 1 is the strength at which the adapter was trained.
 STRENGTHS = (0.0, 0.5, 1.0)
-# Standard errors of its paired gain over no updates that a strength must have.  Texts are few and differ, and updates
-# that bring nothing cost time.
+# A strength's paired gain over no updates must be at least this many standard errors: texts are few and differ, and
+# updates without a gain only cost time.
 CLEARLY = 2.0
-# Whole texts that are read, from the transfer set's first on.
+# Number of whole texts to read, from the beginning of the transfer set.
 TEXTS = 384
 _STEPS = 30
-# Pull towards no offset, so that a class which the texts hardly show keeps its own.
+# Ridge on the offsets, so that a class that is rare in the texts keeps an offset near zero.
 _RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the transfer set says of a ported adapter.
+    """Result of calibrating a ported adapter on the transfer set.
 
-    :param strength: The strength of the updates that is nearest to the teacher; zero unless it is so clearly.
-    :param offsets: float32 [labels], what is added to the logits, at every strength that was tried.
+    :param strength: The strength of the updates that is nearest to the teacher; zero unless its gain is clear.
+    :param offsets: float32 [labels], to add to the logits, for every strength that was tried.
     :param cross_entropy: Of the teacher's probabilities and the ported model's, with these offsets, in nats.
     """
 
@@ -47,7 +46,7 @@ class Calibration:
     texts: int
 
     def applied(self, adapter: PortedAdapter, strength: float | None = None) -> PortedAdapter:
-        """The adapter with a strength (0 where it has no updates), by default the chosen one, and its offsets."""
+        """The adapter with a strength (by default the chosen one; 0 if it has no updates) and its offsets."""
         strength = self.strength if strength is None else strength
         strength = strength if strength in self.offsets else 0.0
         return adapter.with_strength(strength).with_offsets(self.offsets[strength])
@@ -67,7 +66,7 @@ class Judge:
     odds: Tensor
 
     def calibration(self, adapter: PortedAdapter, *, at_home: bool = False) -> Calibration:
-        """The calibration of an adapter as folded; on the host that it was trained on the updates act in full."""
+        """Calibrate an adapter as folded; with `at_home`, on the host it was trained on, updates have full strength."""
         strengths = STRENGTHS if adapter.updates else STRENGTHS[:1]
         fits = {strength: self._fit(adapter.with_strength(strength)) for strength in strengths}
         offsets = {strength: found for strength, (found, _) in fits.items()}
@@ -94,7 +93,7 @@ class Judge:
         return offsets, functional.cross_entropy(logits + offsets, self.odds.softmax(-1), reduction="none")
 
     def _clear(self, gains: Tensor) -> bool:
-        """Whether the mean of the gains [predictions] is above zero by `CLEARLY` standard errors, drawn by texts."""
+        """Whether the mean of the gains [predictions] is `CLEARLY` standard errors above zero, clustered by text."""
         words = self.examples.words
         counts = [1] * len(self.examples) if words is None else [len(row) for row in words]
         mean = gains.mean()
@@ -103,9 +102,9 @@ class Judge:
 
 
 def class_offsets(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Offsets [labels], of mean zero, whose sum with the logits [P, labels] is nearest to the wanted probabilities.
+    """Offsets [labels] of mean zero that bring the logits [P, labels] nearest to the wanted probabilities.
 
-    Newton's method on the cross entropy, which is convex in them.
+    Newton's method on the cross entropy, which is convex in the offsets.
     """
     labels = logits.shape[1]
     offsets = torch.zeros(labels, dtype=logits.dtype)

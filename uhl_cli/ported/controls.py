@@ -1,12 +1,12 @@
-"""The controls (docs/method.md, "Controls"): what a ported score must be read beside.
+"""The controls (docs/method.md, "Controls") to compare a ported score with.
 
 | control | what it is |
 |---|---|
-| majority_class | the commonest class of the training labels, for every example; no host runs |
-| random_update | the readout as ported, and updates as large per token as at full strength in random directions |
+| majority_class | the most frequent class of the training labels, for every example; no host runs |
+| random_update | the readout as ported, and updates in random directions, per token as large as at full strength |
 | head_only | a linear head on the mean final state, trained on the frozen source, through a map of the last depth |
 | size | the same adapter aligned by `size`, which knows nothing of the target's basis |
-| full_updates | the updates at full strength, where the transfer set has left them out |
+| full_updates | the updates at full strength, where calibration on the transfer set has left them out |
 | readout_only | the canonical readout as ported, updates off (it splits the gain in two) |
 """
 
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 def randomised(adapter: PortedAdapter, *, seed: int) -> PortedAdapter:
     """The same adapter with every edit's direction drawn at random and its norm kept; it has no shift.
 
-    Routers and responses stay, so each token gets an update of exactly the same size as before.
+    Routers and responses are kept, so each token gets an update of exactly the same size as before.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -50,13 +50,13 @@ def randomised(adapter: PortedAdapter, *, seed: int) -> PortedAdapter:
 
 
 def by_size(aligned: AlignedHost, bank: AnchorBank) -> AlignedHost:
-    """The same host and parts, aligned by the host's width alone."""
+    """The same host and plan, aligned by the host's width alone."""
     alignment = align_host(aligned.host, bank, "size")
     return AlignedHost(aligned.host, aligned.space, alignment, aligned.plan, aligned.host_flops)
 
 
 def _random_rows(table: Tensor, generator: torch.Generator) -> Tensor:
-    rows = row_values(table)  # the result is not packed again, so that norms stay exact
+    rows = row_values(table)  # the result stays unpacked, so that norms are exact
     drawn = torch.randn(rows.shape, generator=generator).to(device=rows.device, dtype=torch.float32)
     norms = rows.float().norm(dim=1, keepdim=True)
     scaled: Tensor = drawn / drawn.norm(dim=1, keepdim=True) * norms
@@ -74,7 +74,7 @@ def mean_final_states(
 ) -> tuple[Tensor, list[int]]:
     """Mean final states of the host alone, float32 [predictions, d], in the examples' order.
 
-    One row an example (mean over its content tokens), or one a word for token tasks.
+    One row per example (mean over its content tokens), or one per word for token tasks.
     :returns: The states and the number of rows of each example.
     """
     order = sorted(range(len(examples)), key=lambda row: -len(examples.texts[row]))
@@ -101,7 +101,7 @@ def mean_final_states(
 def head_logits(states: Tensor, weight: Tensor, bias: Tensor, alignment: Alignment) -> Tensor:
     """Logits [rows, labels] of the linear head, `weight` [labels, d0] on z of the final depth, for states [rows, d].
 
-    Where the feature bank gave the host a map to the logits, it is used: the control aligns as well as the readout.
+    A feature bank's map to the logits is used, if there is one: the control is then aligned as well as the readout.
     """
     features = alignment.features
     if features is not None and len(features.head):

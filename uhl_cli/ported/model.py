@@ -38,7 +38,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class WordPrediction(Prediction):
-    """The same of one word of a text, with the characters [start, end) that it takes there."""
+    """The same for one word of a text, with its character span [start, end)."""
 
     word: str
     start: int
@@ -47,9 +47,9 @@ class WordPrediction(Prediction):
 
 @dataclass(frozen=True)
 class ExampleClasses:
-    """Classes per example (one for a sequence task, one a word for a token task), and active atoms per token.
+    """Classes per example (one for a sequence task, one per word for a token task), and active atoms per token.
 
-    `truncated` counts the texts that were cut because they are longer than the host or `max_length` takes.
+    `truncated` counts the texts that were cut because they exceed the host's maximum length or `max_length`.
     """
 
     classes: list[list[int]]
@@ -57,13 +57,13 @@ class ExampleClasses:
     truncated: int
 
     def for_metric(self, kind: str) -> list[int] | list[list[int]]:
-        """As `metrics.score` wants them."""
+        """The classes in the form that `metrics.score` expects."""
         return [row[0] for row in self.classes] if kind == "sequence" else self.classes
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Logits [predictions, labels] of every example, in order: one prediction, or one a word.
+    """Logits [predictions, labels] of every example, in order: one prediction per example, or per word.
 
     `truncated` counts the texts that were cut, as in `ExampleClasses`.
     """
@@ -75,15 +75,15 @@ class Outputs:
 class PortedModel(nn.Module):
     """A host that carries an adapter; make one with `UniversalAdapter.port`.
 
-    Calling it gives logits.  The host is changed only while a call runs or inside `attached()`, and is bit for bit as
-    before afterwards.  Calls run in eval mode; one thread at a time uses a host, and others wait.
+    Calling it returns logits.  The host is changed only during a call or inside `attached()`, and is restored bit for
+    bit afterwards.  Calls run in eval mode; one thread at a time uses a host, and others wait.
 
-    The host is referenced and no submodule: `state_dict()`, `parameters()` and `.to()` are those of the adapter alone.
-    `copy.deepcopy` and `pickle` copy the host as well.  On disk an adapter is kept by `save_ported`.
+    The host is not a submodule: `state_dict()`, `parameters()` and `.to()` apply to the adapter alone.
+    `copy.deepcopy` and `pickle` copy the host as well.  To save the adapter on disk, use `save_ported`.
 
-    :param strategy: How the host was aligned.
-    :param plan: The parts that the host carries; None when that is not known.
-    :param max_length: Longest input in tokens that the adapter was trained with; longer texts are cut there.
+    :param strategy: The alignment strategy of the host.
+    :param plan: The parts that the host carries; None when unknown.
+    :param max_length: Longest input in tokens that the adapter was trained with; longer texts are truncated.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class PortedModel(nn.Module):
         )
 
     def to(self, *args: Any, **kwargs: Any) -> PortedModel:  # noqa: ANN401 - the signature is torch's
-        """Move the adapter; a warning says what to do where the host is elsewhere then.
+        """Move the adapter; warns if the host is then on another device.
 
-        Floating-point tensors take a new dtype, packed tables keep theirs.
+        A new dtype applies to floating-point tensors; packed tables keep theirs.
         """
         found = super().to(*args, **kwargs)
         try:
@@ -140,9 +140,9 @@ class PortedModel(nn.Module):
         return found
 
     def attached(self) -> AbstractContextManager[Attachment]:
-        """Context manager: inside it the host's own forward pass (any head it has) carries the updates.
+        """Context manager: inside it the host's own forward pass (with any head) includes the updates.
 
-        :raises HostError: On entering, when another adapter is attached, or adapter and host are on two devices.
+        :raises HostError: On entry, when another adapter is attached, or adapter and host are on different devices.
         """
         return attach(self.host.map, self.adapter, name=f"the adapter for {self.task.name}")
 
@@ -157,12 +157,12 @@ class PortedModel(nn.Module):
     ) -> Tensor:
         """Logits float32 [texts, labels] of a sequence task, in the order of the texts.
 
-        Texts go through the host in batches of like length, so that one long text costs one batch only.
+        Texts are batched by similar length, so one long text slows down one batch only.
 
-        :param texts: A string is one text; lists, numpy arrays and pandas columns of strings are many.
-        :param max_length: Longest input in tokens; by default what the adapter was trained with, or the host takes.
+        :param texts: One string, or a list, numpy array or pandas column of strings.
+        :param max_length: Longest input in tokens; by default that of the adapter's training, or of the host.
         :param gradients: Record the graph, so that gradients flow to the host's parameters and the adapter's buffers.
-        :raises DataError: An entry is no string, or there are more or fewer pairs than texts.
+        :raises DataError: An entry is not a string, or there are more or fewer pairs than texts.
         :raises UsageError: The task labels words; use `predict`.
         """
         if self.task.kind != "sequence":
@@ -187,7 +187,7 @@ class PortedModel(nn.Module):
 
         Words are runs of letters and single punctuation marks, see `align.texts.word_spans`.
 
-        :raises DataError: An entry is no string, or there are more or fewer pairs than texts.
+        :raises DataError: An entry is not a string, or there are more or fewer pairs than texts.
         """
         examples = _examples(texts, pairs, words=self.task.kind == "tokens")
         with torch.inference_mode():
@@ -242,7 +242,7 @@ class PortedModel(nn.Module):
         max_length: int | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """Logits float32 [predictions, labels] of every example, in order: one prediction, or one a word."""
+        """Logits float32 [predictions, labels] of every example, in order: one prediction per example, or per word."""
         return self.outputs_of(examples, batch_size=batch_size, max_length=max_length, progress=progress).logits
 
     def _run(
@@ -292,9 +292,9 @@ def forward(host: Host, attachment: Attachment, encoded: Encoded, words: Tensor 
 def encode_examples(
     host: Host, examples: Examples, rows: Sequence[int], *, max_length: int | None = None
 ) -> tuple[Encoded, Tensor | None, list[int]]:
-    """Encode some examples; for token tasks also the words' averaging weights [words, batch * tokens].
+    """Encode examples; for token tasks also the words' averaging weights [words, batch * tokens].
 
-    A word that was cut off has weights of zero: it still gets a prediction, so that scores count it.
+    A truncated word has zero weights: it still gets a prediction, so scores count it.
     :returns: Encoded batch, weights or None, and the number of predictions of each row.
     """
     texts = [examples.texts[row] for row in rows]

@@ -1,9 +1,8 @@
-"""What a host's updates do to the readout's features on average, over the words of the feature bank.
+"""The mean change of the readout's features by a host's updates, over the words of the feature bank.
 
-On the source the updates move the features as training wanted.  On another host they arrive in part only: what differs
-from token to token still helps, but their mean is an error of its own, which pushes every text towards one class.  So a
-target's readout takes the mean back, and the updates act by their differences alone (measured:
-tests/benchmarks/README.md).
+On the source the updates move the features as trained.  On another host they transfer only in part: their differences
+between tokens still help, but their mean is an error that pushes every text towards one class.  So a target's readout
+subtracts the mean, and the updates act by their differences alone (measured: tests/benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from uhl_cli.host.running import evaluating
 
 # One batch of texts in this many is enough for a mean.
 _EVERY = 4
-# A host whose shift lies within this share of the source's is the source, or as good as it: its shift stays.
+# A host whose shift differs from the source's by at most this share counts as the source: its shift is kept.
 SAME = 0.25
 
 
@@ -28,8 +27,8 @@ SAME = 0.25
 def update_shift(host: Host, adapter: PortedAdapter, bank: FeatureBank) -> Tensor:
     """Mean change of the readout's features [readout_size] by an adapter's updates, float32 on the CPU.
 
-    The features without them are the bank's own, which the readout's maps were fitted to; a shift that the adapter
-    has already takes no part.
+    The features without updates are the bank's, which the readout's maps were fitted to.  A shift that the adapter
+    already has is ignored.
     """
     size = adapter.readout.bias.shape[0]
     values = bank.values[:, :size]
@@ -44,6 +43,6 @@ def update_shift(host: Host, adapter: PortedAdapter, bank: FeatureBank) -> Tenso
 
 
 def correction(shift: Tensor, source: Tensor) -> Tensor | None:
-    """What a readout adds to its features while updates are on: minus its shift; None where that is the source's."""
+    """What a readout adds to its features while updates are on: minus its shift; None if the shift is the source's."""
     same = float((shift - source).norm()) <= SAME * float(source.norm())
     return None if same else -shift

@@ -1,1 +1,1 @@
-"""The transfer set: texts and what a teacher says of them."""
+"""The transfer set: texts with a teacher's outputs."""

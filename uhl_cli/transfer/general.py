@@ -1,4 +1,4 @@
-"""The package's own texts, as transfer sets take them: a file names their version in place of holding them."""
+"""The package's own texts in transfer sets: an adapter file stores their version instead of the texts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ VERSION = 1
 
 
 def opinions() -> list[str]:
-    """The package's own sentences of praise and blame, one a line."""
+    """The package's own sentences of praise and blame."""
     content = resources.files("uhl_cli.builtin").joinpath("opinions.txt").read_text(encoding="utf-8")
     return content.splitlines()
 
 
 def record_of(sample: Sequence[str]) -> GeneralRecord:
-    """Which texts these are: this version, written as the sample is."""
+    """The record of these texts: this version, in the style of the sample."""
     lower, apart = style_of(sample)
     return GeneralRecord(version=VERSION, lower=lower, apart=apart)
 
 
 def transfer_texts(record: GeneralRecord) -> list[str]:
-    """The package's sentences on many subjects, of praise and blame, and of its task's training set; each once.
+    """The package's sentences on many subjects, of praise and blame, and of its task's training set, deduplicated.
 
-    :raises DataError: When the record is of a version that this package does not hold.
+    :raises DataError: When this package does not contain the record's version.
     """
     if record.version != VERSION:
         raise DataError(

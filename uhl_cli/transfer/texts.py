@@ -1,8 +1,8 @@
-"""The transfer set: texts, spans of them, and what a teacher says of each.
+"""The transfer set: texts, spans of them, and a teacher's outputs on both.
 
-It is how behaviour travels (docs/method.md, "Transfer set"): a target learns a task from it without a label, without
-the source model and without the task's data.  Spans cost no bytes: which ones there are follows from the texts by a
-fixed rule, so that a file holds a span's outputs alone.
+It carries behaviour to a target (docs/method.md, "Transfer set"), which learns a task from it without labels, without
+the source model and without the task's data.  Spans cost no bytes: a fixed rule derives them from the texts, so a file
+stores only the outputs on a span.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from uhl_cli.data.examples import Examples, token_examples
 
-# Outputs are kept as whole steps of a natural logarithm, at most so many either way.
+# Outputs are log-odds in whole steps of this size (natural logarithm), clipped at `MAX_LEVEL` steps.
 STEP = 1.0
 MAX_LEVEL = 7
 
@@ -26,12 +26,12 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TransferTexts:
-    """The texts of a transfer set, without what a teacher says of them.
+    """The texts of a transfer set, without the teacher's outputs.
 
-    :param texts: Single lines, runs of white space made one blank.
+    :param texts: Single lines, with each run of white space replaced by one space.
     :param pairs: The second text of each, or None for a task on single texts.
-    :param spans: Spans of each text (of each second text, where there are pairs) that are examples as well.
-    :param words: Whether the examples are of a token task, whose words are what stands between blanks.
+    :param spans: Number of spans of each text (with pairs, of each second text) that are examples as well.
+    :param words: Whether the examples are of a token task; its words are separated by spaces.
     :param origin: Where the texts come from.
     """
 
@@ -56,16 +56,16 @@ class TransferTexts:
         return TransferTexts(self.texts[:count], pairs, self.spans, self.words, self.origin)
 
     def owners(self) -> list[int]:
-        """The text that each of `examples()` is of, by its number."""
+        """For each of `examples()`, the index of its text."""
         found = []
         for index, text in enumerate(self.texts if self.pairs is None else self.pairs):
             found += [index] * (1 + len(drawn_spans(text.count(" ") + 1, index, self.spans)))
         return found
 
     def examples(self) -> Examples:
-        """Every text followed by its spans, as examples whose classes say nothing (all are 0).
+        """Every text followed by its spans, as examples with placeholder classes (all 0).
 
-        A span is an example of its own; of a pair it stands beside the whole first text.
+        Each span is a separate example; with pairs, its first text is the whole first text.
         """
         texts: list[str] = []
         pairs: list[str] | None = None if self.pairs is None else []
@@ -90,7 +90,7 @@ class TransferSet:
 
     :param codes: int8 [P, labels - 1], within -7..7: log-odds of every class but the first against the first, in steps
         of `STEP`.
-    :param teacher: What spoke, for people to read.
+    :param teacher: Description of the teacher, for display.
     """
 
     texts: TransferTexts
@@ -129,9 +129,9 @@ def quantised_log_odds(logits: Floats) -> Codes:
 
 
 def drawn_spans(num_words: int, index: int, count: int) -> list[tuple[int, int]]:
-    """Spans [start, end) of a text of `num_words` words, none of them the whole; fewer than `count` of a short text.
+    """Spans [start, end) of a text of `num_words` words, none of them the whole; fewer than `count` for a short text.
 
-    They are part of the file format: drawn from SHA-256, so that every machine and every version draws the same.
+    They are part of the file format: drawn from SHA-256, so every machine and every version draws the same.
 
     :param index: Number of the text.
     """
@@ -148,7 +148,7 @@ def drawn_spans(num_words: int, index: int, count: int) -> list[tuple[int, int]]
 
 
 def _numbers(index: int) -> Iterator[int]:
-    """Numbers of 32 bits that depend on the text's number alone."""
+    """32-bit pseudo-random numbers that depend on the text's index alone."""
     block = 0
     while True:
         drawn = hashlib.sha256(f"{index}.{block}".encode()).digest()
@@ -158,14 +158,14 @@ def _numbers(index: int) -> Iterator[int]:
 
 
 def single_lines(texts: Sequence[str]) -> list[str]:
-    """The texts with every run of white space made one blank."""
+    """The texts with each run of white space replaced by one space."""
     return [" ".join(text.split()) for text in texts]
 
 
 def without_contained(texts: Sequence[str]) -> list[int]:
-    """Indices of the texts that are no run of words of a longer one, and of equal ones the first.
+    """Indices of the texts that are not contained, as a run of words, in a longer text; of equal texts the first.
 
-    Data sets of phrases hold most texts several times over; a span stands for those.
+    Data sets of phrases contain most texts several times; spans of the longer texts replace them.
     """
     order = sorted(range(len(texts)), key=lambda index: (-len(texts[index].split(" ")), index))
     seen: set[int] = set()
@@ -184,12 +184,12 @@ def without_contained(texts: Sequence[str]) -> list[int]:
     return sorted(kept)
 
 
-# Of a longer text only the whole is looked for: the number of runs grows with the square.
+# In longer texts, contained runs are not searched: their number grows with the square of the length.
 _MAX_WORDS = 64
 
 
 def count_examples(texts: TransferTexts) -> tuple[int, int]:
-    """Number of examples, and of predictions: one an example of a sequence task, one a word of a token task."""
+    """Number of examples, and of predictions: one per example of a sequence task, one per word of a token task."""
     examples = predictions = 0
     for index, text in enumerate(texts.texts if texts.pairs is None else texts.pairs):
         words = text.count(" ") + 1
