@@ -49,6 +49,8 @@ def test_an_error_is_one_line_whatever_it_quotes():
     assert (error.message, error.hint) == ("no ?[2Jfile .", "Look again.")
     assert str(error) == "no ?[2Jfile . Look again."
     assert first_line(ValueError("one\ntwo")) == "one"
+    assert str(UhlError("it quotes: a bad header", "Fetch it again.")) == "it quotes: a bad header. Fetch it again."
+    assert str(UhlError("it quotes: a bad header")) == "it quotes: a bad header"
 
 
 def test_public_names_are_shown_without_torch():

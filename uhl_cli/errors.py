@@ -26,7 +26,9 @@ class UhlError(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        # What was quoted at the end of a message may lack its full stop.
+        stop = "." if self.hint and self.message and self.message[-1] not in ".!?:" else ""
+        return f"{self.message}{stop} {self.hint}".strip()
 
 
 class UsageError(UhlError):
