@@ -114,7 +114,7 @@ def test_entering_again_changes_nothing_and_another_adapter_is_refused_by_name()
         assert hooks_of(host) == hooks
         assert torch.equal(output_of(host), changed)
         second = attach(host.map, other, name="the second")
-        with pytest.raises(HostError, match=r"the first is attached .* so the second cannot") as caught, second:
+        with pytest.raises(HostError, match=r"the first is already attached .* so the second cannot") as caught, second:
             pass
         assert caught.value.hint
         assert hooks_of(host) == hooks

@@ -229,7 +229,7 @@ def test_timing_a_run_without_its_adapter_fails_by_name(tiny, tmp_path):
     assert called.code == 1
     assert "1 of 1 runs failed, first uhl-tuned--small--sst2--s0" in called.err
     assert "no longer exists" in called.err
-    assert "then go on with --time-only" in called.err
+    assert "then continue with --time-only" in called.err
     assert not (copy / "adapters").exists()  # and nothing was pretrained in its place
     assert "Traceback" in (copy / "uhl-tuned--small--sst2--s0" / "error.txt").read_text()
     (tmp_path / "elsewhere").rename(copy / "adapters")

@@ -257,7 +257,7 @@ def test_header_that_lies_about_its_tensors(path, valid):
     assert join(header, body) == valid  # the control: the same header, written anew, is the file
     for lie in lies:
         refused(path, join(lie, body))
-    refused(path, join(json.dumps(header).encode(), body), "laid out")
+    refused(path, join(json.dumps(header).encode(), body), "uhl.s layout")
 
 
 def test_records_that_are_none(path):

@@ -127,7 +127,7 @@ def test_two_adapters_on_one_host_are_refused_by_name():
     host = tiny_host("bert")
     first, second = ported_to(host), ported_to(host, seed=5)
     wanted = second(TEXTS)
-    with first.attached(), pytest.raises(HostError, match="the adapter for moods is attached") as caught:
+    with first.attached(), pytest.raises(HostError, match="the adapter for moods is already attached") as caught:
         second(TEXTS)
     assert "attached()" in caught.value.hint
     assert torch.equal(second(TEXTS), wanted)

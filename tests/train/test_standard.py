@@ -219,5 +219,5 @@ def test_a_release_that_misreads_padding_is_refused(monkeypatch):
 def test_weights_that_the_class_does_not_have_are_refused():
     host = tiny_host("bert")
     host.model.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(HostError, match=r"the first is 'extra\.weight'"):
+    with pytest.raises(HostError, match=r"the first mismatch is 'extra\.weight'"):
         standard_model(host, SEQUENCE, seed=0)
