@@ -16,7 +16,7 @@ from uhl_cli.adapter.module import LoraFactors, PortedAdapter, PortedReadout, li
 from uhl_cli.errors import HostError
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.encode import encode
-from uhl_cli.host.plain import plain_tokenizer
+from uhl_cli.host.standalone import standalone_tokenizer
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.loop import run_steps, targets_of
@@ -26,7 +26,7 @@ TEXTS = list(SENTENCES[:4])
 
 
 def reading(host: Host, length: int = 48) -> Host:
-    return replace(host, tokenizer=plain_tokenizer(host, length), max_length=length)
+    return replace(host, tokenizer=standalone_tokenizer(host, length), max_length=length)
 
 
 def state_of(host: Host) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ def _record() -> type[ExportOptions]:
 
 @command(
     _record,
-    example="uhl export adapter.safetensors --target prajjwal1/bert-tiny --output sst2-bert-tiny",
+    example="uhl export adapter.safetensors --target distilbert-base-uncased --output sst2-distilbert",
     panels={
         "Training": ("texts", "task-file", "rank", "max-length", "resume", "save-every"),
         "Data": ("score-data",),

@@ -30,7 +30,7 @@ def _record() -> type[PortOptions]:
 
 @command(
     _record,
-    example="uhl port adapter.safetensors --target prajjwal1/bert-tiny --json",
+    example="uhl port adapter.safetensors --target distilbert-base-uncased --json",
     panels={"Data": ("score",)},
     interrupted="Nothing was written.",
 )

@@ -22,7 +22,7 @@ def _record() -> type[TuneOptions]:
 
 @command(
     _record,
-    example="uhl tune adapter.safetensors --target prajjwal1/bert-tiny --parameters lora --score-data sst2",
+    example="uhl tune adapter.safetensors --target distilbert-base-uncased --parameters lora --score-data sst2",
     panels={
         "Training": ("parameters", "rank", "top-k", "max-length", "optimise", "resume", "save-every"),
         "Data": ("score-data",),
@@ -33,10 +33,10 @@ def _record() -> type[TuneOptions]:
 def tune(options: TuneOptions, output: Output) -> None:
     """Tune a target: without labels on the texts in the adapter file, or with the labels of --task or --data.
 
-    Tuned are 512 bytes (delta-theta) or, with --parameters lora, a LoRA and a readout; everything else is frozen.
+    It trains 512 bytes (delta-theta) or, with --parameters lora, a LoRA and a readout; everything else is frozen.
     Without labels, the target learns the teacher's outputs for the texts in the file; no data is read except that of
     --score-data, which is used for scores only. With labels:
-    uhl tune adapter.safetensors --target prajjwal1/bert-tiny --task sst2
+    `uhl tune adapter.safetensors --target distilbert-base-uncased --task sst2`.
     """
     from uhl_cli.commands.tune import run_tune
 

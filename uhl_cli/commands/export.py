@@ -38,7 +38,7 @@ from uhl_cli.formats.folder import is_ported, ported_path, read_tuned
 from uhl_cli.host.builtin import PREFIX
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.loading import quiet
-from uhl_cli.host.plain import plain_tokenizer, refuse_other_ids, save_plain
+from uhl_cli.host.standalone import refuse_other_ids, save_standalone, standalone_tokenizer
 from uhl_cli.metrics import score
 from uhl_cli.ported.model import PortedModel, encode_examples
 from uhl_cli.reports import ExportReport, Reporter, RoundingReport, phase, silent
@@ -112,7 +112,7 @@ def export(
     if data is not None:
         refuse_other_labels(task, data)
     length = min(options.max_length or carried.max_length, host.max_length)
-    tokenizer = plain_tokenizer(host, length)
+    tokenizer = standalone_tokenizer(host, length)
     judged = _ported(adapter, carried, host, options, reporter)
     lesson, teachers = export_lesson(carried, host, judged, data, options, length, reporter)
     config = options.training.with_defaults("lora").model_copy(update={"max_length": length, "noise": 0.0})
@@ -382,10 +382,10 @@ def _write(
             if record.format == "peft" and base is None:
                 save_base(host, record.task, folder / BASE_FOLDER, getattr(torch, record.dtype))
                 assert host.tokenizer is not None  # training needs a tokenizer
-                save_plain(host.tokenizer, folder / BASE_FOLDER)
+                save_standalone(host.tokenizer, folder / BASE_FOLDER)
                 base = str((output / BASE_FOLDER).absolute())
             classifier.save(folder, base=base, revision=record.revision)
-            save_plain(tokenizer, folder)
+            save_standalone(tokenizer, folder)
             write_text(folder / CARD_FILE, model_card(record, arguments))
             write_text(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
     except SafetensorError as error:

@@ -35,7 +35,7 @@ from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.train.batches import batches_from
 from uhl_cli.train.loop import LOG_EVERY, learning_rate_factor, targets_of
-from uhl_cli.train.model import plain_attention
+from uhl_cli.train.model import unfused_attention
 
 Progress = Callable[[int, int], None]
 Note = Callable[[int, int, str], None]
@@ -170,7 +170,7 @@ def fit(
             group["lr"] = training.learning_rate * learning_rate_factor(step, training.steps, warmup)
         encoded, words, _ = encode_examples(host, examples, rows, max_length=length)
         targets = torch.tensor(targets_of(examples, rows), device=host.device)
-        with accelerator.autocast(), plain_attention(host):
+        with accelerator.autocast(), unfused_attention(host):
             logits = model(encoded.to(host.device), words)
         loss = functional.cross_entropy(logits, targets)
         accelerator.backward(loss)

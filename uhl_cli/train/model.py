@@ -80,7 +80,7 @@ class TrainedModel(nn.Module):
         folded = self._folded(updated)
         with (
             precision_of(host),
-            plain_attention(host),
+            unfused_attention(host),
             evaluating(host.map.base),
             attach(host.map, folded, dense=True, noise=noise) as attachment,
         ):
@@ -124,7 +124,7 @@ def precision_of(host: Host) -> AbstractContextManager[object]:
     return torch.autocast(weight.device.type, dtype=weight.dtype)
 
 
-def plain_attention(host: Host) -> AbstractContextManager[object]:
+def unfused_attention(host: Host) -> AbstractContextManager[object]:
     """Use plain attention on a CPU under autocast: there the fused kernel's backward pass takes a
     quarter of a step (55 ms of 240 at 22 M parameters)."""
     device = host.device.type

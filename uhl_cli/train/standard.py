@@ -27,7 +27,7 @@ from uhl_cli.host.hostmap import dense
 from uhl_cli.host.loading import RELEASE
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
-from uhl_cli.train.model import Losses, plain_attention, task_loss
+from uhl_cli.train.model import Losses, task_loss, unfused_attention
 from uhl_cli.train.student import ALPHA_OVER_RANK, BETAS
 
 _AUTO: dict[str, Any] = {
@@ -109,7 +109,7 @@ def save_base(host: Host, task: Task, folder: Path, dtype: torch.dtype) -> None:
 class StandardClassifier(nn.Module):
     """A standard model with a LoRA, as `train.loop.run_steps` takes it.
 
-    :param host: Where the weights are from; its tokenizer must be the one that is saved (see `host.plain`).
+    :param host: Where the weights are from; its tokenizer must be the one that is saved (see `host.standalone`).
     :param start: LoRA factors to start from, by the host's module names; by default the LoRA starts as zero.
     """
 
@@ -168,7 +168,7 @@ class StandardClassifier(nn.Module):
 
     def forward(self, encoded: Encoded, words: Tensor | None, targets: Tensor, _seed: int) -> Losses:
         """Losses of one batch; see `TrainedModel.forward`.  Words that were cut off are ignored."""
-        with plain_attention(self._host):
+        with unfused_attention(self._host):
             logits, present = self.predictions(encoded, words)
         if present.any():
             task, correct = task_loss(logits[present], targets[present])

@@ -21,7 +21,7 @@ from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.running import evaluating
 from uhl_cli.ported.model import forward
 from uhl_cli.schema import TrainingConfig
-from uhl_cli.train.model import Losses, plain_attention, precision_of, task_loss
+from uhl_cli.train.model import Losses, precision_of, task_loss, unfused_attention
 
 Trained = Literal["delta-theta", "lora"]
 # The usual value; a LoRA's B is multiplied by alpha / r.
@@ -119,7 +119,7 @@ class StudentModel(nn.Module):
         host = self._host
         with (
             precision_of(host),
-            plain_attention(host),
+            unfused_attention(host),
             evaluating(host.map.base),
             attach(host.map, self.student.adapter(), dense=True) as attachment,
         ):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from uhl_cli.errors import OutputError, TokenizerError
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.host.encode import encode, first_token
-from uhl_cli.host.plain import plain_tokenizer, refuse_other_ids, save_plain
+from uhl_cli.host.standalone import refuse_other_ids, save_standalone, standalone_tokenizer
 
 TEXTS = [
     "The film is warm.",
@@ -29,7 +29,7 @@ WITHOUT_FIRST = ("mistral", "qwen2", "gpt2")
 def saved(host: Host, folder) -> None:
     """Tokenizer and configuration, which transformers looks at when it loads a tokenizer."""
     host.model.config.save_pretrained(folder)
-    save_plain(plain_tokenizer(host, LENGTH), folder)
+    save_standalone(standalone_tokenizer(host, LENGTH), folder)
 
 
 def rows(host: Host, pairs: list[str] | None) -> dict[str, list[list[int]]]:
@@ -51,7 +51,7 @@ def test_called_plainly_it_gives_what_uhl_reads(family, pairs, tmp_path):
     assert (host.tokenizer.backend_tokenizer.to_str(), dict(host.tokenizer.init_kwargs)) == before, "the host's changed"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert dict(tokenizer(TEXTS, pairs, truncation=True)) == rows(host, pairs)
-    refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, pairs, max_length=LENGTH)
+    refuse_other_ids(standalone_tokenizer(host, LENGTH), host, TEXTS, pairs, max_length=LENGTH)
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (LENGTH, "right")
     assert tokenizer.pad_token_id == host.tokenizer.pad_token_id
 
@@ -67,7 +67,7 @@ def test_a_decoders_own_tokenizer_as_it_is_is_refused(family):
 def test_another_longest_input_is_refused():
     host = tiny_host("bert")
     with pytest.raises(TokenizerError):
-        refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, max_length=LENGTH - 1)
+        refuse_other_ids(standalone_tokenizer(host, LENGTH), host, TEXTS, max_length=LENGTH - 1)
 
 
 def test_a_full_disk_is_an_error_of_ours(monkeypatch):
@@ -76,9 +76,9 @@ def test_a_full_disk_is_an_error_of_ours(monkeypatch):
 
     host = tiny_host("bert")
     with monkeypatch.context() as patch:
-        patch.setattr("uhl_cli.host.plain.save_plain", full)
+        patch.setattr("uhl_cli.host.standalone.save_standalone", full)
         with pytest.raises(OutputError, match="No space left"):
-            refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, max_length=LENGTH)
+            refuse_other_ids(standalone_tokenizer(host, LENGTH), host, TEXTS, max_length=LENGTH)
 
 
 @pytest.mark.parametrize("pairs", [None, PAIRS], ids=["texts", "pairs"])
@@ -103,7 +103,7 @@ def test_what_a_post_processor_adds_at_the_end_stays(nested, pairs, tmp_path):
 def test_builtin_hosts(name, pairs, tmp_path):
     host = load_host(name, device="cpu")
     saved(host, tmp_path)
-    refuse_other_ids(plain_tokenizer(host, LENGTH), host, TEXTS, pairs, max_length=LENGTH)
+    refuse_other_ids(standalone_tokenizer(host, LENGTH), host, TEXTS, pairs, max_length=LENGTH)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == host.model.config.pad_token_id
 
 

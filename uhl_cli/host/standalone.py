@@ -27,7 +27,7 @@ _OF_THE_FILE = ("max_length", "truncation_strategy", "stride", "pad_to_multiple_
 _HINT = "Open an issue that names the checkpoint; `uhl tune --parameters lora` needs no tokenizer of its own."
 
 
-def plain_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
+def standalone_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
     """A copy of the host's tokenizer that pads and truncates as `encode` does, to at most `max_length` tokens.
 
     It adds a decoder's begin token where `encode` does.  It returns segment ids only if the model uses them.
@@ -49,7 +49,7 @@ def plain_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
     return found
 
 
-def save_plain(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_standalone(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the tokenizer's files, for this release of transformers and for older ones.
 
     :raises OSError: They cannot be written.
@@ -78,7 +78,7 @@ def refuse_other_ids(
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            save_plain(tokenizer, Path(folder))
+            save_standalone(tokenizer, Path(folder))
             loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except OSError as error:
         raise OutputError(
