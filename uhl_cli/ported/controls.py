@@ -25,7 +25,7 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.running import bare
 from uhl_cli.ported.aligned import AlignedHost, align_host
-from uhl_cli.ported.model import encode_examples
+from uhl_cli.ported.model import encode_examples, refuse_not_finite
 
 CONTROLS = ("majority_class", "random_update", "head_only", "size")
 Progress = Callable[[int, int], None]
@@ -90,6 +90,7 @@ def mean_final_states(
             pooled = (final * mask).sum(1) / mask.sum(1)
         else:
             pooled = words @ final.reshape(-1, final.shape[-1])
+        refuse_not_finite(host, pooled, counts, [examples.texts[row] for row in rows], encoded)
         for row, part in zip(rows, torch.split(pooled.cpu(), counts), strict=True):
             parts[row] = part
         if progress:

@@ -260,6 +260,7 @@ class PortedModel(nn.Module):
                 rows = order[start : start + batch_size]
                 encoded, words, counts = encode_examples(self.host, examples, rows, max_length=longest)
                 found, mean_active = forward(self.host, attachment, encoded.to(self.host.device), words)
+                refuse_not_finite(self.host, found, counts, [examples.texts[row] for row in rows], encoded)
                 truncated += encoded.truncated
                 logits.update(zip(rows, torch.split(found, counts), strict=True))
                 size = int(encoded.content_mask.sum())
@@ -272,6 +273,28 @@ class PortedModel(nn.Module):
     def _attached_for_a_call(self) -> Iterator[Attachment]:
         with evaluating(self.host.map.base), self.attached() as attachment:
             yield attachment
+
+
+def refuse_not_finite(
+    host: Host, values: Tensor, counts: Sequence[int], texts: Sequence[str], encoded: Encoded
+) -> None:
+    """Return only if all values are finite numbers: a comparison takes those that are not for the first class.
+
+    :param values: What the host gave, [sum of `counts`, ...], so many rows for each text.
+    :raises HostError: One is not; names its text, and the token whose embedding is the reason, if there is one.
+    """
+    if values.isfinite().all():
+        return
+    parts = torch.split(values, list(counts))
+    place = next(index for index, part in enumerate(parts) if not part.isfinite().all())
+    ids = encoded.input_ids[place]
+    table = host.map.embeddings.weight.detach()
+    wrong = [int(token) for token in ids.unique() if not table[token].isfinite().all()]
+    reason = ""
+    if wrong and host.tokenizer is not None:
+        reason = f", because the embedding of its token {host.tokenizer.convert_ids_to_tokens(wrong[0])!r} is not"
+    hint = "Check the checkpoint." if table.dtype == torch.float32 else "Load it with --dtype float32."
+    raise HostError(f"the outputs of '{host.name}' are not finite for the text {texts[place][:60]!r}{reason}.", hint)
 
 
 @dataclass(frozen=True)

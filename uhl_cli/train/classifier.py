@@ -144,7 +144,9 @@ class Classifier:
                     if ids[token] is not None:
                         parts[place][ids[token]] = logits[place, token]
         if not all(bool(part.isfinite().all()) for part in parts):
-            raise HostError(f"the outputs of '{self.name}' are not finite numbers.", "Use --dtype float32.")
+            exact = next(self.model.parameters()).dtype == torch.float32
+            hint = "Check the checkpoint." if exact else "Use --dtype float32."
+            raise HostError(f"the outputs of '{self.name}' are not finite numbers.", hint)
         return Outputs(parts, sum(bool(encoding.overflowing) for encoding in batch.encodings))
 
 
