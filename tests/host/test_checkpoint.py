@@ -226,6 +226,37 @@ def test_missing_weights_are_an_error_and_never_random(folder):
         load_host(str(folder))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_layers_that_the_configuration_leaves_out_are_an_error(tmp_path, family):
+    path = tmp_path / "host"
+    save_tiny_host(path, family, num_hidden_layers=3)
+    config = json.loads((path / "config.json").read_text())
+    count = next(name for name in ("num_hidden_layers", "n_layers", "n_layer") if name in config)
+    kinds = {"layer_types": config["layer_types"][:1]} if config.get("layer_types") else {}
+    edit_json(path / "config.json", **{count: 1}, **kinds)
+    with pytest.raises(HostError, match="does not use, the first is") as caught:
+        load_host(str(path))
+    assert ".1." in f".{caught.value.message}"
+
+
+def test_heads_and_buffers_of_older_releases_are_not_in_the_way(folder):
+    weights = load_file(folder / "model.safetensors")
+    rest = {"cls.predictions.bias": torch.zeros(3), "encoder.layer.0.attention.self.inv_freq": torch.zeros(2)}
+    save_file(weights | rest, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_host(str(folder)).num_hidden_layers == 2
+
+
+def test_a_token_beyond_the_embeddings_is_named(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    token = max(vocabulary, key=vocabulary.get)
+    vocabulary[token] = 100_000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(HostError, match="has id 100000") as caught:
+        load_host(str(folder))
+    assert repr(token) in caught.value.message
+
+
 def test_weights_of_other_shapes(folder):
     edit_json(folder / "config.json", intermediate_size=64)
     with pytest.raises(HostError, match="cannot be loaded"):

@@ -30,7 +30,11 @@ def damaged(family, text):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_and_its_token_are_named(family):
     ported, token = damaged(family, TEXTS[1])
-    for call in (ported, ported.predict, lambda texts: ported.logits_of(Examples(tuple(texts), labels=(0,) * len(texts)))):
+    for call in (
+        ported,
+        ported.predict,
+        lambda texts: ported.logits_of(Examples(tuple(texts), labels=(0,) * len(texts))),
+    ):
         with pytest.raises(HostError) as caught:
             call(TEXTS)
         assert repr(TEXTS[1][:60]) in str(caught.value)

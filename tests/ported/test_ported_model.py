@@ -412,3 +412,17 @@ def test_adapters_and_aligned_hosts_are_shown_in_a_line_or_two(adapter):
     shown = repr(adapter.align(tiny_host("bert"), max_flops=LIMIT))
     assert shown == "AlignedHost('tiny-bert' by anchors, for the adapter's own task)"
     assert len(repr(adapter)) < 200
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "mistral"])
+def test_gradient_checkpointing_is_left_on_and_changes_nothing(adapter, family):
+    wanted = adapter.port(tiny_host(family), max_flops=LIMIT)(TEXTS)
+    host = tiny_host(family)
+    model = host.model.train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    ported = adapter.port(model, host.tokenizer, max_flops=LIMIT)
+    assert torch.equal(ported(TEXTS), wanted)
+    assert model.training
+    assert model.is_gradient_checkpointing

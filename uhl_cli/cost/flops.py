@@ -73,10 +73,13 @@ def count_flops(
     return count_map_flops(host.map, adapter, PassShape(batch_size, min(sequence_length, host.max_length)))
 
 
-@torch.inference_mode()
 def count_map_flops(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> int:
     """The same for a bare host map, such as that of a model on the meta device."""
+    # Gradient checkpointing makes the embeddings' output require gradients, by a hook.  Torch's counter then looks for
+    # the graph of that output, which there is with gradients alone.
+    hooked = bool(host_map.embeddings._forward_hooks)
     with (
+        torch.enable_grad() if hooked else torch.inference_mode(),
         forward_pass(host_map, adapter, shape) as (module, ids),
         FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter,
     ):

@@ -133,7 +133,7 @@ def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str
     :raises UnknownFamilyError: The model's type has no row.
     :raises TokenizerError: The tokenizer is not fast.
     :raises HostMapError: The model does not match its family's row.
-    :raises HostError: The tokenizer has more tokens than the model has embeddings.
+    :raises HostError: The tokenizer has more tokens than the model has embeddings, or a token beyond them.
     """
     return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
 
@@ -146,6 +146,12 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
     if len(tokenizer) > rows:
         raise HostError(
             f"The tokenizer of '{name}' has {len(tokenizer)} tokens, the model {rows} embeddings.",
+            "Use the tokenizer that belongs to the checkpoint.",
+        )
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= rows:  # a vocabulary with gaps
+        raise HostError(
+            f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
             "Use the tokenizer that belongs to the checkpoint.",
         )
     return Host(

@@ -21,6 +21,8 @@ from uhl_cli.host.packed import unpack
 
 # Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+# Buffers that older releases saved among the weights: masks, positions, frequencies of rotary embeddings.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 
 
 def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
@@ -55,14 +57,22 @@ def load_model(
     The caller's random state is unchanged.
 
     :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
-    :raises HostError: Weights are damaged, missing or of other shapes than the configuration's.
+    :raises HostError: Weights are damaged, missing or of other shapes than the configuration's, or the checkpoint has
+        weights inside its layers that the model does not use.  Heads and poolers of other tasks are fine.
     """
-    model, absent = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code)
+    model, absent, unused = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code)
     missing = _without_pooler(absent, family)
     if missing:
         raise HostError(
             f"The checkpoint of '{name}' lacks {len(missing)} weights, the first is '{missing[0]}'.",
             "Use a complete checkpoint of this model type; missing weights would be random.",
+        )
+    left = [key for key in unused if f".{family.layers}." in f".{key}" and not key.endswith(_BUFFERS)]
+    if left:
+        raise HostError(
+            f"'{name}' has {len(left)} weights in layers that its configuration does not use, the first is "
+            f"'{left[0]}'.",
+            "Check num_hidden_layers and the model type in its config.json.",
         )
     return model
 
@@ -76,8 +86,8 @@ def from_pretrained(
     trust_remote_code: bool,
     *,
     other_shapes: bool = False,
-) -> tuple[nn.Module, list[str]]:
-    """A model from the safetensors files in a folder, and the names of missing weights, which are random.
+) -> tuple[nn.Module, list[str], list[str]]:
+    """A model from a folder's safetensors files, the names of missing weights, which are random, and of unused ones.
 
     :param other_shapes: Treat weights of other shapes than the configuration's as missing.
     :raises HostError: Weights are damaged or, unless treated as missing, of other shapes.
@@ -104,7 +114,7 @@ def from_pretrained(
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
         ) from error
     reshaped = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
-    return model, sorted({*report["missing_keys"], *reshaped})
+    return model, sorted({*report["missing_keys"], *reshaped}), sorted(report["unexpected_keys"])
 
 
 def load_packed(

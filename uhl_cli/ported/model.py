@@ -289,7 +289,7 @@ def refuse_not_finite(
     place = next(index for index, part in enumerate(parts) if not part.isfinite().all())
     ids = encoded.input_ids[place]
     table = host.map.embeddings.weight.detach()
-    wrong = [int(token) for token in ids.unique() if not table[token].isfinite().all()]
+    wrong = [token for token in sorted(set(ids.tolist())) if not table[token].isfinite().all()]
     reason = ""
     if wrong and host.tokenizer is not None:
         reason = f", because the embedding of its token {host.tokenizer.convert_ids_to_tokens(wrong[0])!r} is not"

@@ -185,7 +185,7 @@ def load_classifier(
             config.num_labels = size
             _name_labels(config, peft, size)
         labels, named = _labels_of(name, config)
-        model, missing = from_pretrained(
+        model, missing, _ = from_pretrained(
             _AUTO[kind], base_name, located.folder, config, dtype, trust_remote_code, other_shapes=size is not None
         )
         if peft is not None:
