@@ -17,7 +17,7 @@ from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.errors import AlignmentError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode, tokens_of_spans
-from uhl_cli.host.hostmap import HostMap, read_layer_input
+from uhl_cli.host.hostmap import HostMap, not_finite_hint, read_layer_input
 
 Progress = Callable[[int, int], None]
 
@@ -160,7 +160,7 @@ def word_states(
     if not all(torch.isfinite(state).all() for state in joined.values()):
         raise AlignmentError(
             f"the host {host.name} gives states that are not finite on the anchor texts.",
-            "Load it with --dtype float32, or check the checkpoint.",
+            not_finite_hint(host.map),
         )
     if int(present.sum()) < max(16, len(present) // 2):
         raise AlignmentError(

@@ -90,6 +90,12 @@ class HostMap:
     embeddings: nn.Embedding
 
 
+def not_finite_hint(host_map: HostMap) -> str:
+    """What to do about values of a host that are not finite: a wider type, unless it has that already."""
+    wide = host_map.embeddings.weight.dtype == torch.float32
+    return "Check the checkpoint." if wide else "Load it with --dtype float32."
+
+
 def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The stream that enters a layer, from the arguments of a `forward_pre_hook(with_kwargs=True)`.
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from uhl_cli.errors import HostMapError
-from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, read_layer_input
+from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint, read_layer_input
 
 _TOKENS = 5
 _MIDDLE = 2
@@ -65,7 +65,7 @@ def _prove(host_map: HostMap) -> None:
     # Passes over a large host are slow: one pass for all readings, and one per target module's edit.
     reference = runner.run([linear for layer in ends.values() for linear in layer.target_modules.values()])
     if not bool(torch.isfinite(reference.final).all()):
-        raise HostMapError("The host's hidden states are not finite numbers.", "Load it with --dtype float32.")
+        raise HostMapError("The host's hidden states are not finite numbers.", not_finite_hint(host_map))
     for layer in ends.values():
         for linear in layer.target_modules.values():
             _prove_weight(reference, linear)

@@ -22,6 +22,7 @@ from uhl_cli.data.texts import Texts, as_texts
 from uhl_cli.errors import HostError, UsageError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
+from uhl_cli.host.hostmap import not_finite_hint
 from uhl_cli.host.running import evaluating, use_of
 
 Progress = Callable[[int, int], None]
@@ -293,8 +294,8 @@ def refuse_not_finite(
     reason = ""
     if wrong and host.tokenizer is not None:
         reason = f", because the embedding of its token {host.tokenizer.convert_ids_to_tokens(wrong[0])!r} is not"
-    hint = "Check the checkpoint." if table.dtype == torch.float32 else "Load it with --dtype float32."
-    raise HostError(f"the outputs of '{host.name}' are not finite for the text {texts[place][:60]!r}{reason}.", hint)
+    problem = f"the outputs of '{host.name}' are not finite for the text {texts[place][:60]!r}{reason}."
+    raise HostError(problem, not_finite_hint(host.map))
 
 
 @dataclass(frozen=True)
