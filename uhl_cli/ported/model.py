@@ -295,7 +295,8 @@ def refuse_not_finite(
     if wrong and host.tokenizer is not None:
         reason = f", because the embedding of its token {host.tokenizer.convert_ids_to_tokens(wrong[0])!r} is not"
     problem = f"the outputs of '{host.name}' are not finite for the text {texts[place][:60]!r}{reason}."
-    raise HostError(problem, not_finite_hint(host.map))
+    hint = not_finite_hint(host.map) if wrong or table.dtype != torch.float32 else "Check it and the adapter file."
+    raise HostError(problem, hint)
 
 
 @dataclass(frozen=True)
