@@ -21,6 +21,7 @@ from uhl_cli.formats.adapter import AdapterFile, read_adapter
 from uhl_cli.formats.folder import is_ported, ported_path, read_ported, read_tuned
 from uhl_cli.formats.task import TaskFile, read_task, task_parameter_shapes
 from uhl_cli.reports import Reporter, silent
+from uhl_cli.schema import TransferRecord
 
 
 def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetReport:
@@ -37,20 +38,8 @@ def run_budget(options: BudgetOptions, reporter: Reporter = silent) -> BudgetRep
     task, task_sizes = _task(options, content.digest)
     _refuse_unknowable(options, (content.manifest.config if task is None else task.record.config).top_k)
     target = _target(options, content, task, reporter)
-    limits = Limits(
-        bytes=options.max_bytes or MAX_BYTES,
-        flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
-        atoms_per_token=_atoms_limit(options, target),
-    )
-    return BudgetReport(
-        adapter=str(options.adapter),
-        file=sizes,
-        task_file=task_sizes,
-        transfer=content.manifest.parts.transfer,
-        target=target,
-        limits=limits,
-        beyond=tuple(_beyond(sizes, target, limits)),
-    )
+    transfer = content.manifest.parts.transfer
+    return _report(options, sizes, target, max_bytes=options.max_bytes or MAX_BYTES, task=task_sizes, transfer=transfer)
 
 
 def _of_folder(options: BudgetOptions, reporter: Reporter) -> BudgetReport:
@@ -68,16 +57,28 @@ def _of_folder(options: BudgetOptions, reporter: Reporter) -> BudgetReport:
         from uhl_cli.budget.target import folder_budget
 
         target = folder_budget(file.record.task, options, named, reporter)
+    return _report(options, sizes, target, max_bytes=options.max_bytes)
+
+
+def _report(
+    options: BudgetOptions,
+    sizes: FileSizes,
+    target: TargetBudget | None,
+    *,
+    max_bytes: int | None,
+    task: FileSizes | None = None,
+    transfer: TransferRecord | None = None,
+) -> BudgetReport:
     limits = Limits(
-        bytes=options.max_bytes,
+        bytes=max_bytes,
         flops_percent=None if target is None else options.max_flops or MAX_FLOPS,
         atoms_per_token=_atoms_limit(options, target),
     )
     return BudgetReport(
         adapter=str(options.adapter),
         file=sizes,
-        task_file=None,
-        transfer=None,
+        task_file=task,
+        transfer=transfer,
         target=target,
         limits=limits,
         beyond=tuple(_beyond(sizes, target, limits)),
