@@ -22,6 +22,8 @@ from uhl_cli.schema import AdapterConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("compare.md", "format.md", "method.md")
+# These show commands and tables; their figures are those of the benchmarks.
+OTHERS = ("python.md", "results.md")
 # What every command has beside its record.
 PRINTING = {"json", "quiet", "debug", "help"}
 # Options that docs of this package name and that are pip's.
@@ -95,7 +97,7 @@ def missing_paths(text: str) -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *OTHERS])
 def test_the_page_is_in_the_package(name):
     assert page(name).startswith("# ")
     assert max(map(len, page(name).splitlines())) < 400
@@ -103,7 +105,7 @@ def test_the_page_is_in_the_package(name):
 
 def test_every_page_is_checked():
     docs = {path.name for path in (resources.files("uhl_cli") / "docs").iterdir() if path.name.endswith(".md")}
-    assert set(PAGES) <= docs
+    assert docs == {*PAGES, *OTHERS}
 
 
 def test_modules_and_names_exist():
@@ -119,6 +121,20 @@ def test_a_module_or_name_that_is_gone_is_noticed():
 def test_commands_and_options_exist():
     assert missing_options(ALL) == []
     assert missing_options(ALL.replace("--max-flops", "--most-flops")) != []
+
+
+@pytest.mark.parametrize("path", ["README.md", *(f"uhl_cli/docs/{name}" for name in OTHERS)])
+def test_what_other_pages_say_of_commands_options_and_paths_exists(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(uhl [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    calls = [*inline, *(line for line in lines if line.startswith("uhl "))]
+    assert path == "uhl_cli/docs/python.md" or calls
+    assert missing_options("\n".join(f"`{call.split('#')[0].strip()}`" for call in calls)) == []
+    scripts = [word for line in lines for word in line.split() if re.fullmatch(r"tests/[\w/]+\.py", word)]
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+    assert missing_paths(text) == []
 
 
 def test_an_option_of_another_command_is_noticed():
