@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,10 +33,15 @@ class TargetModule:
     :param name: Qualified name from the base model.
     :param in_features: Width of its input.
     :param out_features: Width of its output; for a part of a fused module, of that part alone.
-    :param columns: The target module's features among the module's output features.
+    :param columns: The target module's features among the module's output features: a slice, or int64 indices.
     :param transposed: The module stores its weight [in, out].
     :param space: What its edit is added to: the "stream", or the input of "attention" or of the "mlp".  In hosts that
         normalise after the layer, attention reads the stream itself.
+    :param call: Number of this call among the module's `calls` in one pass, from 0: layers may share a module.
+    :param written: Of a writer: name and module whose output is added to the stream, where the host normalises what
+        the writer gives before it adds it; None if that is the writer itself.
+    :param scale: Of a writer: the host multiplies what it writes by this before adding it.
+    :param matrix: False for a whole block of experts, which has no weight of its own.
     """
 
     type: str
@@ -44,18 +49,25 @@ class TargetModule:
     module: nn.Module
     in_features: int
     out_features: int
-    columns: slice
+    columns: slice | Tensor
     transposed: bool
     space: str
+    call: int = 0
+    calls: int = 1
+    written: tuple[str, nn.Module] | None = None
+    scale: float = 1.0
+    matrix: bool = True
 
     def weight(self) -> Tensor:
-        """Its weight as a detached [out_features, in_features] view of the module's own."""
+        """Its weight as a detached [out_features, in_features] tensor; a view of the module's own where possible."""
         weight = dense(self.module.get_parameter("weight"))
         return (weight.T if self.transposed else weight)[self.columns]
 
     @property
     def module_features(self) -> int:
         """Output features of the whole module, which is wider than the target module when it is fused."""
+        if not self.matrix:
+            return self.out_features
         return int(self.module.get_parameter("weight").shape[1 if self.transposed else 0])
 
     @property
@@ -68,26 +80,79 @@ class TargetModule:
         bias = getattr(self.module, "bias", None)
         return bias.detach()[self.columns] if isinstance(bias, Tensor) else None
 
+    @property
+    def edited(self) -> nn.Module:
+        """The module whose output an edit of this one's output is added to."""
+        return self.module if self.written is None else self.written[1]
+
 
 @dataclass(frozen=True, eq=False)
 class HostLayer:
-    """One layer and its target modules by module type."""
+    """One layer and its target modules by module type.
+
+    :param name: Qualified name from the base model.
+    :param call: Number of this layer's call among the module's `calls` in one pass; layers may share their module.
+    :param problem: Why the layer lacks target modules; empty if it has attention and a feed-forward part.
+    """
 
     index: int
+    name: str
     module: nn.Module
     target_modules: Mapping[str, TargetModule]
+    call: int = 0
+    calls: int = 1
+    problem: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class HostMap:
-    """The modules of one model that uhl reads or edits."""
+    """The modules of one model that uhl reads or edits.
 
-    family: Family
+    :param decoder: Attention is causal.
+    :param pooler: Name of a module that does not affect the hidden states; checkpoints may lack its weights.
+    :param positions: Longest input that the model has positions for; None where nothing limits it.
+    :param by_structure: The map was found by running the model; otherwise by a row of `families`.
+    """
+
     base: nn.Module
     hidden_size: int
-    num_hidden_layers: int
     layers: tuple[HostLayer, ...]
     embeddings: nn.Embedding
+    decoder: bool
+    pooler: str | None
+    positions: int | None
+    by_structure: bool = False
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers, each call of a shared one counted."""
+        return len(self.layers)
+
+    @property
+    def degree(self) -> str:
+        """What can be edited: "all" layers, with attention and feed-forward part; "some" parts of layers; or no module
+        of any layer, the "stream" alone."""
+        whole = all({"q", "down"} <= layer.target_modules.keys() for layer in self.layers)
+        return "all" if whole else "some" if any(layer.target_modules for layer in self.layers) else "stream"
+
+    def on(self, base: nn.Module) -> HostMap:
+        """The same map of a copy of the model."""
+        names = {module: name for name, module in self.base.named_modules()}
+
+        def moved(linear: TargetModule) -> TargetModule:
+            written = None if linear.written is None else (linear.written[0], base.get_submodule(linear.written[0]))
+            return replace(linear, module=base.get_submodule(linear.name), written=written)
+
+        layers = tuple(
+            replace(
+                layer,
+                module=base.get_submodule(layer.name),
+                target_modules={kind: moved(linear) for kind, linear in layer.target_modules.items()},
+            )
+            for layer in self.layers
+        )
+        embeddings: Any = base.get_submodule(names[self.embeddings])
+        return replace(self, base=base, layers=layers, embeddings=embeddings)
 
 
 def not_finite_hint(host_map: HostMap) -> str:
@@ -100,12 +165,14 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
     """The stream that enters a layer, from the arguments of a `forward_pre_hook(with_kwargs=True)`.
 
     :returns: [batch, tokens, hidden_size].
-    :raises HostMapError: Neither the first argument nor `hidden_states` is such a tensor.
+    :raises HostMapError: The first floating-point argument is no such tensor.
     """
-    stream = args[0] if args else kwargs.get("hidden_states")
-    if not isinstance(stream, Tensor) or stream.dim() != 3:
-        raise HostMapError("A layer was called without a [batch, tokens, hidden_size] stream.", _HINT)
-    return stream
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            if value.dim() == 3:
+                return value
+            break
+    raise HostMapError("A layer was called without a [batch, tokens, hidden_size] stream.", _HINT)
 
 
 def find_map(model: nn.Module) -> HostMap:
@@ -129,13 +196,23 @@ def find_map(model: nn.Module) -> HostMap:
     hidden_size = int(config.hidden_size)  # type: ignore[union-attr]
     _check_embeddings(base, family, embeddings, hidden_size)
     return HostMap(
-        family=family,
         base=base,
         hidden_size=hidden_size,
-        num_hidden_layers=len(layers),
         layers=tuple(_layer(family, index, layer, hidden_size) for index, layer in enumerate(layers)),
         embeddings=embeddings,
+        decoder=family.decoder,
+        pooler=family.pooler,
+        positions=_positions(config, family),
     )
+
+
+def _positions(config: Any, family: Family) -> int | None:  # noqa: ANN401 - any family's configuration class
+    """Longest input that the configuration's positions allow."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    pad = config.pad_token_id
+    return positions - (pad + 1 if family.positions_after_padding and isinstance(pad, int) else 0)
 
 
 def _module(root: nn.Module, path: str, what: str) -> nn.Module:
@@ -170,7 +247,7 @@ def _layer(family: Family, index: int, layer: nn.Module, hidden_size: int) -> Ho
             raise HostMapError(f"'{linear.name}' ({kind}) {verb} {width} features, not {hidden_size}.", _HINT)
     _check_widths(target_modules)
     _check_parts(target_modules)
-    return HostLayer(index=index, module=layer, target_modules=target_modules)
+    return HostLayer(index, f"{family.layers}.{index}", layer, target_modules)
 
 
 def _target_module(family: Family, kind: str, rule: TargetModuleRule, index: int, layer: nn.Module) -> TargetModule:
@@ -221,7 +298,8 @@ def _check_parts(target_modules: Mapping[str, TargetModule]) -> None:
     """Check that target modules that share a module split its output without overlap or remainder."""
     columns: dict[str, list[tuple[int, int]]] = {}
     for linear in target_modules.values():
-        columns.setdefault(linear.name, []).append((linear.columns.start, linear.columns.stop))
+        part: Any = linear.columns  # a row's parts are slices
+        columns.setdefault(linear.name, []).append((part.start, part.stop))
     for linear in target_modules.values():
         weight: Any = linear.module.weight
         end = 0
