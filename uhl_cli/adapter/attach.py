@@ -28,7 +28,7 @@ from uhl_cli.adapter.module import (
 )
 from uhl_cli.adapter.sparse import Bags, chosen, row_responses, row_sums, row_values, spread
 from uhl_cli.errors import HostError
-from uhl_cli.host.hostmap import HostMap, TargetModule, read_layer_input
+from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, read_layer_input
 from uhl_cli.host.running import use_of
 
 # Key of the readout's gains, beside the layers' indices.
@@ -133,17 +133,22 @@ class Attachment:
         self._features: Tensor | None = None
         self._fired: list[Tensor] = []
         self._bags: Bags | None = None
+        # Number of the current call of each module that runs several times in a pass.
+        self._numbers: dict[nn.Module, int] = {}
 
     def __str__(self) -> str:
         return self._name
 
     def add_hooks(self) -> None:
         """Register all hooks; called by `attach`."""
+        self._host_map.base.register_forward_pre_hook(self._owned(self._start))
+        for module in self._several_times():
+            module.register_forward_pre_hook(self._owned(self._count))
         for layer in self._host_map.layers:
             folded = self._layers.get(layer.index)
-            # The first layer always gets a hook: it marks the start of a forward pass.
-            if layer.index == 0 or folded is not None or layer.index in self._depth_weights:
-                hook = self._owned(self._layer_hook(layer.index, folded))
+            # A layer without an update ends the update of the layer before it, if both are one module.
+            if folded is not None or layer.index in self._depth_weights or layer.calls > 1:
+                hook = self._owned(self._layer_hook(layer, folded))
                 layer.module.register_forward_pre_hook(hook, with_kwargs=True)
             for name, linear in layer.target_modules.items():
                 if folded is not None and name in folded.gains:
@@ -156,8 +161,11 @@ class Attachment:
 
     def remove_hooks(self) -> None:
         """Remove all hooks, found by their owner: an interrupt may have lost a handle.  Safe to repeat."""
-        target_modules = {linear.module for layer in self._host_map.layers for linear in layer.target_modules.values()}
-        for module in (*target_modules, *(layer.module for layer in self._host_map.layers)):
+        hooked = {layer.module for layer in self._host_map.layers} | {self._host_map.base}
+        for layer in self._host_map.layers:
+            for linear in (*layer.target_modules.values(), *layer.others):
+                hooked |= {linear.module, linear.edited}
+        for module in hooked:
             _remove_owned(self, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
             _remove_owned(self, module._forward_hooks, module._forward_hooks_with_kwargs)
 
@@ -170,8 +178,21 @@ class Attachment:
         """The readout of the attached adapter."""
         return self.adapter.readout
 
-    def _start(self) -> None:
-        """Drop the state of the previous forward pass; the first layer's hook calls this."""
+    def _several_times(self) -> set[nn.Module]:
+        """Modules with hooks that run several times in a pass."""
+        found = {layer.module for layer in self._host_map.layers if layer.calls > 1}
+        for layer in self._host_map.layers:
+            for linear in layer.target_modules.values():
+                if linear.calls > 1:
+                    found |= {linear.module, linear.edited}
+        return found
+
+    def _count(self, module: nn.Module, _args: tuple[object, ...]) -> None:
+        self._numbers[module] = self._numbers.get(module, -1) + 1
+
+    def _start(self, _module: nn.Module, _args: tuple[object, ...]) -> None:
+        """Drop the state of the previous forward pass; a hook of the base calls this."""
+        self._numbers = {}
         self._routed = self._features = None
         self._fired = []
         self._bags = None
@@ -202,13 +223,19 @@ class Attachment:
         counts = torch.stack(self._fired).sum(-1)
         return (counts * seen).sum() / (seen.sum().clamp_min(1) * len(self._fired))
 
+    def _elsewhere(self, module: nn.Module, call: int, calls: int) -> bool:
+        """Whether a module that runs several times in a pass is in another call than this one."""
+        return calls > 1 and self._numbers[module] != call
+
     def _layer_hook(
-        self, index: int, folded: PortedLayer | None
+        self, layer: HostLayer, folded: PortedLayer | None
     ) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
-        def hook(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        index = layer.index
+
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            if self._elsewhere(module, layer.call, layer.calls):
+                return
             state = read_layer_input(args, kwargs)
-            if index == 0:
-                self._start()
             self._read_depth(index, state)
             self._routed = None if folded is None else self._respond(folded, self._gains[index], state)
 
@@ -264,15 +291,15 @@ class Attachment:
     def _add_module_hook(self, linear: TargetModule, folded: PortedLayer) -> None:
         edit, row = folded.edits[edit_name(linear)], list(folded.gains).index(linear.type)
         if linear.type in READERS and not linear.fused:
-            linear.module.register_forward_pre_hook(self._owned(self._input_hook(edit, row)))
+            linear.module.register_forward_pre_hook(self._owned(self._input_hook(linear, edit, row)))
         else:
-            linear.module.register_forward_hook(self._owned(self._output_hook(linear, edit, row)))
+            linear.edited.register_forward_hook(self._owned(self._output_hook(linear, edit, row)))
 
     def _input_hook(
-        self, edit: Tensor, row: int
+        self, linear: TargetModule, edit: Tensor, row: int
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if self._routed is None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if self._routed is None or self._elsewhere(module, linear.call, linear.calls):
                 return None
             changed = self._added(args[0], self._routed, self._routed.weights[row], edit)
             return (changed, *args[1:])
@@ -281,13 +308,18 @@ class Attachment:
 
     def _output_hook(
         self, linear: TargetModule, edit: Tensor, row: int
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Any], Any]:
         writer = linear.type in WRITERS
 
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def hook(module: nn.Module, _args: tuple[Tensor, ...], given: Any) -> Any:  # noqa: ANN401
             routed = self._routed
-            if routed is None:
-                return output
+            if routed is None or self._elsewhere(module, linear.call, linear.calls):
+                return given
+            output = given if isinstance(given, Tensor) else given[0]  # experts also return their router's logits
+            changed = edited(output, routed)
+            return changed if isinstance(given, Tensor) else (changed, *given[1:])
+
+        def edited(output: Tensor, routed: _Routed) -> Tensor:
             if writer:
                 flat = output.reshape(-1, output.shape[-1])
                 responses = self._responses(flat, routed.read, routed.routing.indices)

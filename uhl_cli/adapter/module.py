@@ -341,8 +341,13 @@ class PortedAdapter(nn.Module):
 
 
 def linear_modules(host_map: HostMap) -> dict[str, TargetModule]:
-    """The linear modules of all layers by name, each with one of its target modules; a fused module appears once."""
-    return {linear.name: linear for layer in host_map.layers for linear in layer.target_modules.values()}
+    """The linear modules of all layers by name, each with one of its target modules; fused and shared ones appear once."""
+    return {
+        linear.name: linear
+        for layer in host_map.layers
+        for linear in (*layer.target_modules.values(), *layer.others)
+        if linear.matrix
+    }
 
 
 def edit_name(linear: TargetModule) -> str:

@@ -105,7 +105,8 @@ def align_anchors(
         inward = fit_ridge(stream, z, groups)
         places = {"stream": stream}
         if index < depth:
-            places["mlp"] = states.mlp[index][present]
+            if states.mlp[index] is not states.stream[index]:
+                places["mlp"] = states.mlp[index][present]
             if states.attention[index] is not states.stream[index]:
                 places["attention"] = states.attention[index][present]
         outward = fit_ridge(z, torch.cat(list(places.values()), dim=1), groups).weight.T.contiguous()

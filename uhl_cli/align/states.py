@@ -6,6 +6,7 @@ The host runs once over the texts.  A word's state is the mean over the states o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ class WordStates:
 
     `stream[l]` [N, d] is the input of layer l, and `stream[L]` the host's last hidden state.
     `attention[l]`, `mlp[l]` [N, d] are the inputs of the q and the up module of layer l.  In hosts that normalise
-    after the layer, `attention[l]` is the same tensor as `stream[l]`.
+    after the layer, `attention[l]` is the same tensor as `stream[l]`; so are both in layers without these modules.
     `present` [N] is False for words that the host never saw (truncated at its maximum length).
     """
 
@@ -59,32 +60,48 @@ class WordStates:
 
 @contextmanager
 def record_states(host_map: HostMap, record: Callable[[str, int, Tensor], None]) -> Iterator[None]:
-    """Call `record(place, layer, state)` for every layer's stream, attention and mlp input; remove hooks at exit."""
+    """Call `record(place, layer, state)` for every layer's stream, attention and mlp input; remove hooks at exit.
+
+    For one pass of the host.  Layers without attention or feed-forward part have no such places.
+    """
     handles = []
     try:
-        for layer in host_map.layers:
+        for module, places in _recorded(host_map).items():
+            calls = itertools.count()
 
-            def on_layer(
+            def hook(
                 _module: nn.Module,
                 args: tuple[object, ...],
                 kwargs: dict[str, object],
-                index: int = layer.index,
+                places: dict[int, list[tuple[str, int]]] = places,
+                calls: Iterator[int] = calls,
             ) -> None:
-                record("stream", index, read_layer_input(args, kwargs))
+                for place, index in places.get(next(calls), ()):
+                    record(place, index, read_layer_input(args, kwargs) if place == "stream" else _first(args))
 
-            handles.append(layer.module.register_forward_pre_hook(on_layer, with_kwargs=True))
-            for place, module_type in (("attention", "q"), ("mlp", "up")):
-
-                def on_module(
-                    _module: nn.Module, args: tuple[Tensor, ...], index: int = layer.index, place: str = place
-                ) -> None:
-                    record(place, index, args[0])
-
-                handles.append(layer.target_modules[module_type].module.register_forward_pre_hook(on_module))
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _recorded(host_map: HostMap) -> dict[nn.Module, dict[int, list[tuple[str, int]]]]:
+    """(place, layer) by module and number of its call in a pass."""
+    found: dict[nn.Module, dict[int, list[tuple[str, int]]]] = {}
+    for layer in host_map.layers:
+        found.setdefault(layer.module, {}).setdefault(layer.call, []).append(("stream", layer.index))
+        for place, module_type in (("attention", "q"), ("mlp", "up")):
+            linear = layer.target_modules.get(module_type)
+            if linear is not None:
+                found.setdefault(linear.module, {}).setdefault(linear.call, []).append((place, layer.index))
+    return found
+
+
+def _first(args: tuple[object, ...]) -> Tensor:
+    state = args[0]
+    assert isinstance(state, Tensor)  # a linear module's only argument
+    return state
 
 
 def pooling_matrix(encoded: Encoded, spans: list[list[tuple[int, int]]]) -> tuple[Tensor, Tensor]:
@@ -171,6 +188,6 @@ def word_states(
     return WordStates(
         stream=tuple(joined["stream", index] for index in range(depth + 1)),
         attention=tuple(joined.get(("attention", index), joined["stream", index]) for index in range(depth)),
-        mlp=tuple(joined["mlp", index] for index in range(depth)),
+        mlp=tuple(joined.get(("mlp", index), joined["stream", index]) for index in range(depth)),
         present=present,
     )

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.errors import HostError, UsageError, first_line
-from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.fingerprint import Fingerprint, fingerprint
-from uhl_cli.host.hostmap import HostMap, find_map
-from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
+from uhl_cli.host.hostmap import HostMap
+from uhl_cli.host.loading import load_config, load_model, load_packed, quiet, refuse_incomplete
 from uhl_cli.host.locate import locate
 from uhl_cli.host.proof import resolve
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
@@ -59,7 +57,7 @@ class Host:
     @property
     def decoder(self) -> bool:
         """Whether attention is causal."""
-        return self.map.family.decoder
+        return self.map.decoder
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +70,7 @@ class Host:
         The tokenizer is shared.  The map is not proven again, because it was proven on the same modules.
         """
         model = copy.deepcopy(self.model)
-        return replace(self, model=model, map=find_map(model))
+        return replace(self, model=model, map=self.map.on(model))
 
 
 def load_host(
@@ -97,9 +95,8 @@ def load_host(
     :param trust_remote_code: Run the checkpoint's own Python code.
     :raises UsageError: Unknown dtype or device.
     :raises HostNotFoundError: There is no such host, or it cannot be reached.
-    :raises UnknownFamilyError: Its model type has no row; raised before weights are loaded.
     :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
-    :raises HostMapError: Its modules do not match its family's row.
+    :raises HostMapError: It hands no stream of states from layer to layer.
     :raises HostError: Its configuration or weights are missing, damaged or do not fit each other.
     """
     if dtype not in DTYPES:
@@ -108,12 +105,12 @@ def load_host(
     located = locate(name, revision=revision, offline=offline, cache_dir=cache_dir, with_code=trust_remote_code)
     with quiet():
         config = load_config(name, located.folder, trust_remote_code)
-        family = family_of(config)
         tokenizer = load_tokenizer(name, located.folder, config=config, trust_remote_code=trust_remote_code)
         if located.packed:
-            model = load_packed(name, located.folder, config, family, dtype)
+            weights = load_packed(name, located.folder, config, dtype)
         else:
-            model = load_model(name, located.folder, config, family, dtype, trust_remote_code)
+            weights = load_model(name, located.folder, config, dtype, trust_remote_code)
+        model = weights.model
         try:
             model.to(target)
         except (RuntimeError, AssertionError) as error:
@@ -122,7 +119,9 @@ def load_host(
                 "Use --device cpu, or --dtype bfloat16.",
             ) from error
         model.eval().requires_grad_(False)
-        return _host(name, model, tokenizer, located.revision)
+        host = _host(name, model, tokenizer, located.revision)
+        refuse_incomplete(name, weights, host.map)
+        return host
 
 
 def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
@@ -130,18 +129,15 @@ def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str
 
     The model keeps its training and `requires_grad` flags.  The tokenizer is copied; the caller's keeps its settings.
 
-    :raises UnknownFamilyError: The model's type has no row.
     :raises TokenizerError: The tokenizer is not fast.
-    :raises HostMapError: The model does not match its family's row.
+    :raises HostMapError: It hands no stream of states from layer to layer.
     :raises HostError: The tokenizer has more tokens than the model has embeddings, or a token beyond them.
     """
     return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
 
 
 def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revision: str | None) -> Host:
-    family_of(getattr(model, "config", None))
-    base: nn.Module = getattr(model, "base_model", model)
-    host_map = resolve(base)
+    host_map = resolve(model)
     rows = host_map.embeddings.num_embeddings
     if len(tokenizer) > rows:
         raise HostError(
@@ -156,22 +152,18 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
         )
     return Host(
         name=name,
-        model=base,
+        model=host_map.base,
         tokenizer=tokenizer,
         map=host_map,
-        max_length=longest_input(base.config, host_map.family, tokenizer),
+        max_length=longest_input(host_map.positions, tokenizer),
         fingerprint=fingerprint(host_map),
         revision=revision,
     )
 
 
-def longest_input(config: Any, family: Family | None, tokenizer: PreTrainedTokenizerBase | None) -> int:  # noqa: ANN401
+def longest_input(positions: int | None, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Longest input, in tokens, that the model's positions and the tokenizer, if any, allow."""
-    limits = [_FALLBACK_LENGTH]
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        unused = config.pad_token_id + 1 if family is not None and family.positions_after_padding else 0
-        limits = [positions - unused]
+    limits = [_FALLBACK_LENGTH if positions is None else positions]
     if tokenizer is not None and 0 < tokenizer.model_max_length < _NO_LIMIT:
         limits.append(int(tokenizer.model_max_length))
     return min(limits)

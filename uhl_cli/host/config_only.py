@@ -13,7 +13,6 @@ from transformers import AutoModel
 from uhl_cli.errors import HostError, HostNotFoundError, UsageError, first_line
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
-from uhl_cli.host.families import family_of
 from uhl_cli.host.fingerprint import shape_fingerprint
 from uhl_cli.host.hostmap import find_map
 from uhl_cli.host.loading import load_config, quiet
@@ -43,8 +42,6 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
     path = _config_path(name, revision, offline)
     with quiet():
         config = load_config(name, path, trust_remote_code=False)
-        family = family_of(config)
-        max_length = longest_input(config, family, None)
         try:
             with torch.device("meta"):
                 # Plain attention: transformers 4 looks at the mask's values before it calls the fused one.
@@ -57,6 +54,7 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
     model.config.pad_token_id = None
     model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
     host_map = find_map(model)
+    max_length = longest_input(host_map.positions, None)
     return Host(_shown(name, path), model, None, host_map, max_length, shape_fingerprint(host_map), revision)
 
 

@@ -11,17 +11,19 @@ What is found here is a claim: `proof.prove_map` checks it on every layer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from uhl_cli.errors import HostMapError
 from uhl_cli.host.families import MODULE_TYPES
-from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule
-from uhl_cli.host.trace import Call, Edit, Key, Tracer
+from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, positions_of
+from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
 
 _BATCH, _TOKENS, _MIDDLE = 2, 5, 2
 _HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
@@ -38,7 +40,7 @@ def group_of(kind: str) -> tuple[str, ...]:
     return GROUPS[0] if kind in GROUPS[0] else GROUPS[1]
 
 
-class NotFound(HostMapError):  # noqa: N818 - what the search did not find
+class NotFound(HostMapError):
     """Something that a host must have was not found; the message says what, and where."""
 
     def __init__(self, message: str) -> None:
@@ -69,6 +71,7 @@ class _Layer:
 
     modules: dict[str, _Found] = field(default_factory=dict)
     problem: str = ""
+    others: tuple[_Found, ...] = ()
 
 
 def discover(base: nn.Module) -> HostMap:
@@ -94,9 +97,7 @@ def rows_of(state: Tensor, batch: int, tokens: int) -> Tensor | None:
 
 def near(actual: Tensor, expected: Tensor, tolerance: float = 0.01) -> bool:
     """Whether the difference is within a share of the expected norm."""
-    return actual.shape == expected.shape and bool(
-        (actual - expected).norm() <= tolerance * expected.norm() + 1e-6
-    )
+    return actual.shape == expected.shape and bool((actual - expected).norm() <= tolerance * expected.norm() + 1e-6)
 
 
 def embedding_of(base: nn.Module, ids: Tensor) -> nn.Embedding:
@@ -116,9 +117,7 @@ def embedding_of(base: nn.Module, ids: Tensor) -> nn.Embedding:
         if isinstance(module, nn.Embedding) and args and torch.equal(args[0].reshape(-1), ids.reshape(-1)):
             read.append(module)
 
-    handles = [
-        module.register_forward_pre_hook(watch) for module in base.modules() if isinstance(module, nn.Embedding)
-    ]
+    handles = [module.register_forward_pre_hook(watch) for module in base.modules() if isinstance(module, nn.Embedding)]
     try:
         with torch.no_grad():
             Tracer(base, ids).final()
@@ -178,8 +177,18 @@ class _Search:
                 problem = layer.problem
             except NotFound as error:  # the layer lacks a module that another of its kind runs
                 modules, problem = {}, str(error)
-            name = self.names[block.module]
-            layers.append(HostLayer(index, name, block.module, modules, block.number, counts[block.module], problem))
+            layers.append(
+                HostLayer(
+                    index,
+                    self.names[block.module],
+                    block.module,
+                    modules,
+                    block.number,
+                    counts[block.module],
+                    problem,
+                    tuple(self._target_module("other", found, block, counts) for found in layer.others),
+                )
+            )
         return HostMap(
             base=self.base,
             hidden_size=self.width,
@@ -236,29 +245,13 @@ class _Search:
 
     def _positions(self) -> int | None:
         """Rows of the position table that a text can use; without such a table what the configuration says."""
-        read: list[tuple[int, int]] = []
-        table = self.table
-
-        class Watch(torch.overrides.TorchFunctionMode):
-            def __torch_function__(
-                self, function: Any, _types: Any, args: Any = (), kwargs: Any = None  # noqa: ANN401
-            ) -> Any:  # noqa: ANN401
-                if function is torch.nn.functional.embedding:
-                    index = args[0]
-                    weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
-                    flat = index.reshape(-1)
-                    counting = index.shape[-1] == _TOKENS and bool((flat[1:_TOKENS] - flat[: _TOKENS - 1] == 1).all())
-                    if weight is not table.weight and counting:
-                        read.append((int(index.min()), len(weight)))
-                return function(*args, **(kwargs or {}))
-
-        with torch.no_grad(), Watch():
+        reads = _TableReads(self.table)
+        with torch.no_grad(), reads:
             self.tracer.final()
-        tables = [rows - first for first, rows in read if rows > _FEWEST_POSITIONS]
+        tables = [rows - first for first, rows in reads.found if rows > _FEWEST_POSITIONS]
         if tables:
             return min(tables)
-        limit = getattr(getattr(self.base, "config", None), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
+        return positions_of(getattr(self.base, "config", None))
 
     # Layers.
 
@@ -274,9 +267,7 @@ class _Search:
             found.append(searched[kind])
         return found
 
-    def _target_module(
-        self, kind: str, found: _Found, block: Call, counts: dict[nn.Module, int]
-    ) -> TargetModule:
+    def _target_module(self, kind: str, found: _Found, block: Call, counts: dict[nn.Module, int]) -> TargetModule:
         call = self._call(found.path, found.index, block)
         inside, outside = call.input.shape[-1], call.output.shape[-1]
         columns, out_features = _as_columns(found.columns, outside)
@@ -312,6 +303,32 @@ class _Search:
         return rows_of(state, _BATCH, _TOKENS)
 
 
+class _TableReads(TorchFunctionMode):
+    """Notes (first row, rows) of every table but one that is read at consecutive rows, one for each token."""
+
+    def __init__(self, besides: nn.Embedding) -> None:
+        super().__init__()
+        self.found: list[tuple[int, int]] = []
+        self._besides = besides
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.embedding:
+            index = args[0]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            rows = index.reshape(-1)[:_TOKENS]
+            consecutive = index.shape[-1:] == (_TOKENS,) and bool((rows[1:] - rows[:-1] == 1).all())
+            if consecutive and weight is not self._besides.weight:
+                self.found.append((int(index.min()), len(weight)))
+        return func(*args, **kwargs)
+
+
 def _broken(calls: Sequence[Call]) -> str:
     """Why these calls do not hand one stream on; empty if they do."""
     for call in calls:
@@ -319,7 +336,7 @@ def _broken(calls: Sequence[Call]) -> str:
             return f"a call takes {tuple(call.input.shape)} and gives {tuple(call.output.shape)}"
         if call.input.shape[:2] != (_BATCH, _TOKENS):
             return f"its states are {tuple(call.input.shape)}, not [batch, tokens, width]"
-    if all(torch.equal(first.output, second.input) for first, second in zip(calls, calls[1:], strict=False)):
+    if all(torch.equal(first.output, second.input) for first, second in itertools.pairwise(calls)):
         return ""
     return "one call does not get what the one before it gives"
 
@@ -361,7 +378,9 @@ class _Block:
             if output is None:
                 raise NotFound(f"{self.label}: no linear module writes what other tokens said")
             early = [key for key in order if key in local and self.calls[key].start < self.calls[output].start]
-            roles = self._attention_roles([key for key in early if self.calls[key].input.shape[-1] == self.width], output)
+            roles = self._attention_roles(
+                [key for key in early if self.calls[key].input.shape[-1] == self.width], output
+            )
             modules |= self._attention_modules(roles, output)
             taken |= {key for parts in roles.values() for key, _ in parts}
         except NotFound as error:
@@ -378,11 +397,15 @@ class _Block:
             except NotFound as error:
                 problems.append(error.message)
                 modules = {name: found for name, found in modules.items() if name not in group_of(kind)}
-        return _Layer(modules, "; ".join(problems))
+        others: tuple[_Found, ...] = ()
+        if problems:
+            used = {found.path for found in modules.values()}
+            others = tuple(
+                self._found(key) for key in order if self.inside[key[0]] not in used and self._index(key) == 0
+            )
+        return _Layer(modules, "; ".join(problems), others)
 
-    def _feed_forward(
-        self, rest: list[Key], moved: set[Key], taken: set[Key], output: Key | None
-    ) -> dict[str, _Found]:
+    def _feed_forward(self, rest: list[Key], moved: set[Key], taken: set[Key], output: Key | None) -> dict[str, _Found]:
         start = min((self.calls[key].start for key in taken), default=0)
         writers = [key for key in rest if self._writes(key) and self.calls[key].start > start]
         down = max(writers, key=lambda key: (self.calls[key].input.shape[-1], self.calls[key].start), default=None)
@@ -534,16 +557,14 @@ class _Block:
             return
         before = self.calls[output].input
         for part in list(roles["v"]):
-            after = self._run(outputs={part[0]: lambda value: 2 * value}, watched=[output[0]])[output].input
+            after = self._run(outputs={part[0]: times(2)}, watched=[output[0]])[output].input
             if not near(after, 2 * before):
                 roles["v"].remove(part)
                 roles["k"].append(part)
         if not roles["q"]:
             roles["q"], roles["attention gate"] = roles["attention gate"], []
 
-    def _attention_modules(
-        self, roles: dict[str, list[tuple[Key, tuple[int, ...]]]], output: Key
-    ) -> dict[str, _Found]:
+    def _attention_modules(self, roles: dict[str, list[tuple[Key, tuple[int, ...]]]], output: Key) -> dict[str, _Found]:
         modules: dict[str, _Found] = {"o": self._found(output)}
         read: Tensor | None = None
         for role in ("q", "k", "v"):
@@ -559,9 +580,7 @@ class _Block:
     def _found(self, key: Key, columns: tuple[int, ...] | None = None, *, space: str = "stream") -> _Found:
         total = self.calls[key].output.shape[-1]
         whole = columns is None or len(columns) == total
-        return _Found(
-            self.inside[key[0]], self._index(key), None if whole else columns, self.matrices[key], space
-        )
+        return _Found(self.inside[key[0]], self._index(key), None if whole else columns, self.matrices[key], space)
 
     def _index(self, key: Key) -> int:
         return [other for other in self.calls if other[0] is key[0]].index(key)
@@ -585,7 +604,7 @@ class _Block:
             if key == down or call.start > self.calls[down].start or not fits:
                 continue
             noise = self._noise(call.output, *call.output.shape)
-            if not torch.equal(read_after(key, lambda value, noise=noise: value + noise), before):
+            if not torch.equal(read_after(key, plus(noise)), before):
                 acting.append(key)
         if len(acting) == 1 and self.calls[acting[0]].output.shape[-1] == size:
             modules["up"] = self._found(acting[0], space="mlp")
@@ -628,7 +647,7 @@ class _Block:
             widths = given.shape[-1] == result.shape[-1] == self.width
             holds = all(expert.startswith(f"{name}.") for expert in experts)
             mixes = output is not None and any(output[0] is module for module in key[0].modules())
-            if not widths or not holds or mixes or call.key == self.block.key:
+            if not (widths and holds and call.usual) or mixes or call.key == self.block.key:
                 continue
             if best is None or call.end - call.start > best.end - best.start:
                 best = call
@@ -645,12 +664,12 @@ class _Block:
         if kind == "o" and "down" in modules:
             other = self._key(modules["down"])
             still = self.calls[other].output
-            held = {other: lambda _value: still}
+            held = {other: instead(still)}
         scale = self._arriving(key, held)
         if scale is not None:
             return replace(found, scale=scale)
         before = self.block.output
-        after = self._run(outputs={key: lambda value: 2 * value, **held}, watched=[self.block.module])
+        after = self._run(outputs={key: times(2), **held}, watched=[self.block.module])
         doubled = after[self.block.key].output - before
         if doubled.norm() > 0.02 * before.norm():
             return found  # it is normalised together with the stream, after it was added
@@ -668,7 +687,7 @@ class _Block:
         """c if a shift of this output arrives c times at the layer's end; None if it arrives otherwise."""
         output = self.calls[key].output
         shift = 0.5 * self._noise(output, output.shape[-1])
-        calls = self._run(outputs={key: lambda value: value + shift, **held}, watched=[self.block.module])
+        calls = self._run(outputs={key: plus(shift), **held}, watched=[self.block.module])
         change = calls[self.block.key].output - self.block.output
         wanted = shift.expand_as(change)
         scale = float((change * wanted).sum() / wanted.pow(2).sum())

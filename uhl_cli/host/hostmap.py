@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.errors import HostMapError
+from uhl_cli.errors import HostMapError, UnknownFamilyError
 from uhl_cli.host.families import READER_TYPES, WRITER_TYPES, Family, TargetModuleRule, family_of
 
 _WEIGHT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_UP_TO_NUMBER = re.compile(r"^.*?\.\d+\.")
 _HINT = "Use an unmodified checkpoint of a known model type, or open an issue that names this one."
 
 
@@ -29,7 +31,7 @@ def dense(weight: Tensor) -> Tensor:
 class TargetModule:
     """A linear module of a layer, or a part of a fused one, that the adapter edits.
 
-    :param type: One of `families.MODULE_TYPES`.
+    :param type: One of `families.MODULE_TYPES`; "other" for a linear module without a role that is known.
     :param name: Qualified name from the base model.
     :param in_features: Width of its input.
     :param out_features: Width of its output; for a part of a fused module, of that part alone.
@@ -40,7 +42,8 @@ class TargetModule:
     :param call: Number of this call among the module's `calls` in one pass, from 0: layers may share a module.
     :param written: Of a writer: name and module whose output is added to the stream, where the host normalises what
         the writer gives before it adds it; None if that is the writer itself.
-    :param scale: Of a writer: the host multiplies what it writes by this before adding it.
+    :param scale: Of a writer: the host multiplies what it writes by this before adding it.  An edit is a part of what
+        it writes, so it needs no correction.
     :param matrix: False for a whole block of experts, which has no weight of its own.
     """
 
@@ -57,6 +60,11 @@ class TargetModule:
     written: tuple[str, nn.Module] | None = None
     scale: float = 1.0
     matrix: bool = True
+
+    @property
+    def name_in_layer(self) -> str:
+        """Its name from the layer, of a map by a row: there, layers are numbered."""
+        return _UP_TO_NUMBER.sub("", self.name)
 
     def weight(self) -> Tensor:
         """Its weight as a detached [out_features, in_features] tensor; a view of the module's own where possible."""
@@ -93,6 +101,7 @@ class HostLayer:
     :param name: Qualified name from the base model.
     :param call: Number of this layer's call among the module's `calls` in one pass; layers may share their module.
     :param problem: Why the layer lacks target modules; empty if it has attention and a feed-forward part.
+    :param others: Other linear modules, of layers that lack target modules: a LoRA can go on them.
     """
 
     index: int
@@ -102,6 +111,7 @@ class HostLayer:
     call: int = 0
     calls: int = 1
     problem: str = ""
+    others: tuple[TargetModule, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +158,7 @@ class HostMap:
                 layer,
                 module=base.get_submodule(layer.name),
                 target_modules={kind: moved(linear) for kind, linear in layer.target_modules.items()},
+                others=tuple(map(moved, layer.others)),
             )
             for layer in self.layers
         )
@@ -200,19 +211,22 @@ def find_map(model: nn.Module) -> HostMap:
         hidden_size=hidden_size,
         layers=tuple(_layer(family, index, layer, hidden_size) for index, layer in enumerate(layers)),
         embeddings=embeddings,
-        decoder=family.decoder,
+        decoder=family.decoder or bool(getattr(config, "is_decoder", False)),
         pooler=family.pooler,
-        positions=_positions(config, family),
+        positions=positions_of(config),
     )
 
 
-def _positions(config: Any, family: Family) -> int | None:  # noqa: ANN401 - any family's configuration class
-    """Longest input that the configuration's positions allow."""
+def positions_of(config: Any) -> int | None:  # noqa: ANN401 - any family's configuration class
+    """Longest input that a configuration's positions allow; None if it names no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    pad = config.pad_token_id
-    return positions - (pad + 1 if family.positions_after_padding and isinstance(pad, int) else 0)
+    try:
+        after_padding = family_of(config).positions_after_padding
+    except UnknownFamilyError:
+        after_padding = False
+    return positions - (config.pad_token_id + 1 if after_padding else 0)
 
 
 def _module(root: nn.Module, path: str, what: str) -> nn.Module:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from uhl_cli.errors import HostError, first_line
-from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.packed import unpack
 
 # Release (major, minor) of transformers.
@@ -25,17 +25,21 @@ RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 
 
-def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
-    """The configuration in a folder; with `as_host`, its model type must have a row in the table of families.
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A loaded model, the names of weights that the checkpoint lacks, which are random, and of those it has unused."""
 
-    :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
+    model: nn.Module
+    missing: list[str]
+    unused: list[str]
+
+
+def load_config(name: str, folder: Path, trust_remote_code: bool) -> Any:  # noqa: ANN401
+    """The configuration in a folder.
+
     :raises HostError: It cannot be read.
     """
     try:
-        raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
-        # A type that transformers itself does not know has no row either; this says so with our list.
-        if as_host:
-            family_of(SimpleNamespace(**raw))
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HostError(
@@ -48,33 +52,42 @@ def load_model(
     name: str,
     folder: Path,
     config: Any,  # noqa: ANN401 - any family's configuration class
-    family: Family,
     dtype: str,
     trust_remote_code: bool,
-) -> nn.Module:
-    """The base model in a folder, with every weight except a pooler's from its safetensors files.
+) -> Weights:
+    """The model in a folder, without a head, from its safetensors files; see `refuse_incomplete`.
 
     The caller's random state is unchanged.
 
     :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
-    :raises HostError: Weights are damaged, missing or of other shapes than the configuration's, or the checkpoint has
-        weights inside its layers that the model does not use.  Heads and poolers of other tasks are fine.
+    :raises HostError: Weights are damaged or of other shapes than the configuration's.
     """
-    model, absent, unused = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code)
-    missing = _without_pooler(absent, family)
+    return Weights(*from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code))
+
+
+def refuse_incomplete(name: str, weights: Weights, host_map: HostMap) -> None:
+    """Check that every weight of the host except a pooler's was loaded, and that its layers use all of theirs.
+
+    :raises HostError: Weights are missing, or the checkpoint has weights inside its layers that the model does not use.
+        Heads and poolers of other tasks, and a decoder beside the encoder that is the host, are fine.
+    """
+    prefix = next(path for path, module in weights.model.named_modules() if module is host_map.base)
+    within = [key.removeprefix(f"{prefix}.") for key in weights.missing if not prefix or key.startswith(f"{prefix}.")]
+    own = {path for path, _ in host_map.base.named_parameters()}
+    missing = [key for key in within if key in own and not key.startswith(f"{host_map.pooler}.")]
     if missing:
         raise HostError(
             f"The checkpoint of '{name}' lacks {len(missing)} weights, the first is '{missing[0]}'.",
             "Use a complete checkpoint of this model type; missing weights would be random.",
         )
-    left = [key for key in unused if f".{family.layers}." in f".{key}" and not key.endswith(_BUFFERS)]
+    lists = {f".{layer.name.rpartition('.')[0]}." for layer in host_map.layers}
+    left = [key for key in weights.unused if any(part in f".{key}" for part in lists) and not key.endswith(_BUFFERS)]
     if left:
         raise HostError(
             f"'{name}' has {len(left)} weights in layers that its configuration does not use, the first is "
             f"'{left[0]}'.",
             "Check num_hidden_layers and the model type in its config.json.",
         )
-    return model
 
 
 def from_pretrained(
@@ -121,9 +134,8 @@ def load_packed(
     name: str,
     folder: Path,
     config: Any,  # noqa: ANN401
-    family: Family,
     dtype: str,
-) -> nn.Module:
+) -> Weights:
     """The base model of a builtin host, from its packed weights; otherwise as `load_model`.
 
     :param dtype: Name of a torch dtype, or "auto" for float32, which the weights unpack to.
@@ -137,14 +149,10 @@ def load_packed(
         outcome = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise HostError(f"The weights of '{name}' do not fit its configuration.", "Install uhl again.") from error
-    if outcome.unexpected_keys or _without_pooler(outcome.missing_keys, family):
+    if outcome.unexpected_keys:
         raise HostError(f"The weights of '{name}' are not those of its configuration.", "Install uhl again.")
-    return model.to(torch.float32 if dtype == "auto" else getattr(torch, dtype))
-
-
-def _without_pooler(keys: Iterable[str], family: Family) -> list[str]:
-    """Sorted keys without the pooler's, which does not affect the hidden states."""
-    return sorted(key for key in keys if family.pooler is None or not key.startswith(f"{family.pooler}."))
+    model.to(torch.float32 if dtype == "auto" else getattr(torch, dtype))
+    return Weights(model, sorted(outcome.missing_keys), [])
 
 
 @contextmanager

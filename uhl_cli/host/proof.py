@@ -30,7 +30,7 @@ from uhl_cli.errors import HostError, HostMapError, UnknownFamilyError
 from uhl_cli.host.discover import GROUPS, discover, near, rows_of
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
 from uhl_cli.host.running import evaluating
-from uhl_cli.host.trace import Call, Edit, Key, Tracer
+from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
 
 _TOKENS = 5
 _MIDDLE = 2
@@ -71,7 +71,7 @@ def base_of(model: nn.Module) -> nn.Module:
     """A model without its head; of an encoder-decoder, the encoder."""
     base: nn.Module = getattr(model, "base_model", model)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False) and hasattr(base, "get_encoder"):
-        encoder: nn.Module = base.get_encoder()
+        encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
         return encoder
     return base
 
@@ -190,6 +190,10 @@ class _Runner:
         noise = torch.randn(shape, generator=self.generator) * scale
         return noise.to(device=like.device, dtype=like.dtype)
 
+    def noisy(self, value: Tensor) -> Tensor:
+        """A value with noise of its own size."""
+        return value + self.noise(value, *value.shape)
+
     def edited(self, layer: HostLayer) -> _Edited:
         """One pass with each fact's edit on its own text."""
         linears = layer.target_modules
@@ -212,26 +216,23 @@ class _Runner:
             value[_MIDDLE] += 4 * self.noise(value, value.shape[-1])
             return value
 
-        def noisy(value: Tensor) -> Tensor:
-            return value + self.noise(value, *value.shape)
-
         for kind, linear in linears.items():
             call = self.call(linear)
             if kind in ("q", "k") or (kind == "up" and linear.matrix):
                 add(call.key, kind, part(linear, at_middle))
             elif kind == "v":
                 shift = shifts["v"] = 4 * self.noise(call.output, linear.out_features)
-                add(call.key, "v", part(linear, lambda value, shift=shift: value + shift))
-                add(call.key, "2v", part(linear, lambda value, shift=shift: value + 2 * shift))
+                add(call.key, "v", part(linear, plus(shift)))
+                add(call.key, "2v", part(linear, plus(2 * shift)))
             elif linear.matrix:
-                add(call.key, kind, part(linear, noisy))
+                add(call.key, kind, part(linear, self.noisy))
             if kind == "up" and linear.matrix:
-                add(call.key, "2up", part(linear, lambda value: 2 * value))
+                add(call.key, "2up", part(linear, times(2)))
         self._add_writers(linears, add, shifts)
         inputs: dict[Key, Edit] = {}
         experts = linears.get("up")
         if experts is not None and not experts.matrix:  # a block of experts is edited at its input
-            inputs[self.call(experts).key] = self._on_texts([(_TEXTS.index("up"), noisy)])
+            inputs[self.call(experts).key] = self._on_texts([(_TEXTS.index("up"), self.noisy)])
         final, calls = self.tracer.run(
             inputs=inputs,
             outputs={key: self._on_texts(some) for key, some in edits.items()},
@@ -254,10 +255,10 @@ class _Runner:
             key = self.written(linear)
             output = self.calls[key].output
             shift = shifts[kind] = self.noise(output, output.shape[-1])
-            add(key, f"{kind}+", lambda value, shift=shift: value + shift)
-            add(key, f"2{kind}", lambda value: 2 * value)
+            add(key, f"{kind}+", plus(shift))
+            add(key, f"2{kind}", times(2))
             if not linear.matrix:
-                add(key, kind, lambda value: value + self.noise(value, *value.shape))
+                add(key, kind, self.noisy)
         if "down" not in linears:
             return
         down = self.written(linears["down"])
@@ -266,7 +267,7 @@ class _Runner:
         for text in ("o+", "2o"):
             index = _TEXTS.index(text)
             rows = still[index * _TOKENS : (index + 1) * _TOKENS] if flat else still[index]
-            add(down, text, lambda _value, rows=rows: rows.clone())
+            add(down, text, instead(rows))
 
     def written(self, linear: TargetModule) -> Key:
         """The call whose output an edit of a writer is added to."""

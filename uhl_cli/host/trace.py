@@ -24,6 +24,8 @@ class Call:
     :param number: Number of this module's call within the pass.
     :param input: Its first floating-point argument; `output`: the first such value that it returns.  Copies, because
         some models add in place.
+    :param usual: The input is the first positional argument and the output is the result or its first part, so that a
+        hook finds both.
     :param start: When it began; `end`: when it returned.  Calls between them are inside it.
     """
 
@@ -33,6 +35,7 @@ class Call:
     output: Tensor
     start: int
     end: int
+    usual: bool
 
     @property
     def key(self) -> Key:
@@ -44,8 +47,23 @@ class Call:
         return other.start < self.start and self.end < other.end
 
 
-class Stopped(Exception):  # noqa: N818 - no error: it ends a pass early
+class Stopped(Exception):
     """Ends a pass at a chosen call."""
+
+
+def plus(shift: Tensor) -> Edit:
+    """An edit that adds a shift."""
+    return lambda value: value + shift
+
+
+def times(factor: float) -> Edit:
+    """An edit that multiplies."""
+    return lambda value: factor * value
+
+
+def instead(given: Tensor) -> Edit:
+    """An edit that gives this value in place of any."""
+    return lambda _value: given.clone()
 
 
 def first_tensor(values: Any) -> Tensor | None:  # noqa: ANN401 - arguments or results of any module
@@ -139,7 +157,7 @@ class _Recording:
         self._modules, self._inputs, self._outputs, self._stop, self._copied = modules, inputs, outputs, stop, copied
         self._clock = 0
         self._counts: dict[nn.Module, int] = {}
-        self._open: dict[nn.Module, list[tuple[int, int, Tensor | None]]] = {}
+        self._open: dict[nn.Module, list[tuple[int, int, Tensor | None, bool]]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> _Recording:
@@ -168,20 +186,21 @@ class _Recording:
             args = replaced(args, old, given)
             kwargs = {name: given if value is old else value for name, value in kwargs.items()}
         if key == self._stop and given is not None:
-            self.calls.append(Call(module, number, given, given, self._clock, self._clock))
+            self.calls.append(Call(module, number, given, given, self._clock, self._clock, True))
             raise Stopped
         kept = None if given is None else self._kept(given)
-        self._open.setdefault(module, []).append((number, self._clock, kept))
+        first = bool(args) and args[0] is given
+        self._open.setdefault(module, []).append((number, self._clock, kept, first))
         return args, kwargs
 
     def _after(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
         self._clock += 1
-        number, start, given = self._open[module].pop()
+        number, start, given, first = self._open[module].pop()
         result = first_tensor(output)
         if result is not None and (module, number) in self._outputs:
             old, result = result, self._outputs[module, number](result)
             output = replaced(output, old, result)
         if given is not None and result is not None:
-            self.calls.append(Call(module, number, given, self._kept(result), start, self._clock))
+            usual = first and (output is result or (isinstance(output, tuple | list) and output[0] is result))
+            self.calls.append(Call(module, number, given, self._kept(result), start, self._clock, usual))
         return output
-

@@ -24,10 +24,10 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from uhl_cli.data.examples import Examples
 from uhl_cli.data.labels import LONGEST_NAME, MOST_LABELS
 from uhl_cli.data.tasks import Kind
-from uhl_cli.errors import HostError, UnknownFamilyError, first_line
+from uhl_cli.errors import HostError, first_line
 from uhl_cli.formats.export import BASE_FOLDER, is_export, read_export
 from uhl_cli.host.checkpoint import device_of, longest_input
-from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.hostmap import positions_of
 from uhl_cli.host.loading import from_pretrained, load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE, PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, TOKENIZER_FILES, locate, locate_peft
 from uhl_cli.host.tokenizer import load_tokenizer
@@ -178,7 +178,7 @@ def load_classifier(
         peft = None if adapter is None else _Peft.read(name, adapter)
         base_name = name if peft is None else peft.base_name
         located = locate(base_name, offline=offline, with_code=trust_remote_code)
-        config = load_config(base_name, located.folder, trust_remote_code, as_host=False)
+        config = load_config(base_name, located.folder, trust_remote_code)
         kind = (None if peft is None else peft.kind) or _kind_of(name, config)
         num_labels = None if peft is None else peft.num_labels(config, kind, trust_remote_code)
         if num_labels is not None:
@@ -221,7 +221,7 @@ def load_classifier(
             problem = f"'{name}' does not fit on {target}: {first_line(error)}"
             raise HostError(problem, "Use --device cpu, or --dtype bfloat16.") from error
     shown = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    longest = longest_input(config, _family(config), tokenizer)
+    longest = longest_input(positions_of(config), tokenizer)
     return Classifier(shown, kind, labels, named, base_name, model.eval().requires_grad_(False), tokenizer, longest)
 
 
@@ -354,10 +354,3 @@ def _lacking(name: str, missing: Sequence[str], peft: _Peft | None) -> tuple[str
         f"the PEFT folder '{name}' and its base lack {len(missing)} weights of the head, {first}.",
         "They would be random: train with modules_to_save naming the head (all of its layers), and save again.",
     )
-
-
-def _family(config: Any) -> Family | None:  # noqa: ANN401
-    try:
-        return family_of(config)
-    except UnknownFamilyError:
-        return None

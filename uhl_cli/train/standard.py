@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
-from uhl_cli.adapter.module import LoraFactors
+from uhl_cli.adapter.module import LoraFactors, linear_modules
 from uhl_cli.data.examples import Examples
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import HostError
@@ -89,7 +89,7 @@ def standard_model(host: Host, task: Task, *, seed: int) -> PreTrainedModel:
     base: nn.Module = model.base_model
     weights = {name: dense(value) for name, value in host.model.state_dict().items()}
     outcome = base.load_state_dict(weights, strict=False)
-    pooler = host.map.family.pooler
+    pooler = host.map.pooler
     odd = [*outcome.missing_keys, *outcome.unexpected_keys]
     odd = [name for name in odd if pooler is None or not name.startswith(f"{pooler}.")]
     if odd:
@@ -120,20 +120,22 @@ class StandardClassifier(nn.Module):
         self.rank = rank if start is None else start.rank
         model = standard_model(host, task, seed=seed)
         base: nn.Module = model.base_model
-        family = host.map.family
         heads = [name for name, part in model.named_children() if part is not base]
         whole = [name for name in heads if any(True for _ in getattr(model, name).parameters())]
-        if family.pooler is not None and getattr(base, family.pooler, None) is not None:
-            whole.append(family.pooler)
-        rules = family.target_modules.values()
+        pooler = host.map.pooler
+        if pooler is not None and getattr(base, pooler, None) is not None:
+            whole.append(pooler)
+        linears = linear_modules(host.map).values()
+        # A row's names are the same in every layer; peft matches them at the end of a module's name.
+        names = {linear.name if host.map.by_structure else linear.name_in_layer for linear in linears}
         config = LoraConfig(
             task_type=_TASK_TYPES[task.kind],
             r=self.rank,
             lora_alpha=int(ALPHA_OVER_RANK * self.rank),
             lora_dropout=0.0,
-            target_modules=sorted({rule.path for rule in rules}),
+            target_modules=sorted(names),
             modules_to_save=list(whole),
-            fan_in_fan_out=any(rule.transposed for rule in rules),
+            fan_in_fan_out=any(linear.transposed for linear in linears),
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
