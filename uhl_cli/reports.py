@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from uhl_cli.metrics import Difference, Score
-from uhl_cli.schema import Frozen, HostRecord
+from uhl_cli.schema import Fingerprint, Frozen, HostRecord
 
 
 class Reporter(Protocol):
@@ -224,3 +224,57 @@ class ExportReport(Frozen):
     gains: dict[str, Difference]
     truncated: int = Field(description="evaluation texts that were cut at the longest input")
     rounding: RoundingReport | None = Field(description="None if it is saved in float32")
+
+
+class ModuleReport(Frozen):
+    """A target module of a layer.
+
+    :param features: Its output features among the module's, such as "0-15, 48-63"; None for all.
+    :param space: What its edit is added to: "stream", or the input of "attention" or of the "mlp".
+    :param added_by: The module whose output is added to the stream, if that is not the module itself.
+    :param scale: What the host multiplies its output by before it is added.
+    :param experts: It is a whole block of experts.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    features: str | None
+    space: str
+    added_by: str | None
+    scale: float
+    experts: bool
+
+
+class LayerReport(Frozen):
+    """A layer: its target modules by type, other linear modules, and why target modules are missing.
+
+    :param call: Number of the call, where several layers share one module.
+    """
+
+    index: int
+    name: str
+    call: int | None
+    modules: dict[str, ModuleReport]
+    others: tuple[str, ...]
+    problem: str
+
+
+class HostReport(Frozen):
+    """What `uhl hosts` found.
+
+    :param found_by: "row" of the table of families, or "structure" if it was found by running the model.
+    :param degree: Modules of "all" layers can be edited, of "some", or of none: the "stream" alone is read.
+    :param seconds: Wall-clock time of loading, finding and proving.
+    """
+
+    host: str
+    fingerprint: Fingerprint
+    found_by: Literal["row", "structure"]
+    degree: str
+    decoder: bool
+    max_length: int
+    embeddings: str
+    pooler: str | None
+    layers: tuple[LayerReport, ...]
+    seconds: float

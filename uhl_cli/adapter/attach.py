@@ -141,9 +141,9 @@ class Attachment:
 
     def add_hooks(self) -> None:
         """Register all hooks; called by `attach`."""
-        self._host_map.base.register_forward_pre_hook(self._owned(self._start))
+        self._host_map.base.register_forward_pre_hook(self._owned(self._start_hook()))
         for module in self._several_times():
-            module.register_forward_pre_hook(self._owned(self._count))
+            module.register_forward_pre_hook(self._owned(self._count_hook()))
         for layer in self._host_map.layers:
             folded = self._layers.get(layer.index)
             # A layer without an update ends the update of the layer before it, if both are one module.
@@ -187,15 +187,22 @@ class Attachment:
                     found |= {linear.module, linear.edited}
         return found
 
-    def _count(self, module: nn.Module, _args: tuple[object, ...]) -> None:
-        self._numbers[module] = self._numbers.get(module, -1) + 1
+    def _count_hook(self) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(module: nn.Module, _args: tuple[object, ...]) -> None:
+            self._numbers[module] = self._numbers.get(module, -1) + 1
 
-    def _start(self, _module: nn.Module, _args: tuple[object, ...]) -> None:
-        """Drop the state of the previous forward pass; a hook of the base calls this."""
-        self._numbers = {}
-        self._routed = self._features = None
-        self._fired = []
-        self._bags = None
+        return hook
+
+    def _start_hook(self) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        """A hook of the base that drops the state of the previous forward pass."""
+
+        def hook(_module: nn.Module, _args: tuple[object, ...]) -> None:
+            self._numbers = {}
+            self._routed = self._features = None
+            self._fired = []
+            self._bags = None
+
+        return hook
 
     def readout_features(self, final_state: Tensor) -> Tensor:
         """Input of the readout's activation, float32 [batch, tokens, readout_size], after a forward pass."""

@@ -341,7 +341,7 @@ class PortedAdapter(nn.Module):
 
 
 def linear_modules(host_map: HostMap) -> dict[str, TargetModule]:
-    """The linear modules of all layers by name, each with one of its target modules; fused and shared ones appear once."""
+    """The linear modules of all layers by name, each with one of its target modules; fused or shared ones once."""
     return {
         linear.name: linear
         for layer in host_map.layers

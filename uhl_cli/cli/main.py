@@ -12,6 +12,7 @@ from uhl_cli.cli.budget import budget
 from uhl_cli.cli.compare import compare
 from uhl_cli.cli.demo import demo
 from uhl_cli.cli.export import export
+from uhl_cli.cli.hosts import hosts
 from uhl_cli.cli.inspect import inspect
 from uhl_cli.cli.options import Command
 from uhl_cli.cli.output import finished
@@ -20,7 +21,7 @@ from uhl_cli.cli.predict import predict
 from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.tune import tune
 
-_ALL: tuple[Command[Any], ...] = (demo, pretrain, port, tune, predict, export, inspect, budget, compare)
+_ALL: tuple[Command[Any], ...] = (demo, pretrain, port, tune, predict, export, inspect, budget, hosts, compare)
 COMMANDS: dict[str, Command[Any]] = {each.name: each for each in _ALL}
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 

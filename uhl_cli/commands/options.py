@@ -571,3 +571,9 @@ def _idle_data(data: DataOptions, labelled: bool, score_data: str | None) -> dic
         elif score_data is None:
             idle[f"data.{name}"] = "no data is named: add --task, --data or --score-data"
     return idle
+
+
+class HostsOptions(HostOptions):
+    """All of `uhl hosts`."""
+
+    argument = "name"

@@ -360,7 +360,7 @@ class _Block:
         self.width = search.width
         self.inside = {module: name for name, module in block.module.named_modules()}
         self.calls = {key: call for key, call in search.calls.items() if call.within(block)}
-        self.label = f"layer '{search.names[block.module]}' ({type(block.module).__name__})"
+        self.label = type(block.module).__name__
         self.matrices: dict[Key, bool] = {}
         # Modules with a weight matrix that is not applied to every token: experts.
         self.some_tokens: list[Key] = []
