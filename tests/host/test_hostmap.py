@@ -13,7 +13,7 @@ from uhl_cli.errors import HostMapError, UnknownFamilyError
 from uhl_cli.host import families
 from uhl_cli.host.families import MODULE_TYPES, TargetModuleRule, family_of, known_model_types
 from uhl_cli.host.hostmap import find_map, read_layer_input
-from uhl_cli.host.proof import resolve
+from uhl_cli.host.proof import by_row, resolve
 
 
 def with_rule(monkeypatch, name, **rules):
@@ -33,12 +33,12 @@ def with_row(monkeypatch, name, **fields):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_resolves_and_proves(family):
     model = tiny_model(family, num_hidden_layers=3)
-    host_map = resolve(model)
+    host_map = by_row(model)
     assert host_map.hidden_size == 32
     assert host_map.num_hidden_layers == len(host_map.layers) == 3
-    assert host_map.family.decoder == (family in DECODERS)
+    assert host_map.decoder == (family in DECODERS)
     for layer in host_map.layers:
-        assert set(layer.target_modules) == set(host_map.family.target_modules) <= set(MODULE_TYPES)
+        assert set(layer.target_modules) == set(family_of(model.config).target_modules) <= set(MODULE_TYPES)
         for linear in layer.target_modules.values():
             assert model.get_submodule(linear.name) is linear.module
             assert linear.weight().shape == (linear.out_features, linear.in_features)
@@ -55,7 +55,7 @@ def test_proof_leaves_the_model_bit_for_bit(family):
     modes = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    resolve(model)
+    by_row(model)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -75,13 +75,13 @@ def test_without_proof_the_meta_device_is_enough(family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
 def test_half_precision_is_proven_too(family, dtype):
-    assert resolve(tiny_model(family).to(dtype)).num_hidden_layers == 2
+    assert by_row(tiny_model(family).to(dtype)).num_hidden_layers == 2
 
 
 def test_model_with_a_head_is_mapped_at_its_base():
     config = tiny_config("bert", 300, hidden_size=32, num_hidden_layers=2)
     model = BertForSequenceClassification(config)
-    assert resolve(model).base is model.bert
+    assert by_row(model).base is model.bert
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "qwen2"])
@@ -149,7 +149,7 @@ def test_a_wrong_site_rule_is_refused(monkeypatch, family, rules, words):
     model = tiny_model(family)
     with_rule(monkeypatch, family, **rules)
     with pytest.raises(HostMapError, match=words) as caught:
-        resolve(model)
+        by_row(model)
     assert caught.value.hint
 
 
@@ -174,17 +174,17 @@ def test_a_wrong_row_is_refused(monkeypatch, family, fields):
 @pytest.mark.parametrize("family", [row.name for row in families.FAMILIES])
 def test_where_the_norm_is_is_proven(monkeypatch, family):
     model = tiny_model(family)
-    before = resolve(model).family.pre_norm
+    before = family_of(model.config).pre_norm
     with_row(monkeypatch, family, pre_norm=not before)
     with pytest.raises(HostMapError, match="reads the stream itself" if before is False else "something other"):
-        resolve(model)
+        by_row(model)
 
 
 def test_configuration_that_contradicts_the_model_is_refused():
     model = tiny_model("bert")
     model.config.num_hidden_layers = 3
     with pytest.raises(HostMapError, match="number of layers"):
-        resolve(model)
+        by_row(model)
     model = tiny_model("bert")
     model.config.hidden_size = 64
     with pytest.raises(HostMapError):
@@ -202,7 +202,7 @@ def test_module_that_computes_more_than_its_weight_is_refused():
     new.load_state_dict(old.state_dict())
     model.encoder.layer[0].attention.self.query = new
     with pytest.raises(HostMapError, match="something other"):
-        resolve(model)
+        by_row(model)
 
 
 def test_site_without_effect_is_refused():
@@ -210,7 +210,7 @@ def test_site_without_effect_is_refused():
     with torch.no_grad():
         model.encoder.layer[0].output.dense.weight.zero_()
     with pytest.raises(HostMapError, match="does not change"):
-        resolve(model)
+        by_row(model)
 
 
 def test_integer_weights_are_refused_with_a_hint():
@@ -218,7 +218,7 @@ def test_integer_weights_are_refused_with_a_hint():
     query = model.encoder.layer[1].attention.self.query
     query.weight = nn.Parameter(query.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(HostMapError, match="floating-point") as caught:
-        resolve(model)
+        by_row(model)
     assert "quantis" in caught.value.hint
 
 
@@ -227,7 +227,7 @@ def test_states_that_are_no_numbers_are_refused():
     with torch.no_grad():
         model.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
     with pytest.raises(HostMapError, match="finite"):
-        resolve(model)
+        by_row(model)
 
 
 def test_unknown_family_lists_the_known_ones():
@@ -236,6 +236,8 @@ def test_unknown_family_lists_the_known_ones():
     assert all(kind in caught.value.message for kind in known_model_types())
     assert caught.value.hint
     with pytest.raises(UnknownFamilyError, match="'None'"):
+        by_row(nn.Linear(2, 2))
+    with pytest.raises(HostMapError, match="does not run on token ids"):
         resolve(nn.Linear(2, 2))
     with pytest.raises(UnknownFamilyError):
         family_of(SimpleNamespace(model_type="bert", is_encoder_decoder=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import nn
 
 from uhl_cli.commands.options import HostsOptions
 from uhl_cli.host.checkpoint import load_host
@@ -42,7 +43,7 @@ def run_hosts(options: HostsOptions, reporter: Reporter) -> HostReport:
 
 
 def _name_of(host_map: HostMap) -> str:
-    names = {module: name for name, module in host_map.base.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in host_map.base.named_modules()}
     return names[host_map.embeddings]
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from uhl_cli.errors import HostMapError
+from uhl_cli.errors import HostMapError, first_line
 from uhl_cli.host.families import MODULE_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, positions_of
 from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
@@ -31,6 +31,18 @@ _HINT = "Open an issue that names the model type; `uhl hosts` prints what was fo
 _FEWEST_POSITIONS = 16
 
 
+# What a model raises that takes no token ids, or wants more than them.
+_FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+    ImportError,
+)
 # Modules that are found, proved and kept together.
 GROUPS = (("q", "k", "v", "o"), ("up", "down", "gate"))
 
@@ -142,13 +154,19 @@ class _Search:
     def __init__(self, base: nn.Module) -> None:
         self.base = base
         self.names = {module: name for name, module in base.named_modules()}
-        device = next(base.parameters()).device
+        parameter = next(base.parameters(), None)
+        if parameter is None:
+            raise NotFound(f"{type(base).__name__} has no weights.")
+        device = parameter.device
         self.ids = _probe_ids(base, device)
-        self.table = embedding_of(base, self.ids)
         self.tracer = Tracer(base, self.ids)
         self.generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            final, self.calls = self.tracer.run()
+        try:
+            with torch.no_grad():
+                final, self.calls = self.tracer.run()
+                self.table = embedding_of(base, self.ids)
+        except _FAILURES as error:
+            raise NotFound(f"{type(base).__name__} does not run on token ids: {first_line(error)}") from error
         if final is None or final.dim() != 3 or final.shape[:2] != (_BATCH, _TOKENS):
             shape = None if final is None else tuple(final.shape)
             raise NotFound(f"{type(base).__name__} gives no [batch, tokens, width] state, but {shape}.")
@@ -665,35 +683,35 @@ class _Block:
             other = self._key(modules["down"])
             still = self.calls[other].output
             held = {other: instead(still)}
-        scale = self._arriving(key, held)
+        scale, change = self._arriving(key, held)
         if scale is not None:
             return replace(found, scale=scale)
-        before = self.block.output
         after = self._run(outputs={key: times(2), **held}, watched=[self.block.module])
-        doubled = after[self.block.key].output - before
-        if doubled.norm() > 0.02 * before.norm():
+        doubled = after[self.block.key].output - self.block.output
+        if doubled.norm() > 0.1 * change:
             return found  # it is normalised together with the stream, after it was added
         # It is normalised alone: the norm's output is what is added.
         for norm in self.calls:
             call = self.calls[norm]
             follows = call.start > self.calls[key].end and torch.equal(call.input, self.calls[key].output)
             if follows and call.output.shape == call.input.shape:
-                scale = self._arriving(norm, held)
+                scale, _ = self._arriving(norm, held)
                 if scale is not None:
                     return replace(found, written=self.inside[norm[0]], scale=scale)
         raise NotFound(f"{self.label}: what '{found.path}' writes is normalised, and no module gives the result")
 
-    def _arriving(self, key: Key, held: dict[Key, Edit]) -> float | None:
-        """c if a shift of this output arrives c times at the layer's end; None if it arrives otherwise."""
+    def _arriving(self, key: Key, held: dict[Key, Edit]) -> tuple[float | None, float]:
+        """(c, |change|) at the layer's end of a shift half as large as this output; c is None if it is not c times it."""
         output = self.calls[key].output
         shift = 0.5 * self._noise(output, output.shape[-1])
         calls = self._run(outputs={key: plus(shift), **held}, watched=[self.block.module])
         change = calls[self.block.key].output - self.block.output
         wanted = shift.expand_as(change)
         scale = float((change * wanted).sum() / wanted.pow(2).sum())
+        size = float(change.norm())
         if near(change, wanted):
-            return 1.0
-        return scale if abs(scale) > 1e-3 and near(change, scale * wanted, 0.02) else None
+            return 1.0, size
+        return (scale if abs(scale) > 1e-3 and near(change, scale * wanted, 0.02) else None), size
 
     def _key(self, found: _Found) -> Key:
         module = self.block.module.get_submodule(found.path)

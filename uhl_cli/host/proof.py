@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.errors import HostError, HostMapError, UnknownFamilyError
+from uhl_cli.errors import HostMapError, UnknownFamilyError
 from uhl_cli.host.discover import GROUPS, discover, near, rows_of
+from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
 from uhl_cli.host.running import evaluating
 from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
@@ -39,29 +40,46 @@ _HINT = "The model's code differs from its family's; use an unmodified checkpoin
 _TEXTS = ("q", "k", "v", "2v", "up", "2up", "gate", "o", "down", "o+", "down+", "2o", "2down")
 # Up to the rounding of half precision and tensor cores.
 _ROUNDING = 0.03
+_SMALLEST_SCALE = 1e-3
 
 
 def resolve(model: nn.Module) -> HostMap:
-    """The model's map, proved: by the row of its type, or found by running it where there is no row that fits.
+    """The model's map, proved: by the row of its type, or by its structure where no row fits.
 
-    :raises HostMapError: The model has no stream of states, or a module does not do what the map states.
+    A model whose row does not fit is one that was changed, so its map by structure must be of every layer.
+
+    :raises HostMapError: The model has no stream of states, or a module does not do what its row states.
     """
     try:
-        host_map = find_map(model)
-        prove_map(host_map)
-        return host_map
+        return by_row(model)
     except UnknownFamilyError:
-        pass
+        return by_structure(model)
     except HostMapError as error:
-        refusal: HostError = error
         try:
-            return _discovered(model)
+            host_map = by_structure(model)
         except HostMapError:
-            raise refusal from None
-    return _discovered(model)
+            raise error from None
+        if host_map.degree != "all":
+            raise
+        return host_map
 
 
-def _discovered(model: nn.Module) -> HostMap:
+def by_row(model: nn.Module) -> HostMap:
+    """The model's map by the row of its type, proved.
+
+    :raises UnknownFamilyError: The model's type has no row.
+    :raises HostMapError: A module is missing, has another shape, or does not do what its row states.
+    """
+    host_map = find_map(model)
+    prove_map(host_map)
+    return host_map
+
+
+def by_structure(model: nn.Module) -> HostMap:
+    """The model's map found by running it, with those parts of its layers that are proved.
+
+    :raises HostMapError: The model has no stream of states.
+    """
     base = base_of(model)
     with evaluating(base):
         return _proved_parts(discover(base))
@@ -106,8 +124,11 @@ def _proved_parts(host_map: HostMap) -> HostMap:
             part = {kind: layer.target_modules[kind] for kind in group if kind in layer.target_modules}
             try:
                 if edited is not None and part:
-                    _prove_group(edited, layer, group)
-                    kept |= part
+                    scale = _prove_group(edited, layer, group)
+                    kept |= {
+                        kind: replace(found, scale=scale) if kind in WRITER_TYPES else found
+                        for kind, found in part.items()
+                    }
             except HostMapError as error:
                 problems.append(error.message)
         layers.append(replace(layer, target_modules=kept, problem="; ".join(problems)))
@@ -127,8 +148,8 @@ def _runner(host_map: HostMap, layers: Sequence[HostLayer]) -> _Runner:
     return runner
 
 
-def _prove_group(edited: _Edited, layer: HostLayer, group: tuple[str, ...]) -> None:
-    """Check the facts of a layer's attention or feed-forward part.
+def _prove_group(edited: _Edited, layer: HostLayer, group: tuple[str, ...]) -> float:
+    """Check the facts of a layer's attention or feed-forward part; returns the scale of what it writes.
 
     :raises HostMapError: One does not hold.
     """
@@ -143,10 +164,9 @@ def _prove_group(edited: _Edited, layer: HostLayer, group: tuple[str, ...]) -> N
             raise HostMapError(f"Editing '{linear.name}' ({linear.type}) does not change the result.", _HINT)
     if "q" in group:
         _prove_attention(edited, layer)
-        _prove_arrival(edited, layer, "o")
-    else:
-        _prove_feed_forward(edited, layer)
-        _prove_arrival(edited, layer, "down")
+        return _arrival(edited, layer, "o")
+    _prove_feed_forward(edited, layer)
+    return _arrival(edited, layer, "down")
 
 
 class _Runner:
@@ -228,7 +248,7 @@ class _Runner:
                 add(call.key, kind, part(linear, self.noisy))
             if kind == "up" and linear.matrix:
                 add(call.key, "2up", part(linear, times(2)))
-        self._add_writers(linears, add, shifts)
+        self._add_writers(linears, add, shifts, self.calls[layer.module, layer.call].input)
         inputs: dict[Key, Edit] = {}
         experts = linears.get("up")
         if experts is not None and not experts.matrix:  # a block of experts is edited at its input
@@ -246,6 +266,7 @@ class _Runner:
         linears: Mapping[str, TargetModule],
         add: Callable[[Key, str, Edit], None],
         shifts: dict[str, Tensor],
+        stream: Tensor,
     ) -> None:
         """Edits of what o and down write; down is held still while o is shifted."""
         for kind in ("o", "down"):
@@ -254,7 +275,9 @@ class _Runner:
             linear = linears[kind]
             key = self.written(linear)
             output = self.calls[key].output
-            shift = shifts[kind] = self.noise(output, output.shape[-1])
+            # As large as the stream, so that its rounding in half precision does not hide the shift.
+            like = max((output, stream), key=lambda value: value.float().pow(2).mean().item())
+            shift = shifts[kind] = self.noise(like, output.shape[-1])
             add(key, f"{kind}+", plus(shift))
             add(key, f"2{kind}", times(2))
             if not linear.matrix:
@@ -388,15 +411,24 @@ def _prove_feed_forward(edited: _Edited, layer: HostLayer) -> None:
         raise HostMapError(f"gate and up of layer {layer.index} do not act as such.", _HINT)
 
 
-def _prove_arrival(edited: _Edited, layer: HostLayer, kind: str) -> None:
-    """An edit of what a writer adds is added to the layer's output, or normalised there together with the stream."""
+def _arrival(edited: _Edited, layer: HostLayer, kind: str) -> float:
+    """How often an edit of what a writer adds arrives at the layer's end; 1 where it is normalised with the stream.
+
+    :raises HostMapError: It arrives otherwise.
+    """
     runner, linear = edited.runner, layer.target_modules[kind]
     end = (layer.module, layer.call)
-    change, before = edited.change(f"{kind}+", lambda call: call.output, end)
-    wanted = linear.scale * edited.shifts[kind].float().expand_as(change)
+    change, _ = edited.change(f"{kind}+", lambda call: call.output, end)
+    wanted = edited.shifts[kind].float().expand_as(change)
+    scale = float((change * wanted).sum() / wanted.pow(2).sum()) if runner.host_map.by_structure else 1.0
+    if abs(scale) > _SMALLEST_SCALE and near(change, scale * wanted, _ROUNDING):
+        return 1.0 if abs(scale - 1) < _ROUNDING else scale
+    # What is normalised alone is not changed by doubling; what is normalised with the stream is, as by a shift.
     doubled, _ = edited.change(f"2{kind}", lambda call: call.output, end)
-    added = near(change, wanted, _ROUNDING) or bool((change - wanted).norm() <= _ROUNDING**2 * before.norm())
-    together = bool(doubled.norm() > 0.02 * before.norm()) and linear.written is None
+    written = runner.rows(runner.calls[runner.written(linear)].output)[0]
+    share = (written.pow(2).mean() / edited.shifts[kind].float().pow(2).mean()).sqrt()
+    together = linear.written is None and bool(doubled.norm() > 0.1 * share * change.norm())
     post_norm = runner.host_map.by_structure or layer.target_modules["q"].space == "stream"
-    if not added and not (post_norm and together):
+    if not (post_norm and together):
         raise HostMapError(f"What '{linear.name}' ({kind}) writes does not arrive in the stream as added.", _HINT)
+    return 1.0

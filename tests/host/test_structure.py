@@ -1,0 +1,164 @@
+"""A map found by running the model equals the row's, and what rows cannot say is found and proved."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_hosts import FAMILIES, tiny_config, tiny_model
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertModel
+
+from uhl_cli.errors import HostMapError
+from uhl_cli.host import families
+from uhl_cli.host.families import family_of
+from uhl_cli.host.hostmap import HostMap
+from uhl_cli.host.proof import by_row, by_structure, resolve
+
+
+def small(model_type: str, seed: int = 0, **settings: object) -> nn.Module:
+    """A random model of a type without a row."""
+    common = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(model_type, **{**common, "intermediate_size": 96, "pad_token_id": 0, **settings})
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    return model.eval()
+
+
+def described(host_map: HostMap) -> dict[str, object]:
+    """What a map says, without modules."""
+    layers = [
+        {
+            kind: (linear.name, torch.arange(linear.module_features)[linear.columns].tolist(), linear.transposed,
+                   linear.space, linear.in_features, linear.out_features, linear.call, linear.written, linear.scale)
+            for kind, linear in sorted(layer.target_modules.items())
+        }
+        for layer in host_map.layers
+    ]  # fmt: skip
+    ends = (host_map.decoder, host_map.pooler, host_map.positions, host_map.hidden_size)
+    return {"layers": layers, "ends": ends, "names": [layer.name for layer in host_map.layers]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_structure_finds_what_the_row_says(family):
+    model = tiny_model(family, num_hidden_layers=3)
+    row, found = by_row(model), by_structure(model)
+    assert described(found) == described(row)
+    assert (row.by_structure, found.by_structure) == (False, True)
+    assert found.degree == row.degree == "all"
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_discovery_leaves_the_model_bit_for_bit(family):
+    model = tiny_model(family)
+    model.train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    by_structure(model)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_fused_and_interleaved_projections():
+    found = by_structure(small("gpt_neox", intermediate_size=128))
+    linear = found.layers[0].target_modules["k"]
+    assert linear.fused and isinstance(linear.columns, torch.Tensor)
+    assert linear.columns.tolist() == [index for head in range(4) for index in range(24 * head + 8, 24 * head + 16)]
+
+
+def test_a_norm_between_writer_and_stream_is_where_the_edit_goes():
+    model = small("gemma2", head_dim=8, num_key_value_heads=2)
+    linear = by_structure(model).layers[1].target_modules["down"]
+    assert linear.written is not None
+    assert linear.written[0] == "layers.1.post_feedforward_layernorm"
+    assert linear.edited is model.get_submodule(linear.written[0])
+
+
+def test_a_row_whose_writer_is_normalised_before_it_is_added_is_refused(monkeypatch):
+    model = small("gemma2", head_dim=8, num_key_value_heads=2)
+    rows = tuple(
+        replace(row, model_types=row.model_types | {"gemma2"}) if row.name == "llama" else row
+        for row in families.FAMILIES
+    )
+    monkeypatch.setattr(families, "FAMILIES", rows)
+    assert family_of(model.config).name == "llama"
+    with pytest.raises(HostMapError, match="does not arrive in the stream as added"):
+        by_row(model)
+    assert resolve(model).by_structure  # and so it is found
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_row_that_is_wrong_about_direction_is_refused(monkeypatch, family):
+    model = tiny_model(family)
+    rows = tuple(replace(row, decoder=not row.decoder) if row.name == family else row for row in families.FAMILIES)
+    monkeypatch.setattr(families, "FAMILIES", rows)
+    with pytest.raises(HostMapError, match="depend on later tokens"):
+        by_row(model)
+
+
+def test_a_causal_bert_is_a_decoder():
+    config = tiny_config("bert", 300, hidden_size=32, num_hidden_layers=2)
+    config.is_decoder = True
+    torch.manual_seed(0)
+    assert by_row(BertModel(config).eval()).decoder
+
+
+def test_shared_layers_are_told_apart_by_their_call():
+    found = by_structure(small("albert", num_hidden_layers=3, embedding_size=16))
+    assert [(layer.name, layer.call, layer.calls) for layer in found.layers] == [
+        ("encoder.albert_layer_groups.0", index, 3) for index in range(3)
+    ]
+    assert [layer.target_modules["q"].call for layer in found.layers] == [0, 1, 2]
+
+
+def test_the_encoder_of_an_encoder_decoder_is_the_host():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("t5", vocab_size=300, d_model=32, d_kv=8, d_ff=96, num_layers=2, num_heads=4)
+    model = AutoModel.from_config(config).eval()
+    found = by_structure(model)
+    assert found.base is model.encoder
+    assert (found.degree, found.decoder, found.num_hidden_layers) == ("all", False, 2)
+
+
+def test_state_space_layers_have_no_target_modules_but_linear_ones():
+    found = by_structure(small("mamba", state_size=8, expand=2, time_step_rank=4))
+    assert found.degree == "stream"
+    assert all(layer.problem and not layer.target_modules for layer in found.layers)
+    assert {linear.name for linear in found.layers[0].others} >= {"layers.0.mixer.in_proj", "layers.0.mixer.out_proj"}
+
+
+def test_a_changed_model_of_a_known_type_is_refused_unless_all_of_it_is_found():
+    class Doubled(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    model = tiny_model("bert")
+    old = model.encoder.layer[0].attention.self.query
+    new = Doubled(32, 32)
+    new.load_state_dict(old.state_dict())
+    model.encoder.layer[0].attention.self.query = new
+    assert by_structure(model).degree == "some"
+    with pytest.raises(HostMapError, match="something other"):
+        resolve(model)
+
+
+def test_a_model_without_a_list_of_layers_is_refused():
+    config = AutoConfig.for_model("xlm", n_words=300, emb_dim=32, n_layers=2, n_heads=4)
+    with pytest.raises(HostMapError, match="No list of layers of XLMModel hands a stream on"):
+        resolve(AutoModel.from_config(config).eval())
+
+
+def test_a_copy_has_the_same_map():
+    model = small("albert", embedding_size=16)
+    found = by_structure(model)
+    twin = copy.deepcopy(model)
+    moved = found.on(twin)
+    assert described(moved) == described(found)
+    assert moved.layers[1].target_modules["q"].module is twin.get_submodule(found.layers[1].target_modules["q"].name)
