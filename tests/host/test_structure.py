@@ -69,7 +69,8 @@ def test_discovery_leaves_the_model_bit_for_bit(family):
 def test_fused_and_interleaved_projections():
     found = by_structure(small("gpt_neox", intermediate_size=128))
     linear = found.layers[0].target_modules["k"]
-    assert linear.fused and isinstance(linear.columns, torch.Tensor)
+    assert linear.fused
+    assert isinstance(linear.columns, torch.Tensor)
     assert linear.columns.tolist() == [index for head in range(4) for index in range(24 * head + 8, 24 * head + 16)]
 
 

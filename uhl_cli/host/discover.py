@@ -701,7 +701,7 @@ class _Block:
         raise NotFound(f"{self.label}: what '{found.path}' writes is normalised, and no module gives the result")
 
     def _arriving(self, key: Key, held: dict[Key, Edit]) -> tuple[float | None, float]:
-        """(c, |change|) at the layer's end of a shift half as large as this output; c is None if it is not c times it."""
+        """(c, |change|) of a shift at the layer's end, which should be c times the shift; c is None if it is not."""
         output = self.calls[key].output
         shift = 0.5 * self._noise(output, output.shape[-1])
         calls = self._run(outputs={key: plus(shift), **held}, watched=[self.block.module])

@@ -125,10 +125,8 @@ def _proved_parts(host_map: HostMap) -> HostMap:
             try:
                 if edited is not None and part:
                     scale = _prove_group(edited, layer, group)
-                    kept |= {
-                        kind: replace(found, scale=scale) if kind in WRITER_TYPES else found
-                        for kind, found in part.items()
-                    }
+                    writer = next(kind for kind in part if kind in WRITER_TYPES)
+                    kept |= part | {writer: replace(part[writer], scale=scale)}
             except HostMapError as error:
                 problems.append(error.message)
         layers.append(replace(layer, target_modules=kept, problem="; ".join(problems)))
