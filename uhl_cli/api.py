@@ -186,7 +186,7 @@ class UniversalAdapter:
         :param any_task: Also serve the readouts of task files, which takes longer; default: this adapter's only.
         :raises UsageError: When a model is given without its tokenizer.
         :raises BudgetError: When nothing that fits the limit is left.
-        :raises UnknownFamilyError: When the model's family is not supported.
+        :raises HostMapError: When the model hands no stream of states from layer to layer.
         :raises AlignmentError: When the model can read too few anchors, or its states are degenerate.
         :raises HostError: When an adapter is attached to the model.
         """

@@ -20,7 +20,7 @@ def tokens_of_words(host, text):
     """Ids as the host reads them, and for each word the positions of its tokens; written apart from `encode`."""
     found = host.tokenizer(text, return_offsets_mapping=True)
     ids, offsets = found["input_ids"], found["offset_mapping"]
-    if host.map.family.name == "gpt2":  # a decoder without a begin token gets one
+    if host.model.config.model_type == "gpt2":  # a decoder without a begin token gets one
         ids, offsets = [host.tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
     spans = []
     for start, end in offsets:

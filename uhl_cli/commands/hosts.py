@@ -62,8 +62,8 @@ def _layer(layer: HostLayer) -> LayerReport:
 def _module(linear: TargetModule) -> ModuleReport:
     features = None
     if linear.fused:
-        taken = torch.arange(linear.module_features)[linear.columns]
-        features = _ranges(taken.tolist())
+        columns = linear.columns if isinstance(linear.columns, slice) else linear.columns.cpu()
+        features = _ranges(torch.arange(linear.module_features)[columns].tolist())
     return ModuleReport(
         name=linear.name,
         in_features=linear.in_features,

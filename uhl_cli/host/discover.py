@@ -288,7 +288,7 @@ class _Search:
     def _target_module(self, kind: str, found: _Found, block: Call, counts: dict[nn.Module, int]) -> TargetModule:
         call = self._call(found.path, found.index, block)
         inside, outside = call.input.shape[-1], call.output.shape[-1]
-        columns, out_features = _as_columns(found.columns, outside)
+        columns, out_features = _as_columns(found.columns, outside, call.output.device)
         written = None
         if found.written is not None:
             place = block.module.get_submodule(found.written)
@@ -359,14 +359,14 @@ def _broken(calls: Sequence[Call]) -> str:
     return "one call does not get what the one before it gives"
 
 
-def _as_columns(columns: tuple[int, ...] | None, total: int) -> tuple[slice | Tensor, int]:
+def _as_columns(columns: tuple[int, ...] | None, total: int, device: torch.device) -> tuple[slice | Tensor, int]:
     """Features as a slice where they are consecutive, and their number."""
     if columns is None:
         return slice(0, total), total
     first, last = columns[0], columns[-1]
     if columns == tuple(range(first, last + 1)):
         return slice(first, last + 1), len(columns)
-    return torch.tensor(columns), len(columns)
+    return torch.tensor(columns, device=device), len(columns)
 
 
 class _Block:
