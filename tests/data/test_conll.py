@@ -87,8 +87,8 @@ def test_tokens_from_json(tmp_path):
     ("row", "message"),
     [
         ({"tokens": ["a"], "tags": ["O", "B-X"]}, "1 words but 2 tags"),
-        ({"tokens": ["a", "b"], "tags": ["B-X", None]}, "line 1 has null among"),
-        ({"tokens": [None, "b"], "tags": ["B-X", "O"]}, "line 1 has null among"),
+        ({"tokens": ["a", "b"], "tags": ["B-X", None]}, "Row 1 of .* has words without a tag"),
+        ({"tokens": [None, "b"], "tags": ["B-X", "O"]}, "not a list of words alone in row 1"),
         ({"tokens": None, "tags": ["B-X", "O"]}, "null in row 1"),
     ],
 )
@@ -102,7 +102,7 @@ def test_null_words_are_found_in_arrays_and_not_seen_in_texts(tmp_path):
     assert jsonl(tmp_path, rows).evaluation.texts == ("[null, x]", "a")
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a", None], "tags": ["O", "B-X"]}]))
-    with pytest.raises(DataError, match="record 2 has null among"):
+    with pytest.raises(DataError, match="not a list of words alone in row 2"):
         load_task(str(path))
 
 

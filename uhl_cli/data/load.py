@@ -366,8 +366,13 @@ def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str)
     """
     sentences: list[list[str]] = []
     for index, sentence in values:
-        if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
+        if not isinstance(sentence, list):
             raise _bad(origin, index, column, "a list of words", sentence)
+        if not all(isinstance(word, str) for word in sentence):
+            raise DataError(
+                f"Column {column!r} is not a list of words alone in row {index + 1} of {origin}.",
+                "Write each word as text, not null or a number.",
+            )
         sentences.append(sentence)
     return sentences
 
