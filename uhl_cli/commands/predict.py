@@ -94,7 +94,8 @@ def run_predict(
         if source is None:
             rows = _arguments(options.texts, opened, size)
         else:
-            rows = files.enter_context(open_rows(source, size=size, words=opened.kind == "tokens"))
+            words = opened.kind == "tokens"
+            rows = files.enter_context(open_rows(source, size=size, words=words, encoding=options.encoding))
         columns = _columns(rows, opened, options)
         added = _added(opened, columns, options)
         chunks = _chunks(rows, columns, opened.kind, added)
@@ -199,7 +200,7 @@ def _refuse_idle(options: PredictOptions) -> None:
     idle: dict[str, str] = {}
     if options.texts:
         said = "the texts are on the command line"
-        idle |= dict.fromkeys(("format", "text_column", "pair_column", "tokens_column"), said)
+        idle |= dict.fromkeys(("format", "encoding", "text_column", "pair_column", "tokens_column"), said)
     path = options.adapter
     if is_ported(path):
         idle |= dict.fromkeys(("strategy", "max_flops"), f"{path} is already aligned")

@@ -104,6 +104,19 @@ def read_files(paths: list[Path], encoding: str | None = None) -> Table:
     return Table(_dataset(_rows(paths, reader, encoding), origin), origin)
 
 
+def read_lines(path: Path, encoding: str | None = None) -> list[str]:
+    """The lines of a text file, without line ends.
+
+    :raises UsageError: There is no such encoding.
+    :raises DataError: The file cannot be read, or is not text in this encoding.
+    """
+    try:
+        with path.open("rb") as file, text_lines(file, path.name, encoding=encoding, newline=None) as lines:
+            return [line.rstrip("\n") for line in lines]
+    except OSError as error:
+        raise data_error(f"Cannot read {path.name}", error, "Check the file and its permissions.") from error
+
+
 def _rows(paths: Sequence[Path], reader: Reader, encoding: str | None) -> Iterator[Row]:
     """The rows of text files, one file after the other."""
     names: list[str] | None = None
