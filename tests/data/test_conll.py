@@ -5,7 +5,7 @@ import json
 import pytest
 
 from uhl_cli.data import load_task
-from uhl_cli.errors import DataError, UsageError
+from uhl_cli.errors import DataError, UhlWarning, UsageError
 
 SHORT = "EU B-ORG 0\nrejects O 0\n\nPeter B-PER 0\nBlackburn I-PER 0\n\n"
 FULL = (
@@ -75,7 +75,8 @@ def test_tokens_from_json(tmp_path):
         {"words": [], "tags": []},
         {"words": ["c"], "tags": None},
     ]
-    loaded = jsonl(tmp_path, rows)
+    with pytest.warns(UhlWarning, match="2 unlabelled or empty rows"):
+        loaded = jsonl(tmp_path, rows)
     assert loaded.task.kind == "tokens"
     assert loaded.evaluation.texts == ("a b",)
     assert "2 unlabelled or empty rows" in loaded.source

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+from uhl_cli.data.labels import MULTI_LABEL_HINT
 from uhl_cli.data.parsing import shown_columns
 from uhl_cli.data.tasks import TASKS, Kind, Task, TaskRow
 from uhl_cli.errors import DataError, UsageError
@@ -242,6 +243,8 @@ def _only(table: Named, names: Sequence[str], lists: bool, what: str) -> str:
     found = _present(table, names, lists)
     if len(found) == 1:
         return found[0]
+    if not found and what == "label" and (listed := _present(table, names, lists=True)):
+        raise DataError(f"Column {listed[0]!r} of {table.origin} holds lists: multi-label data.", MULTI_LABEL_HINT)
     problem = f"several {what} columns ({', '.join(found)})" if found else f"no known {what} column"
     raise _problem(table, problem, "--tokens-column" if what == "tokens" else "--label-column")
 

@@ -15,10 +15,10 @@ from uhl_cli.errors import DataError, LabelError, NoLabelsError
 
 MOST_LABELS = 1000
 LONGEST_NAME = 200
+MULTI_LABEL_HINT = "uhl gives each text one class; write one label a row, or choose another --label-column."
 Label = str | int | bool
 
 _CHOOSE = "Choose another --label-column."
-_MULTI_LABEL = "uhl gives each text one class; write one label a row, or choose another --label-column."
 # What spreadsheets and pandas write for a missing value.  "None" is not among them: it is a common name of a class.
 _MISSING = frozenset({"nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "Null"})
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)")
@@ -106,7 +106,7 @@ def _distinct(values: Iterable[object], origin: str) -> set[object]:
     kinds: set[type] = set()
     for value in values:
         if isinstance(value, list):
-            raise DataError(f"The labels of {origin} are lists: multi-label data.", _MULTI_LABEL)
+            raise DataError(f"The labels of {origin} are lists: multi-label data.", MULTI_LABEL_HINT)
         if value is not None:
             if isinstance(value, float) and not value.is_integer():
                 raise _decimal(origin)
@@ -151,7 +151,9 @@ def _read_text(
         return named
     if any(_LIST.fullmatch(text) for text in texts):
         example = min(text for text in texts if _LIST.fullmatch(text))
-        raise DataError(f"The labels of {origin} are lists, such as {example[:60]}: multi-label data.", _MULTI_LABEL)
+        raise DataError(
+            f"The labels of {origin} are lists, such as {example[:60]}: multi-label data.", MULTI_LABEL_HINT
+        )
     numbers = {text: whole[1] if (whole := _WHOLE.fullmatch(text)) else text for text in texts}
     if all(_INTEGER.fullmatch(number) for number in numbers.values()):
         integers = {text: None if int(number) == -1 else int(number) for text, number in numbers.items()}

@@ -409,7 +409,10 @@ def _sentences(table: Table, column: str, indices: Sequence[int]) -> list[list[s
 
 
 def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]:
-    return tuple(texts_of(zip(indices, table.column(column, indices), strict=True), column, table.origin))
+    values = table.column(column, indices)
+    if None in values:
+        _warn(f"{values.count(None)} null texts in column {column!r} of {table.origin} were read as empty.")
+    return tuple(texts_of(zip(indices, values, strict=True), column, table.origin))
 
 
 def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[list[str]]:

@@ -57,8 +57,7 @@ def checked_encoding(name: str | None) -> str:
     if name is None:
         return "utf-8-sig"
     try:
-        b"".decode(name)
-        found = codecs.lookup(name).name
+        found = codecs.lookup(io.TextIOWrapper(io.BytesIO(), encoding=name).encoding).name
     except (LookupError, ValueError) as error:
         problem = f"--encoding {name}: Python knows no such encoding of text."
         raise UsageError(problem, "Examples: utf-8, utf-16, latin-1, cp1252.") from error
@@ -238,7 +237,7 @@ def _parsed(text: str, where: str) -> Any:  # noqa: ANN401 - any JSON
                     f"{where} is nested over {MOST_DEPTH} deep.", "Keep the text and the label of each row."
                 )
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda _: None)  # NaN is pandas' missing value
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {first_line(error)}.", "Write one JSON record a line.") from error
 
