@@ -549,6 +549,8 @@ class ExportOptions(Options):
         :raises UsageError: When an option that does not apply to this export is not at its default.
         """
         idle: dict[str, str] = _idle_data(self.data, self.labelled, self.score_data)
+        if self.texts is not None:
+            idle.pop("data.encoding", None)
         if self.format == "merged":
             idle["base"] = "a merged export has no base: add --format peft"
         self.refuse_given(idle)

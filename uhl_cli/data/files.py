@@ -114,7 +114,7 @@ def read_lines(path: Path, encoding: str | None = None) -> list[str]:
         with path.open("rb") as file, text_lines(file, path.name, encoding=encoding, newline=None) as lines:
             return [line.rstrip("\n") for line in lines]
     except OSError as error:
-        raise data_error(f"Cannot read {path.name}", error, "Check the file and its permissions.") from error
+        raise data_error(f"Cannot read {path.name}", error, "Check the path and its permissions.") from error
 
 
 def _rows(paths: Sequence[Path], reader: Reader, encoding: str | None) -> Iterator[Row]:

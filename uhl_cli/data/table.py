@@ -116,7 +116,8 @@ def cause(error: BaseException) -> str:
     """The first line of the root error of a chain, at most 200 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
+    lines = said.strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
 
 
