@@ -382,7 +382,7 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
         (["--input", "number.jsonl"], 1, "type int in row 1"),
         (["--input", "half.jsonl"], 1, "row 1 of here/half.jsonl is not valid Unicode"),
         (["--input", "binary.txt"], 1, "is binary"),
-        (["--input", "latin.txt"], 1, "is not UTF-8: unexpected end of data. Name its encoding with --encoding"),
+        (["--input", "latin.txt"], 1, "is not UTF-8: invalid continuation byte. Name its encoding with --encoding"),
         (["--input", "latin.txt", "--encoding", "nosuch"], 2, "--encoding nosuch: Python knows no such encoding"),
         (["a text", "--encoding", "latin-1"], 2, "--encoding has no effect"),
         (["--input", "x.xlsx"], 1, "none of .txt .csv"),
@@ -504,7 +504,7 @@ def test_what_breaks_off_leaves_nothing(place, made, here, monkeypatch, failure,
     ("last", "words"),
     [
         ("{", "line 13 is not JSON"),
-        ('{"text": null}', "null in row 13"),
+        ('{"text": 5}', "type int in row 13"),
         ('{"text": "b", "label": "c"}', "row 13 of here/in.jsonl has a column 'label' already"),
     ],
 )

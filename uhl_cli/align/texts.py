@@ -215,7 +215,7 @@ def read_texts(
     :raises UsageError: When there is no such encoding.
     :raises DataError: When the file is missing, is not text in this encoding or holds no text.
     """
-    lines = [line for line in read_lines(path, encoding) if line.strip()]
+    lines = [line for line in read_lines(path, encoding, hint=hint) if line.strip()]
     if not lines:
         raise DataError(f"the texts {path} are empty.", hint)
     return lines

@@ -104,9 +104,12 @@ def read_files(paths: list[Path], encoding: str | None = None) -> Table:
     return Table(_dataset(_rows(paths, reader, encoding), origin), origin)
 
 
-def read_lines(path: Path, encoding: str | None = None) -> list[str]:
+def read_lines(
+    path: Path, encoding: str | None = None, *, hint: str = "Check the path and its permissions."
+) -> list[str]:
     """The lines of a text file, without line ends.
 
+    :param hint: What to do when the file cannot be read.
     :raises UsageError: There is no such encoding.
     :raises DataError: The file cannot be read, or is not text in this encoding.
     """
@@ -114,7 +117,7 @@ def read_lines(path: Path, encoding: str | None = None) -> list[str]:
         with path.open("rb") as file, text_lines(file, path.name, encoding=encoding, newline=None) as lines:
             return [line.rstrip("\n") for line in lines]
     except OSError as error:
-        raise data_error(f"Cannot read {path.name}", error, "Check the path and its permissions.") from error
+        raise data_error(f"Cannot read {path.name}", error, hint) from error
 
 
 def _rows(paths: Sequence[Path], reader: Reader, encoding: str | None) -> Iterator[Row]:
