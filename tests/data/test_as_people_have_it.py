@@ -79,9 +79,11 @@ def test_names_of_missing_values_are_classes_where_they_are_known_or_tags(tmp_pa
         assert scored(none).task.labels == ("None", "hate", "none")
 
 
-@pytest.mark.parametrize("label", ["0.5", "1.25"])
-def test_fractions_are_no_classes(tmp_path, label):
-    with pytest.raises(DataError, match="decimal numbers"):
+@pytest.mark.parametrize(
+    ("label", "words"), [("0.5", "decimal"), ("1.25", "decimal"), ("1e5", "decimal"), ("1" * 5000, "decimal")]
+)
+def test_other_numbers_are_no_classes(tmp_path, label, words):
+    with pytest.raises(DataError, match=words):
         scored(write(tmp_path, "x.csv", f"text,label\na,1.0\nb,{label}\n"))
 
 
@@ -250,6 +252,10 @@ def test_iob1_and_iob2_are_one_scheme(tmp_path):
     assert scored(path, labels=("O", "I-PER")).evaluation.tags[0] == (1, 1), "known names go before the scheme"
 
 
+def test_tags_that_end_in_an_odd_blank_are_read(tmp_path):
+    assert scored(write(tmp_path, "x.conll", "Ann I-PER\x1c\nof O\n")).task.labels == ("B-PER", "O")
+
+
 def test_other_schemes_stay(tmp_path):
     path = write(tmp_path, "x.conll", "Ann S-PER\nLee I-PER\nof O\nBonn E-LOC\n")
     assert scored(path).task.labels == ("E-LOC", "I-PER", "O", "S-PER")
@@ -368,5 +374,7 @@ def test_forms_of_json(tmp_path):
         assert scored(write(tmp_path, name, content)).evaluation.texts == ("a", "b"), name
     with pytest.raises(DataError, match=r"x\.json: record 2 is of type int"):
         scored(write(tmp_path, "x.json", '[{"text": "a"}, 5]'))
-    with pytest.raises(DataError, match=r"x\.jsonl mixes types"):
+    with pytest.raises(DataError, match=r"Cannot read .*x\.jsonl"):  # a column's name that is no Unicode
+        scored(write(tmp_path, "x.jsonl", '{"text": "a", "label": 0, "\\ud800": 1}\n'))
+    with pytest.raises(DataError, match=r"Cannot read column 'label' of .*x\.jsonl"):
         scored(write(tmp_path, "x.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n'))

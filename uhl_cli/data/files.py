@@ -45,6 +45,7 @@ _SHARD = re.compile(r"(.*)-\d+-of-\d+$")
 _SUFFIXES = " ".join(READERS)
 # Rows that are converted to Arrow at a time.
 _CHUNK = 10_000
+_ALIKE = "Give all values of a column one type, as valid text or numbers."
 
 
 def split_files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
@@ -173,9 +174,10 @@ def _dataset(rows: Iterable[Row], origin: str) -> Dataset:
     if not parts:
         raise DataError(f"{origin} has no rows.", "Give a file with data.")
     try:
-        return Dataset(pyarrow.concat_tables(parts, promote_options="permissive"))
+        tables = [pyarrow.table(columns) for columns in parts]
+        return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
-        raise data_error(f"Columns of {origin} mix types", error, "Write the values of a column alike.") from error
+        raise data_error(f"Cannot read {origin}", error, _ALIKE) from error
 
 
 def _parquet(paths: Sequence[Path], origin: str) -> Dataset:
@@ -187,7 +189,7 @@ def _parquet(paths: Sequence[Path], origin: str) -> Dataset:
     for path in paths:
         try:
             columns = pyarrow.parquet.read_metadata(path).num_columns
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
             raise data_error(f"Cannot read {path.name}", error, hint) from error
         if columns > MOST_COLUMNS:
             raise too_many_columns(path.name)

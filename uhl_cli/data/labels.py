@@ -21,8 +21,8 @@ Label = str | int | bool
 _CHOOSE = "Choose another --label-column."
 # What spreadsheets and pandas write for a missing value.  "None" is not among them: it is a common name of a class.
 _MISSING = frozenset({"nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "Null"})
-_INTEGER = re.compile(r"-?(0|[1-9]\d*)")
-_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")  # what pandas makes of whole numbers beside a missing value
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,99})")
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,99}))\.0{0,99}")  # what pandas makes of whole numbers beside a missing value
 _LIST = re.compile(r"\[.*\]", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -97,7 +97,7 @@ def as_iob2(tags: list[Any], known: Sequence[str] | None = None) -> list[Any]:
     for before, tag in zip(["O", *tags], tags, strict=False):
         begins = tag.startswith("I-") and before[2:] != tag[2:]
         first = f"B-{tag[2:]}"
-        found.append(first if begins and (known is None or first in known) else tag)
+        found.append(first if begins and (known is None or first.strip() in known) else tag)
     return found
 
 

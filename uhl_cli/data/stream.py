@@ -217,7 +217,7 @@ def _parquet(source: Source, path: Path, size: int) -> Iterator[Rows]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
         raise _unreadable(source.origin, error) from error
     with file:
         names = file.schema_arrow.names
