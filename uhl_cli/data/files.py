@@ -167,10 +167,8 @@ def _dataset(rows: Iterable[Row], origin: str) -> Dataset:
             try:
                 columns[name] = pyarrow.array([row.get(name) for row in chunk])
             except (pyarrow.ArrowException, OverflowError, ValueError) as error:
-                raise data_error(
-                    f"Column {name!r} of {origin} mixes types", error, "Write its values alike."
-                ) from error
-        parts.append(pyarrow.table(columns))
+                raise data_error(f"Cannot read column {name!r} of {origin}", error, _ALIKE) from error
+        parts.append(columns)
     if not parts:
         raise DataError(f"{origin} has no rows.", "Give a file with data.")
     try:
