@@ -8,6 +8,7 @@ from tiny_hosts import FAMILIES, SENTENCES, tiny_host, tiny_model, tiny_tokenize
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from uhl_cli.errors import TokenizerError
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.host.encode import encode
 from uhl_cli.host.plain_text import takes_apart
@@ -123,6 +124,15 @@ def test_saved_and_called_plainly_it_reads_the_same(kind, tmp_path):
     save_standalone(standalone_tokenizer(host, host.max_length), tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert special(loaded).isdisjoint(loaded("".join(texts), add_special_tokens=False)["input_ids"])
+
+
+def test_a_tokenizer_that_reads_special_tokens_is_refused():
+    host = tiny_host("bert")
+    tokenizer = standalone_tokenizer(host, LENGTH)
+    refuse_other_ids(tokenizer, host, SENTENCES[:2], max_length=LENGTH)  # the control
+    del tokenizer.init_kwargs["split_special_tokens"]
+    with pytest.raises(TokenizerError, match="not the same when it is saved"):
+        refuse_other_ids(tokenizer, host, SENTENCES[:2], max_length=LENGTH)
 
 
 def test_a_class_that_builds_its_own_pre_tokenizer(tmp_path):

@@ -75,6 +75,8 @@ def refuse_other_ids(
 ) -> None:
     """Check that the tokenizer, saved and loaded, returns for these texts the ids and segments of `encode`.
 
+    A text that spells the tokenizer's special tokens is among them.
+
     :raises TokenizerError: It does not.
     :raises OutputError: It cannot be saved in the temporary folder of this machine.
     """
@@ -86,9 +88,10 @@ def refuse_other_ids(
         raise OutputError(
             f"cannot write to {tempfile.gettempdir()}: {first_line(error)}.", "Free some space."
         ) from error
-    second = None if pairs is None else list(pairs)
-    plain = loaded(list(texts), second, truncation=True, padding=True, return_tensors="pt")
-    ours = encode(host, texts, pairs, max_length=max_length).model_inputs()
+    spelled = "a" + " a".join(tokenizer.all_special_tokens)
+    first, second = [*texts, spelled], None if pairs is None else [*pairs, spelled]
+    plain = loaded(first, second, truncation=True, padding=True, return_tensors="pt")
+    ours = encode(host, first, second, max_length=max_length).model_inputs()
     if set(plain) != set(ours) or any(plain[name].tolist() != ours[name].tolist() for name in ours):
         raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", _HINT)
 
