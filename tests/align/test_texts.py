@@ -35,11 +35,11 @@ def test_word_spans_are_words_and_single_marks():
 
 # Texts of several scripts, and their words with `|` between them.
 SCRIPTS = (
-    ("我买了iPhone12手机,2020年。", "我|买|了|iPhone12|手|机|,|2020|年|。"),
-    ("ラーメンは美味しいです。", "ラーメン|は|美|味|し|い|で|す|。"),
-    ("𠮷野家-々", "𠮷|野|家|-|々"),
-    ("ภาษาไทยที่ดี น้ำ ๑๒", "ภ|า|ษ|า|ไ|ท|ย|ที่|ดี|น้ำ|๑๒"),
-    ("ខ្មែរ မြန်မာ ລາວ", "ខ្មែ|រ|မြ|န်|မာ|ລ|າ|ວ"),
+    ("我买了iPhone12手机,2020年。", "我买|了|iPhone12|手机|,|2020|年|。"),
+    ("ラーメンは美味しいです。", "ラーメン|は美|味し|いで|す|。"),
+    ("𠮷野家-々", "𠮷野|家|-|々"),
+    ("ภาษาไทยที่ดี น้ำ ๑๒", "ภา|ษา|ไท|ยที่|ดี|น้ำ|๑๒"),
+    ("ខ្មែរ မြန်မာ ລາວ", "ខ្មែរ|မြန်|မာ|ລາ|ວ"),
     ("हिन्दी में लिखा है।", "हिन्दी|में|लिखा|है|।"),
     ("می\u200cخواهم.", "می\u200cخواهم|."),
     ("cafe\u0301 isn’t nai\u0308ve", "cafe\u0301|isn’t|nai\u0308ve"),
@@ -80,7 +80,7 @@ def test_anchors_say_by_which_rule_their_words_are_counted():
         assert anchors.first(3).word_rule == anchors.keep([True] * anchors.num_words).word_rule == rule
         assert anchors.counts() == [count_words(text, rule) for text in anchors.texts]
         found = {anchors.texts[row][a:b] for row in range(len(anchors.texts)) for a, b in anchors.spans(row)}
-        assert ("买" in found) == (rule == 2)
+        assert ("我买" in found) == (rule == 2)
     assert replace(anchors, word_rule=1).digest != anchors.digest
 
 
