@@ -15,6 +15,7 @@ from uhl_cli.host.fingerprint import Fingerprint, fingerprint
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.loading import load_config, load_model, load_packed, quiet, refuse_incomplete
 from uhl_cli.host.locate import locate
+from uhl_cli.host.plain_text import read_as_text
 from uhl_cli.host.proof import resolve
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
 
@@ -150,6 +151,7 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
             f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
             "Use the tokenizer that belongs to the checkpoint.",
         )
+    read_as_text(tokenizer)
     return Host(
         name=name,
         model=host_map.base,
