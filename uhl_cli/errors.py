@@ -99,6 +99,13 @@ class RunError(UhlError):
     """Some runs of a comparison failed; the others are finished."""
 
 
+class UhlWarning(UserWarning):
+    """Results may be wrong.  Its message is one line; the command line prints it, with --quiet too."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error's message, or its class name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

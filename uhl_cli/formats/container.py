@@ -90,7 +90,7 @@ TASK = Kind(
 PORTED = Kind(
     "uhl-ported",
     "ported adapter",
-    "6.1",
+    "6.2",
     4_000_000_000,
     "Make it again with `uhl port ADAPTER --target HOST --output DIR`.",
 )

@@ -18,7 +18,8 @@ from uhl_cli.host.hostmap import HostMap, find_map
 from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
 from uhl_cli.host.locate import locate
 from uhl_cli.host.proof import resolve
-from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
+from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, warn_other_file
+from uhl_cli.schema import TokenizerSource
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 # Tokenizers without a limit report a huge number; no host in the table of families reads this many tokens.
@@ -36,6 +37,7 @@ class Host:
         `config_only` makes.
     :param max_length: Longest input in tokens, special tokens included.
     :param revision: Commit on the hub, or None for a folder, a builtin or a model in memory.
+    :param tokenizer_source: Where the tokenizer comes from, if its file and its class give other ids; else None.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Host:
     max_length: int
     fingerprint: Fingerprint
     revision: str | None
+    tokenizer_source: TokenizerSource | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -83,6 +86,7 @@ def load_host(
     dtype: str = "float32",
     offline: bool = False,
     trust_remote_code: bool = False,
+    tokenizer: TokenizerSource | None = None,
     cache_dir: str | Path | None = None,
 ) -> Host:
     """The host `name`: `builtin:NAME`, a local folder, or a hub id, with a proven map.
@@ -95,6 +99,8 @@ def load_host(
     :param dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
     :param offline: Use only the hub's cache.
     :param trust_remote_code: Run the checkpoint's own Python code.
+    :param tokenizer: "file" for the tokenizer that tokenizer.json holds, "class" for the one that transformers makes.
+        Where they differ, the default is the file, with a `UhlWarning`; see `tokenizer.load_tokenizer`.
     :raises UsageError: Unknown dtype or device.
     :raises HostNotFoundError: There is no such host, or it cannot be reached.
     :raises UnknownFamilyError: Its model type has no row; raised before weights are loaded.
@@ -109,7 +115,9 @@ def load_host(
     with quiet():
         config = load_config(name, located.folder, trust_remote_code)
         family = family_of(config)
-        tokenizer = load_tokenizer(name, located.folder, config=config, trust_remote_code=trust_remote_code)
+        found, source = load_tokenizer(
+            name, located.folder, config=config, trust_remote_code=trust_remote_code, source=tokenizer
+        )
         if located.packed:
             model = load_packed(name, located.folder, config, family, dtype)
         else:
@@ -122,19 +130,21 @@ def load_host(
                 "Use --device cpu, or --dtype bfloat16.",
             ) from error
         model.eval().requires_grad_(False)
-        return _host(name, model, tokenizer, located.revision)
+        return replace(_host(name, model, found, located.revision), tokenizer_source=source)
 
 
 def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
-    """A host from a model and a tokenizer in memory; no file is read.
+    """A host from a model and a tokenizer in memory.
 
     The model keeps its training and `requires_grad` flags.  The tokenizer is copied; the caller's keeps its settings.
+    Warns (`UhlWarning`) if it gives other ids than the tokenizer.json that it was loaded from.
 
     :raises UnknownFamilyError: The model's type has no row.
     :raises TokenizerError: The tokenizer is not fast.
     :raises HostMapError: The model does not match its family's row.
     :raises HostError: The tokenizer has more tokens than the model has embeddings, or a token beyond them.
     """
+    warn_other_file(name, tokenizer)
     return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
 
 
