@@ -169,12 +169,18 @@ def _differing(one: Any, other: Any) -> list[str]:  # noqa: ANN401
 
 def _said(name: str, by_class: Any, by_file: Any, texts: Sequence[str]) -> str:  # noqa: ANN401
     """One sentence that names the tokens that differ in the first text."""
-    first, second = (each.convert_ids_to_tokens(each(texts[0])["input_ids"]) for each in (by_class, by_file))
+    first, second = (list(each(texts[0])["input_ids"]) for each in (by_class, by_file))
     while first and second and first[0] == second[0]:
         first, second = first[1:], second[1:]
     while first and second and first[-1] == second[-1]:
         first, second = first[:-1], second[:-1]
-    found, expected = (" ".join(part[:8]) or "nothing" for part in (first, second))
+    found, expected = (
+        " ".join(each.convert_ids_to_tokens(part[:8]))
+        for each, part in zip((by_class, by_file), (first, second), strict=True)
+    )
+    found, expected = found or "nothing", expected or "nothing"
+    if found == expected:  # the same tokens with other ids
+        found, expected = (" ".join(map(str, part[:8])) for part in (first, second))
     return (
         f"the tokenizer class of '{name}' ({type(by_class).__name__}) reads {len(texts)} of {len(PROBES)} test texts "
         f"differently from its {TOKENIZER_FILE}: in {texts[0]!r} '{found}' in place of '{expected}'."
