@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.errors import HostError, UsageError, first_line
-from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.families import Family
 from uhl_cli.host.fingerprint import Fingerprint, fingerprint
 from uhl_cli.host.hostmap import HostMap, find_map
-from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
+from uhl_cli.host.loading import load_config, load_family, load_model, load_packed, quiet
 from uhl_cli.host.locate import locate
 from uhl_cli.host.proof import resolve
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, warn_other_file
@@ -114,7 +114,7 @@ def load_host(
     located = locate(name, revision=revision, offline=offline, cache_dir=cache_dir, with_code=trust_remote_code)
     with quiet():
         config = load_config(name, located.folder, trust_remote_code)
-        family = family_of(config)
+        family = load_family(located.folder, config, trust_remote_code)
         found, source = load_tokenizer(
             name, located.folder, config=config, trust_remote_code=trust_remote_code, source=tokenizer
         )
@@ -149,7 +149,6 @@ def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str
 
 
 def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revision: str | None) -> Host:
-    family_of(getattr(model, "config", None))
     base: nn.Module = getattr(model, "base_model", model)
     host_map = resolve(base)
     rows = host_map.embeddings.num_embeddings
@@ -200,5 +199,6 @@ def device_of(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"Device '{device}' cannot be used here.", "Pass --device auto or cpu.") from error
+        problem = f"Device '{device}' cannot be used here: {first_line(error)}"
+        raise UsageError(problem, "Pass --device cpu, or auto for the best that this machine has.") from error
     return target

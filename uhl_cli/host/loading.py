@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +14,29 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging as transformers_logging
 
-from uhl_cli.errors import HostError, first_line
+from uhl_cli.errors import HostError, UhlWarning, UnknownFamilyError, first_line
 from uhl_cli.host.families import Family, family_of
 from uhl_cli.host.packed import unpack
 
 # Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+# Of a configuration, and of code in the checkpoint.
+_CONFIG_FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SyntaxError, NameError)
+_LOAD_FAILURES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
+_CODE = "Read the code in the checkpoint's folder; it may need another release of transformers."
 # Buffers that older releases saved among the weights: masks, positions, frequencies of rotary embeddings.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 
@@ -28,20 +44,68 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
     """The configuration in a folder; with `as_host`, its model type must have a row in the table of families.
 
+    Attention is computed by torch alone, with a `UhlWarning` if the configuration names another implementation, which
+    transformers might download.  Another warning says that code in the checkpoint is not run.
+
     :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
-    :raises HostError: It cannot be read.
+    :raises HostError: It cannot be read, or names a weight file of its own.
     """
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
+        code = next(iter(dict(raw.get("auto_map") or {}).values()), None)
         # A type that transformers itself does not know has no row either; this says so with our list.
-        if as_host:
-            family_of(SimpleNamespace(**raw))
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if as_host and not (code and trust_remote_code):
+            _refuse_unknown(SimpleNamespace(**raw), code)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        if getattr(config, "transformers_weights", None) is not None:
+            raise HostError(
+                f"The configuration of '{name}' names its weight file, {config.transformers_weights}.",
+                "Rename the file to model.safetensors, and remove transformers_weights from config.json.",
+            )
+        if code and not trust_remote_code:
+            _warn(
+                f"'{name}' comes with code of its own ({code}), which is not run: transformers' own "
+                f"{config.model_type} is used. Add --trust-remote-code if the checkpoint needs its code."
+            )
+        attention = raw.get("attn_implementation") or raw.get("_attn_implementation")
+        if attention not in (None, "eager", "sdpa"):
+            config._attn_implementation = None
+            _warn(f"'{name}' asks for the attention '{attention}', which is not used; torch's own computes the same.")
+        return config
+    except _CONFIG_FAILURES as error:
         raise HostError(
             f"The configuration of '{name}' cannot be read: {first_line(error)}",
             "Fetch the checkpoint again, or check its config.json.",
         ) from error
+
+
+def load_family(folder: Path, config: Any, trust_remote_code: bool) -> Family:  # noqa: ANN401
+    """The row for a folder's model, which may be a class in the folder's own code.
+
+    :raises UnknownFamilyError: There is no row.
+    :raises HostError: The code cannot be loaded.
+    """
+    code = dict(getattr(config, "auto_map", None) or {}).get("AutoModel") if trust_remote_code else None
+    if code is None:
+        return family_of(config)
+    try:
+        return family_of(config, get_class_from_dynamic_module(code, str(folder), local_files_only=True))
+    except _CONFIG_FAILURES as error:
+        raise HostError(f"The code {code} of the checkpoint cannot be loaded: {first_line(error)}", _CODE) from error
+
+
+def _refuse_unknown(config: Any, code: str | None) -> None:  # noqa: ANN401
+    """:raises UnknownFamilyError: There is no row for its type."""
+    try:
+        family_of(config)
+    except UnknownFamilyError as error:
+        if code is None:
+            raise
+        raise UnknownFamilyError(error.message, f"Add --trust-remote-code to run its own code, {code}.") from error
+
+
+def _warn(text: str) -> None:
+    warnings.warn(UhlWarning(text), stacklevel=3)
 
 
 def load_model(
@@ -105,15 +169,23 @@ def from_pretrained(
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=other_shapes,
+                ignore_mismatched_sizes=True,  # to name them
                 **{dtype_argument: dtype if dtype == "auto" else getattr(torch, dtype)},
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except _LOAD_FAILURES as error:
         raise HostError(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
         ) from error
-    reshaped = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
+    reshaped = sorted(report["mismatched_keys"])
+    if reshaped and not other_shapes:
+        key, found, wanted = reshaped[0]
+        raise HostError(
+            f"The weights of '{name}' cannot be loaded: {len(reshaped)} have other shapes than its configuration says, "
+            f"the first is '{key}' with {list(found)} in place of {list(wanted)}.",
+            "Correct its config.json, such as vocab_size, hidden_size or intermediate_size.",
+        )
+    reshaped = [key for key, _, _ in reshaped]
     return model, sorted({*report["missing_keys"], *reshaped}), sorted(report["unexpected_keys"])
 
 

@@ -38,7 +38,9 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_SAFETENSORS = ".safetensors"
 _PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_CONVERT = "Convert them: load with transformers and call save_pretrained(folder), then pass the folder."
 # The hub's HTTP errors derive from its HTTP library's base error, whichever library this release uses;
 # errors of the connection itself (a proxy that refuses, a read that is interrupted) derive from it too.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
@@ -130,6 +132,7 @@ def _from_hub(name: str, revision: str | None, offline: bool, cache_dir: str | P
     small = [
         CONFIG_FILE,
         INDEX_FILE,
+        PEFT_CONFIG_FILE,
         *TOKENIZER_FILES,
         *_TOKENIZER_SETTINGS,
         *(["*.py"] if with_code else []),
@@ -137,7 +140,7 @@ def _from_hub(name: str, revision: str | None, offline: bool, cache_dir: str | P
     folder = _snapshot(name, revision, small, offline, cache_dir)
     if (folder / CONFIG_FILE).is_file():
         # The index lists the shards, so only these are fetched and no other copies of the weights.
-        _snapshot(name, revision, sorted(_weight_files(folder)), offline, cache_dir)
+        _snapshot(name, revision, sorted({WEIGHTS_FILE, *_weight_files(folder)}), offline, cache_dir)
     return Located(folder, folder.name)
 
 
@@ -186,9 +189,12 @@ def _snapshot(
 
 
 def _weight_files(folder: Path) -> set[str]:
-    """Names of the safetensors files that the folder's index lists, or of the single file."""
+    """Names of the safetensors files that the folder's index lists, or of the single file.
+
+    A single file goes before an index, which may be left over from another checkpoint; transformers does the same.
+    """
     index = folder / INDEX_FILE
-    if not index.is_file():
+    if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
         return {WEIGHTS_FILE}
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -196,14 +202,41 @@ def _weight_files(folder: Path) -> set[str]:
         raise HostError(f"'{index}' is not an index of weight files.", "Fetch the checkpoint again.") from None
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise HostError(f"'{index}' lists entries that are not plain file names.", "Fetch the checkpoint again.")
+    pickled = sorted(name for name in names if not name.endswith(_SAFETENSORS))
+    if pickled:
+        raise HostError(f"'{index}' lists {pickled[0]}, which is not loaded since it can run code.", _CONVERT)
     return names
+
+
+def _instead(name: str, folder: Path) -> str:
+    """What to pass in place of a folder that has no config.json."""
+    if (folder / PEFT_CONFIG_FILE).is_file():
+        try:
+            base = json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (OSError, ValueError, LookupError, TypeError):
+            base = "its base"
+        return (
+            f"It is a PEFT adapter of {base}: merge it with peft's PeftModel.from_pretrained(base, "
+            "adapter).merge_and_unload().save_pretrained(folder), or pass a classifier as --teacher."
+        )
+    if (folder / "snapshots").is_dir() and (folder / "refs").is_dir():
+        hub_id = folder.resolve().name.removeprefix("models--").replace("--", "/")
+        return f"It is the cache of a hub model: pass {hub_id}, or one of the folders in its snapshots."
+    if any(folder.glob("*.gguf")):
+        return "GGUF files are not read: fetch the model that it was made from, in the safetensors format."
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if inner:
+        return f"There is one in {', '.join(inner[:3])}: pass {Path(name) / inner[0]}."
+    return "Pass a folder that `save_pretrained` wrote, or a hub id of a transformers model."
 
 
 def _check_folder(name: str, folder: Path) -> None:
     if not (folder / CONFIG_FILE).is_file():
+        raise HostError(f"'{name}' has no {CONFIG_FILE}.", _instead(name, folder))
+    if (folder / PEFT_CONFIG_FILE).is_file():
         raise HostError(
-            f"'{name}' has no {CONFIG_FILE}.",
-            "Pass a folder that `save_pretrained` wrote, or a hub id of a transformers model.",
+            f"'{name}' holds a model and, in {PEFT_CONFIG_FILE}, a PEFT adapter, so it is unclear which is meant.",
+            "Move the adapter's files to a folder of their own, or merge it into the model first.",
         )
     missing = sorted(file for file in _weight_files(folder) if not (folder / file).is_file())
     if not missing:
@@ -211,7 +244,7 @@ def _check_folder(name: str, folder: Path) -> None:
     if any((folder / file).exists() for file in _PICKLE_FILES):
         raise HostError(
             f"'{name}' has pickled weights only, which are not loaded since they can run code.",
-            "Convert them: load with transformers and call save_pretrained(folder), then pass the folder.",
+            _CONVERT,
         )
     raise HostError(
         f"'{name}' has no weights: {missing[0]} is missing.",
