@@ -9,7 +9,7 @@ import torch
 from tiny_hosts import save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
 from transformers import BertConfig, BertModel, PretrainedConfig
 
-from uhl_cli.errors import HostError, UhlWarning, UnknownFamilyError, UsageError
+from uhl_cli.errors import HostError, HostMapError, UhlWarning, UnknownFamilyError, UsageError
 from uhl_cli.host.checkpoint import load_host, wrap_host
 from uhl_cli.host.families import family_of
 
@@ -215,3 +215,39 @@ def test_a_device_that_is_not_here(folder):
         load_host(str(folder), device="cuda")
     assert "--device cpu" in caught.value.hint
     assert "cuda" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "content", [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {"quant_method": "fp8"}, {"bits": 4}, [1], "x"]
+)
+def test_quantised_weights_that_cannot_be_read_are_refused_before_they_are_loaded(folder, content):
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    edit_json(folder / "config.json", quantization_config=content)
+    said = refused(folder)
+    assert "only torchao's are read" in said or "cannot be read" in said
+
+
+def test_a_torchao_checkpoint_loads_or_names_the_library(folder):
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import AutoModel, TorchAoConfig
+
+        model = AutoModel.from_pretrained(folder, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+        model.save_pretrained(folder)
+    except ImportError:
+        edit_json(folder / "config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8"})
+        assert "torchao" in refused(folder)
+        return
+    ids = torch.arange(5, 13).unsqueeze(0)
+    with torch.inference_mode():
+        wanted = tiny_host("bert").model(ids)[0]
+        found = load_host(str(folder), device="cpu").model(ids)[0]
+    assert 0 < (found - wanted).norm() < 0.2 * wanted.norm()
+
+
+def test_a_model_that_does_not_run_is_an_error_of_ours():
+    model = tiny_model("bert")
+    model.encoder.layer[1].to(torch.float64)
+    with pytest.raises(HostMapError, match="does not run on token ids: ") as caught:
+        wrap_host(model, tiny_tokenizer("bert"))
+    assert "dtype" in caught.value.hint

@@ -23,6 +23,8 @@ from uhl_cli.host.packed import unpack
 
 # Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+# Methods whose modules keep a weight matrix that torch can turn into floating-point numbers.
+_QUANTISED = ("torchao",)
 # Of a configuration, and of code in the checkpoint.
 _CONFIG_FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SyntaxError, NameError)
 _LOAD_FAILURES = (
@@ -48,7 +50,8 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bo
     transformers might download.  Another warning says that code in the checkpoint is not run.
 
     :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
-    :raises HostError: It cannot be read, or names a weight file of its own.
+    :raises HostError: It cannot be read, names a weight file of its own, or `as_host` is set and the weights are
+        quantised so that no matrix can be read.
     """
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
@@ -56,6 +59,12 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bo
         # A type that transformers itself does not know has no row either; this says so with our list.
         if as_host and not (code and trust_remote_code):
             _refuse_unknown(SimpleNamespace(**raw), code)
+        quantised = raw.get("quantization_config")
+        if as_host and quantised is not None and dict(quantised).get("quant_method") not in _QUANTISED:
+            raise HostError(
+                f"'{name}' is quantised by '{dict(quantised).get('quant_method')}'; only torchao's are read.",
+                "Use the checkpoint that it was made from, or save it again after transformers' model.dequantize().",
+            )
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
         if getattr(config, "transformers_weights", None) is not None:
             raise HostError(

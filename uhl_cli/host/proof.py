@@ -24,12 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from uhl_cli.errors import HostMapError
+from uhl_cli.errors import HostMapError, first_line
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint, read_layer_input
 
 _TOKENS = 5
 _MIDDLE = 2
 _HINT = "The model's code differs from its family's; use an unmodified checkpoint, or open an issue."
+# What the forward pass of a model of any kind raises when its parts do not fit each other.
+_FORWARD_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+_RUN_HINT = "Check that transformers runs it, in one dtype and on one device; a quantised one may need --dtype auto."
 Edit = Callable[[Tensor], Tensor]
 
 
@@ -47,13 +50,15 @@ def resolve(model: nn.Module) -> HostMap:
 def prove_map(host_map: HostMap) -> None:
     """Check every fact of the map; the model is unchanged afterwards, bit for bit.
 
-    :raises HostMapError: A fact does not hold; the message names the module.
+    :raises HostMapError: A fact does not hold, and the message names the module; or the model does not run.
     """
     modes = {module: module.training for module in host_map.base.modules()}
     host_map.base.eval()
     try:
         with torch.no_grad():
             _prove(host_map)
+    except _FORWARD_FAILURES as error:
+        raise HostMapError(f"The model does not run on token ids: {first_line(error)}", _RUN_HINT) from error
     finally:
         for module, training in modes.items():
             module.training = training
