@@ -31,6 +31,19 @@ class OwnConfig(PretrainedConfig):
 class OwnModel(BertModel):
     config_class = OwnConfig
 """
+GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 MAP = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
 
 
@@ -189,7 +202,7 @@ def test_folders_near_the_checkpoint(folder, tmp_path):
     shutil.copytree(folder, cache / "snapshots" / ("a" * 40))
     (cache / "refs").mkdir()
     assert "pass org/name" in refused(cache)
-    empty = tmp_path / "gguf"
+    empty = tmp_path / "empty"
     empty.mkdir()
     assert "save_pretrained" in refused(empty)
 
@@ -251,3 +264,63 @@ def test_a_model_that_does_not_run_is_an_error_of_ours():
     with pytest.raises(HostMapError, match="does not run on token ids: ") as caught:
         wrap_host(model, tiny_tokenizer("bert"))
     assert "dtype" in caught.value.hint
+
+
+def test_a_gguf_file_is_read_or_names_the_package(tmp_path):
+    """A Llama in GGUF's own names and order of rotary rows gives the states of the model that it was made from."""
+    path = tmp_path / "model.gguf"
+    try:
+        import gguf
+    except ImportError:
+        path.write_bytes(b"GGUF")
+        assert "pip install gguf" in refused(path)
+        assert "pip install gguf" in refused(tmp_path)
+        return
+    tokenizer = tiny_tokenizer("llama")
+    model = tiny_model("llama", tokenizer=tokenizer)
+    config, content = model.config, json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    special = {token["content"] for token in content["added_tokens"]}
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    tokens.append("<|endoftext|>")  # transformers adds it to every tokenizer of this kind
+    tokens += [f"<spare{index}>" for index in range(config.vocab_size - len(tokens))]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+    )
+    writer.add_unk_token_id(tokenizer.unk_token_id)
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, value in model.state_dict().items():
+        rows, kind = value.numpy().copy(), name.split(".")[-2]
+        if kind in heads:
+            halves = rows.reshape(heads[kind], 2, -1, rows.shape[1])
+            rows = halves.swapaxes(1, 2).reshape(rows.shape)
+        layer = f"blk.{name.split('.')[1]}." if name.startswith("layers.") else ""
+        writer.add_tensor(f"{layer}{GGUF_NAMES[kind]}.weight", rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ids = torch.arange(5, 13).unsqueeze(0)
+    for name in (path, tmp_path):
+        host = load_host(str(name), device="cpu")
+        with torch.inference_mode():
+            assert torch.allclose(host.model(ids)[0], model(ids)[0], atol=1e-5)
+        read = host.tokenizer("The film is warm.", add_special_tokens=False)["input_ids"]
+        assert read == tokenizer("The film is warm.", add_special_tokens=False)["input_ids"]
+    shutil.copy(path, tmp_path / "second.gguf")
+    assert "2 GGUF files" in refused(tmp_path)

@@ -89,10 +89,10 @@ def load_host(
     tokenizer: TokenizerSource | None = None,
     cache_dir: str | Path | None = None,
 ) -> Host:
-    """The host `name`: `builtin:NAME`, a local folder, or a hub id, with a proven map.
+    """The host `name`: `builtin:NAME`, a local folder or GGUF file, or a hub id, with a proven map.
 
-    The model is frozen and in eval mode.  Only safetensors weights are loaded.  The checkpoint must contain every
-    weight except a pooler's.  The caller's random state is unchanged.
+    The model is frozen and in eval mode.  Only safetensors and GGUF weights are loaded.  The checkpoint must
+    contain every weight except a pooler's.  The caller's random state is unchanged.
 
     :param revision: Branch, tag or commit of a hub id.
     :param device: A torch device, or "auto": CUDA, else MPS, else CPU.
@@ -113,15 +113,20 @@ def load_host(
     target = device_of(device)
     located = locate(name, revision=revision, offline=offline, cache_dir=cache_dir, with_code=trust_remote_code)
     with quiet():
-        config = load_config(name, located.folder, trust_remote_code)
+        config = load_config(name, located.folder, trust_remote_code, gguf=located.gguf)
         family = load_family(located.folder, config, trust_remote_code)
         found, source = load_tokenizer(
-            name, located.folder, config=config, trust_remote_code=trust_remote_code, source=tokenizer
+            name,
+            located.folder,
+            config=config,
+            trust_remote_code=trust_remote_code,
+            source=tokenizer,
+            gguf=located.gguf,
         )
         if located.packed:
             model = load_packed(name, located.folder, config, family, dtype)
         else:
-            model = load_model(name, located.folder, config, family, dtype, trust_remote_code)
+            model = load_model(name, located.folder, config, family, dtype, trust_remote_code, located.gguf)
         try:
             model.to(target)
         except (RuntimeError, AssertionError) as error:
@@ -155,13 +160,13 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
     if len(tokenizer) > rows:
         raise HostError(
             f"The tokenizer of '{name}' has {len(tokenizer)} tokens, the model {rows} embeddings.",
-            "Use the tokenizer that belongs to the checkpoint.",
+            "Use the tokenizer that belongs to the checkpoint: its own tokenizer.json beside the weights.",
         )
     token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if largest >= rows:  # a vocabulary with gaps
         raise HostError(
             f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
-            "Use the tokenizer that belongs to the checkpoint.",
+            "Use the tokenizer that belongs to the checkpoint: its own tokenizer.json beside the weights.",
         )
     return Host(
         name=name,

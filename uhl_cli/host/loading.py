@@ -43,18 +43,22 @@ _CODE = "Read the code in the checkpoint's folder; it may need another release o
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 
 
-def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True) -> Any:  # noqa: ANN401
+def load_config(
+    name: str, folder: Path, trust_remote_code: bool, *, as_host: bool = True, gguf: str | None = None
+) -> Any:  # noqa: ANN401
     """The configuration in a folder; with `as_host`, its model type must have a row in the table of families.
 
-    Attention is computed by torch alone, with a `UhlWarning` if the configuration names another implementation, which
-    transformers might download.  Another warning says that code in the checkpoint is not run.
+    A GGUF file in the folder replaces its config.json.  Attention is computed by torch alone, with a `UhlWarning` if
+    the configuration names another implementation, which transformers might download.  Another warning says that code
+    in the checkpoint is not run.
 
     :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
     :raises HostError: It cannot be read, names a weight file of its own, or `as_host` is set and the weights are
         quantised so that no matrix can be read.
     """
+    source = {"gguf_file": gguf, "local_files_only": True} if gguf else {"local_files_only": True}
     try:
-        raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
+        raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), **source)
         code = next(iter(dict(raw.get("auto_map") or {}).values()), None)
         # A type that transformers itself does not know has no row either; this says so with our list.
         if as_host and not (code and trust_remote_code):
@@ -65,7 +69,7 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bo
                 f"'{name}' is quantised by '{dict(quantised).get('quant_method')}'; only torchao's are read.",
                 "Use the checkpoint that it was made from, or save it again after transformers' model.dequantize().",
             )
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **source)
         if getattr(config, "transformers_weights", None) is not None:
             raise HostError(
                 f"The configuration of '{name}' names its weight file, {config.transformers_weights}.",
@@ -124,8 +128,9 @@ def load_model(
     family: Family,
     dtype: str,
     trust_remote_code: bool,
+    gguf: str | None = None,
 ) -> nn.Module:
-    """The base model in a folder, with every weight except a pooler's from its safetensors files.
+    """The base model in a folder, with every weight except a pooler's from its safetensors files or its GGUF file.
 
     The caller's random state is unchanged.
 
@@ -133,7 +138,7 @@ def load_model(
     :raises HostError: Weights are damaged, missing or of other shapes than the configuration's, or the checkpoint has
         weights inside its layers that the model does not use.  Heads and poolers of other tasks are fine.
     """
-    model, absent, unused = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code)
+    model, absent, unused = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code, gguf=gguf)
     missing = _without_pooler(absent, family)
     if missing:
         raise HostError(
@@ -159,9 +164,11 @@ def from_pretrained(
     trust_remote_code: bool,
     *,
     other_shapes: bool = False,
+    gguf: str | None = None,
 ) -> tuple[nn.Module, list[str], list[str]]:
     """A model from a folder's safetensors files, the names of missing weights, which are random, and of unused ones.
 
+    :param gguf: A GGUF file in the folder, whose weights are dequantised.
     :param other_shapes: Treat weights of other shapes than the configuration's as missing.
     :raises HostError: Weights are damaged or, unless treated as missing, of other shapes.
     """
@@ -174,7 +181,7 @@ def from_pretrained(
             model, report = kind.from_pretrained(
                 str(folder),
                 config=config,
-                use_safetensors=True,
+                **({"gguf_file": gguf} if gguf else {"use_safetensors": True}),
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import dataclass
@@ -52,11 +53,13 @@ class Located:
 
     :param revision: Commit on the hub; None for a folder and a builtin.
     :param packed: Whether the weights are packed as a builtin's, see `uhl_cli.host.packed`.
+    :param gguf: Name of the GGUF file in the folder that replaces configuration and weights, if there is one.
     """
 
     folder: Path
     revision: str | None
     packed: bool = False
+    gguf: str | None = None
 
 
 def locate(
@@ -69,7 +72,7 @@ def locate(
 ) -> Located:
     """The folder that holds configuration, tokenizer and safetensors weights of `name`.
 
-    A name is `builtin:NAME`, an existing folder, or a hub id, in this order.  Hub ids follow the
+    A name is `builtin:NAME`, an existing folder or GGUF file, or a hub id, in this order.  Hub ids follow the
     ecosystem's rules: HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE, the shared cache, and
     the cached files where the hub cannot be reached.  Pickled weights are never downloaded.
 
@@ -81,6 +84,8 @@ def locate(
     """
     if name.startswith(PREFIX):
         located = Located(builtin_path(name.removeprefix(PREFIX)), None, packed=True)
+    elif (file := _gguf_file(name)) is not None:
+        return Located(file.parent, None, gguf=file.name)
     elif name and Path(name).expanduser().is_dir():
         located = Located(Path(name).expanduser(), None)
     else:
@@ -88,6 +93,25 @@ def locate(
         located = _from_hub(name, revision, offline, cache_dir, with_code)
     _check_folder(name, located.folder)
     return located
+
+
+def _gguf_file(name: str) -> Path | None:
+    """The GGUF file that a name means: the file itself, or a folder's only one where it has no config.json.
+
+    :raises HostError: There are several, or the package that reads them is not installed.
+    """
+    path = Path(name).expanduser()
+    found = [path] if path.is_file() else sorted(path.glob("*.gguf")) if name and path.is_dir() else []
+    if not found or found[0].suffix != ".gguf" or (path / CONFIG_FILE).is_file():
+        return None
+    if len(found) > 1:
+        raise HostError(f"'{name}' has {len(found)} GGUF files.", f"Pass one of them, such as {found[0]}.")
+    if importlib.util.find_spec("gguf") is None:
+        raise HostError(
+            f"'{name}' is a GGUF file, which only the package gguf reads.",
+            "Run `pip install gguf`, or pass the safetensors checkpoint that it was made from.",
+        )
+    return found[0]
 
 
 def locate_peft(name: str, *, offline: bool = False) -> Path | None:
@@ -222,8 +246,6 @@ def _instead(name: str, folder: Path) -> str:
     if (folder / "snapshots").is_dir() and (folder / "refs").is_dir():
         hub_id = folder.resolve().name.removeprefix("models--").replace("--", "/")
         return f"It is the cache of a hub model: pass {hub_id}, or one of the folders in its snapshots."
-    if any(folder.glob("*.gguf")):
-        return "GGUF files are not read: fetch the model that it was made from, in the safetensors format."
     inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
     if inner:
         return f"There is one in {', '.join(inner[:3])}: pass {Path(name) / inner[0]}."

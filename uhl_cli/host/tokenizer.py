@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
@@ -68,7 +68,8 @@ def load_tokenizer(
     config: Any,  # noqa: ANN401 - any family's configuration class
     trust_remote_code: bool = False,
     source: TokenizerSource | None = None,
-    **settings: bool,
+    gguf: str | None = None,
+    settings: Mapping[str, bool] = MappingProxyType({}),
 ) -> tuple[PreTrainedTokenizerBase, TokenizerSource | None]:
     """The fast tokenizer in a folder, set up by `prepare_tokenizer`, and its source; None if no choice is left.
 
@@ -77,10 +78,11 @@ def load_tokenizer(
     a class of the checkpoint's own code is preferred to the file.  A warning then says which tokens differ.
 
     :param source: Which of the two to use.
+    :param gguf: A GGUF file in the folder, which holds a tokenizer too; tokenizer.json is preferred to it.
     :param settings: Settings that replace those that the tokenizer was saved with.
     :raises TokenizerError: There is none, it is damaged, or it gives no character offsets.
     """
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    if gguf is None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise TokenizerError(f"'{name}' has no tokenizer files.", "Copy tokenizer.json into the checkpoint's folder.")
     whole = (folder / TOKENIZER_FILE).is_file()
     if source == "file" and not whole:
@@ -95,6 +97,7 @@ def load_tokenizer(
             use_fast=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            **({"gguf_file": gguf} if gguf and not whole else {}),
             **settings,
         )
         by_file = _of_file(folder, by_class, settings) if whole else None

@@ -181,6 +181,8 @@ def load_classifier(
         peft = None if adapter is None else _Peft.read(name, adapter)
         base_name = name if peft is None else peft.base_name
         located = locate(base_name, offline=offline, with_code=trust_remote_code)
+        if located.gguf is not None:
+            raise HostError(f"'{base_name}' is a GGUF file, which has no classification head.", _NEEDED)
         config = load_config(base_name, located.folder, trust_remote_code, as_host=False)
         kind = (None if peft is None else peft.kind) or _kind_of(name, config)
         size = None if peft is None else peft.num_labels(config, kind, trust_remote_code)
@@ -205,7 +207,7 @@ def load_classifier(
             config=config,
             trust_remote_code=trust_remote_code,
             source=tokenizer,
-            **settings,
+            settings=settings,
         )
         # Decoders find a text's last token by the configuration's padding.
         if config.pad_token_id is None:
