@@ -53,8 +53,7 @@ def load_config(
     in the checkpoint is not run.
 
     :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
-    :raises HostError: It cannot be read, names a weight file of its own, or `as_host` is set and the weights are
-        quantised so that no matrix can be read.
+    :raises HostError: It cannot be read.
     """
     source = {"gguf_file": gguf, "local_files_only": True} if gguf else {"local_files_only": True}
     try:
@@ -63,18 +62,7 @@ def load_config(
         # A type that transformers itself does not know has no row either; this says so with our list.
         if as_host and not (code and trust_remote_code):
             _refuse_unknown(SimpleNamespace(**raw), code)
-        quantised = raw.get("quantization_config")
-        if as_host and quantised is not None and dict(quantised).get("quant_method") not in _QUANTISED:
-            raise HostError(
-                f"'{name}' is quantised by '{dict(quantised).get('quant_method')}'; only torchao's are read.",
-                "Use the checkpoint that it was made from, or save it again after transformers' model.dequantize().",
-            )
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **source)
-        if getattr(config, "transformers_weights", None) is not None:
-            raise HostError(
-                f"The configuration of '{name}' names its weight file, {config.transformers_weights}.",
-                "Rename the file to model.safetensors, and remove transformers_weights from config.json.",
-            )
         if code and not trust_remote_code:
             _warn(
                 f"'{name}' comes with code of its own ({code}), which is not run: transformers' own "
@@ -135,9 +123,16 @@ def load_model(
     The caller's random state is unchanged.
 
     :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
-    :raises HostError: Weights are damaged, missing or of other shapes than the configuration's, or the checkpoint has
-        weights inside its layers that the model does not use.  Heads and poolers of other tasks are fine.
+    :raises HostError: The weights are quantised so that no matrix can be read; or they are damaged, missing or of other
+        shapes than the configuration's; or the checkpoint has weights inside its layers that the model does not use.
+        Heads and poolers of other tasks are fine.
     """
+    quantised = dict(getattr(config, "quantization_config", None) or {})
+    if quantised and quantised.get("quant_method") not in _QUANTISED:
+        raise HostError(
+            f"'{name}' is quantised by '{quantised.get('quant_method')}'; only torchao's are read.",
+            "Use the checkpoint that it was made from, or save it again after transformers' model.dequantize().",
+        )
     model, absent, unused = from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code, gguf=gguf)
     missing = _without_pooler(absent, family)
     if missing:
@@ -172,6 +167,11 @@ def from_pretrained(
     :param other_shapes: Treat weights of other shapes than the configuration's as missing.
     :raises HostError: Weights are damaged or, unless treated as missing, of other shapes.
     """
+    if getattr(config, "transformers_weights", None) is not None:
+        raise HostError(
+            f"The configuration of '{name}' names its weight file, {config.transformers_weights}.",
+            "Rename the file to model.safetensors, and remove transformers_weights from config.json.",
+        )
     # The argument was called torch_dtype before 4.56.
     dtype_argument = "dtype" if RELEASE >= (4, 56) else "torch_dtype"
     try:
