@@ -119,4 +119,4 @@ def align_host(
             ),
             stacklevel=2,
         )
-    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths, joint=joint)
+    return align_anchors(bank, states, readout_depths=None if plan is None else plan.readout_depths, joint=joint)
