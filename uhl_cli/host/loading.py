@@ -193,16 +193,21 @@ def from_pretrained(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
         ) from error
-    reshaped = sorted(report["mismatched_keys"])
+    # Some releases give the names alone, others (name, shape in the file, shape in the model).
+    reshaped = sorted((entry,) if isinstance(entry, str) else tuple(entry) for entry in report["mismatched_keys"])
     if reshaped and not other_shapes:
-        key, found, wanted = reshaped[0]
+        key, *shapes = reshaped[0]
+        shown = " with {} in place of {}".format(*map(list, shapes)) if shapes else ""
         raise HostError(
             f"The weights of '{name}' cannot be loaded: {len(reshaped)} have other shapes than its configuration says, "
-            f"the first is '{key}' with {list(found)} in place of {list(wanted)}.",
+            f"the first is '{key}'{shown}.",
             "Correct its config.json, such as vocab_size, hidden_size or intermediate_size.",
         )
-    reshaped = [key for key, _, _ in reshaped]
-    return model, sorted({*report["missing_keys"], *reshaped}), sorted(report["unexpected_keys"])
+    return (
+        model,
+        sorted({*report["missing_keys"], *(entry[0] for entry in reshaped)}),
+        sorted(report["unexpected_keys"]),
+    )
 
 
 def load_packed(
