@@ -69,6 +69,10 @@ class LabelError(DataError):
     """Labels of the data differ from the labels that the adapter knows."""
 
 
+class NoLabelsError(DataError):
+    """No row of the data has a label."""
+
+
 class AlignmentError(UhlError):
     """A target cannot be aligned: too few anchors, or degenerate states."""
 
@@ -100,7 +104,10 @@ class RunError(UhlError):
 
 
 class UhlWarning(UserWarning):
-    """Results may be wrong.  Its message is one line; the command line prints it, with --quiet too."""
+    """What a user should know about an input that is used all the same.
+
+    Its message is one line; the command line prints it, with --quiet too.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

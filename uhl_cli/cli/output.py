@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOBase
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TextIO, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -195,7 +195,7 @@ class Output:
 
     @contextmanager
     def errors(self, *, interrupted_hint: str = "") -> Iterator[None]:
-        """Turn errors into one line on stderr and an exit code.
+        """Turn errors into one line on stderr and an exit code, and each `UhlWarning` into one line, once.
 
         Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 stdout was closed.
         """
@@ -223,22 +223,15 @@ class Output:
 
     @contextmanager
     def _warnings(self) -> Iterator[None]:
-        """Print every `UhlWarning` once, as one line on stderr, with --quiet too."""
+        said = set[str]()
         with warnings.catch_warnings():
             warnings.simplefilter("always", UhlWarning)
-            others, said = warnings.showwarning, set[str]()
+            others = warnings.showwarning
 
-            def show(
-                message: Warning | str,
-                category: type[Warning],
-                filename: str,
-                lineno: int,
-                file: TextIO | None = None,
-                line: str | None = None,
-            ) -> None:
+            def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:  # noqa: ANN401
                 if not issubclass(category, UhlWarning):
-                    others(message, category, filename, lineno, file, line)
-                elif is_main_process() and str(message) not in said:
+                    others(message, category, *where, **more)
+                elif str(message) not in said and is_main_process():
                     said.add(str(message))
                     self.note(str(message), "warning: ")
 

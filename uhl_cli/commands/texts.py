@@ -11,7 +11,6 @@ from uhl_cli.align.texts import (
     general_texts,
     in_style_of,
     read_texts,
-    word_spans,
 )
 from uhl_cli.codes.packing import compress_text
 from uhl_cli.commands.options import PretrainOptions
@@ -74,7 +73,8 @@ def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
         return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
     if options.anchors == "general":
         return _like_the_tasks(general_texts(), data), "general"
-    return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
+    path = Path(options.anchors)
+    return read_texts(path, encoding=options.data.encoding), f"file {path.name}"
 
 
 def _like_the_tasks(texts: list[str], data: TaskData) -> list[str]:
@@ -137,5 +137,4 @@ def _fitting(texts: AnchorTexts, bits_per_word: float, room: int) -> AnchorTexts
 
 
 def text_bytes(texts: AnchorTexts) -> int:
-    words = sum(len(word_spans(text)) for text in texts.texts)
-    return words // 8 + 1 + len(compress_text("\n".join(texts.texts)))
+    return sum(texts.counts()) // 8 + 1 + len(compress_text("\n".join(texts.texts)))
