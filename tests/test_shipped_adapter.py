@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_hosts import tiny_host
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from uhl_cli import UniversalAdapter
 from uhl_cli.commands.options import DataOptions, HostOptions, PortOptions
 from uhl_cli.commands.port import run_port
+from uhl_cli.errors import UhlWarning
 from uhl_cli.formats.adapter import read_adapter
+from uhl_cli.host.checkpoint import Host, load_host, wrap_host
+from uhl_cli.ported.aligned import align_host
 
 FOLDER = Path(__file__).parents[1] / "adapters"
 SST2 = FOLDER / "sst2-minilm-l6.safetensors"
@@ -61,6 +68,32 @@ def test_ports_to_hosts_of_other_shape_and_restores_them(family: str):
     assert torch.isfinite(logits).all()
     assert torch.equal(before, after)
     assert not torch.equal(before, inside)
+
+
+def shuffled(host: Host) -> Host:
+    """The host with a tokenizer of the same tokens, whose ids belong to other ones."""
+    state = json.loads(host.tokenizer.backend_tokenizer.to_str())
+    special = {token["content"] for token in state["added_tokens"]}
+    vocabulary = state["model"]["vocab"]
+    tokens = [token for token in vocabulary if token not in special]
+    ids = [vocabulary[token] for token in tokens]
+    random.Random(0).shuffle(ids)
+    vocabulary |= zip(tokens, ids, strict=True)
+    roles = {f"{role}_token": getattr(host.tokenizer, f"{role}_token") for role in ("pad", "unk", "bos", "eos")}
+    kept = {role: token for role, token in roles.items() if token is not None}
+    backend = Tokenizer.from_str(json.dumps(state))
+    return wrap_host(host.model, PreTrainedTokenizerFast(tokenizer_object=backend, **kept))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.safetensors")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["builtin:tiny", "builtin:decoder"])
+def test_a_tokenizer_of_another_model_is_a_warning(name: str, path: Path):
+    host, bank = load_host(name, device="cpu"), UniversalAdapter.load(path).bank
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UhlWarning)
+        align_host(host, bank, "anchors", joint=False)
+    with pytest.warns(UhlWarning, match="check that the tokenizer belongs to the weights"):
+        align_host(shuffled(host), bank, "anchors", joint=False)
 
 
 @pytest.mark.shared

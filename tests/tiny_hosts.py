@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +102,8 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
         tokenizer = _bytelevel("<|endoftext|>")
     elif family == "qwen2":  # no begin token, as in the published checkpoints
         names = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
-        tokenizer = _bytelevel("<|endoftext|>")
+        tokenizer = Tokenizer.from_str(_bytelevel("<|endoftext|>").to_str())
+        tokenizer.normalizer = normalizers.NFC()
     else:
         names = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
         tokenizer = Tokenizer.from_str(_bytelevel("<unk>", "<s>", "</s>").to_str())
@@ -180,3 +182,19 @@ def save_tiny_host(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return Path(path)
+
+
+def save_rebuilt_host(path: Path | str, family: str) -> Path:
+    """`save_tiny_host` with a tokenizer.json that splits at punctuation, which transformers 5 does not run.
+
+    It builds the tokenizers of "qwen2", "roberta" and "gpt2" from their class.
+    """
+    folder = save_tiny_host(path, family)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    parts = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings.pop("tokenizer_class")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder

@@ -104,7 +104,13 @@ class RunError(UhlError):
 
 
 class UhlWarning(UserWarning):
-    """What a user should know about an input that is used all the same; the command line shows it as one line."""
+    """What a user should know about an input that is used all the same.
+
+    Its message is one line; the command line prints it, with --quiet too.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def first_line(error: BaseException) -> str:

@@ -220,6 +220,10 @@ class Fingerprint(Frozen):
     digest: str = Field(max_length=128)
 
 
+# Where a host's tokenizer comes from: its tokenizer.json, or the class in transformers; see `host.tokenizer`.
+TokenizerSource = Literal["file", "class"]
+
+
 class HostRecord(Frozen):
     """A host: its name as given, and its fingerprint."""
 

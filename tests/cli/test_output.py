@@ -17,10 +17,11 @@ from command_runs import ROOT, Called, call, port_arguments, write_data
 from file_damage import rebuilt
 from rich.errors import MarkupError
 from rich.text import Text
-from tiny_hosts import save_tiny_host
+from tiny_hosts import save_rebuilt_host, save_tiny_host
 
 from uhl_cli.formats.adapter import read_adapter, write_adapter
 from uhl_cli.formats.container import ADAPTER
+from uhl_cli.host.checkpoint import load_host
 
 # Markup that is not opened, two kinds of escape, a bidirectional override, and every kind of line break.
 HOSTILE = "x [/red] y\x1b[2J\x9b31m\u202egnp\r\nerror: z\u2028\t."
@@ -177,6 +178,17 @@ def test_json_says_the_same_with_escapes(hostile):
     manifest = json.loads(called.out)["adapter"]["manifest"]
     assert manifest["licence"] == HOSTILE
     assert manifest["task"]["labels"] == [HOSTILE, "positive"]
+
+
+def test_a_warning_about_wrong_results_is_printed_once_with_quiet_too(place, here):
+    target = save_rebuilt_host(here / "target", "roberta")
+    arguments = ("predict", place.adapter, "--target", target, "--max-flops", "1000", "--quiet", "a text")
+    called, chosen = call(*arguments), call(*arguments, "--tokenizer", "file")
+    assert (called.code, called.out) == (chosen.code, chosen.out)
+    lines = [line for line in called.err.splitlines() if line.startswith("warning: the tokenizer class of ")]
+    # Releases of transformers before 5 run tokenizer.json, so there both give the same tokens.
+    assert len(lines) == (load_host(str(target), device="cpu", tokenizer="file").tokenizer_source is not None)
+    assert [line for line in called.err.splitlines() if line not in lines] == chosen.err.splitlines()
 
 
 def test_the_sink_is_the_only_way_out():

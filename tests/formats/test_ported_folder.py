@@ -9,7 +9,7 @@ from file_damage import assert_flips_are_found, record_of
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load, save
 from tiny_adapters import SMALL, tiny_universal
-from tiny_hosts import SENTENCES, save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
+from tiny_hosts import SENTENCES, save_rebuilt_host, save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.data.examples import token_examples
@@ -49,6 +49,24 @@ def test_host_is_loaded_by_its_recorded_name(tmp_path):
     ported = tiny_universal(host).port(host, max_flops=1000.0)
     save_ported(tmp_path / "folder", ported, HostRecord(name=host.name, fingerprint=host.fingerprint))
     assert torch.equal(load_ported(tmp_path / "folder")(SENTENCES[:3]), ported(SENTENCES[:3]))
+
+
+def test_the_hosts_tokenizer_is_the_one_that_it_was_ported_with(tmp_path):
+    name = str(save_rebuilt_host(tmp_path / "host", "gpt2"))
+    hosts = {source: load_host(name, device="cpu", tokenizer=source) for source in ("file", "class")}
+    if hosts["file"].tokenizer_source is None:
+        pytest.skip("this release of transformers runs tokenizer.json")
+    text = ["It is n't bad, 7 1/2 out of 10."]
+    found = {}
+    for source, host in hosts.items():
+        ported = tiny_universal(host).port(host, max_flops=1000.0)
+        save_ported(tmp_path / source, ported, HostRecord(name=name, fingerprint=host.fingerprint))
+        found[source] = load_ported(tmp_path / source)(text)  # without a warning: the choice is made
+        assert torch.equal(found[source], ported(text))
+    assert not torch.equal(*found.values())
+    with pytest.raises(FingerprintError, match="tokenizer of the class") as caught:
+        load_ported(tmp_path / "class", hosts["file"])
+    assert "--tokenizer class" in caught.value.hint
 
 
 @pytest.mark.parametrize("options", [{}, {"offline": True}, {"offline": False}])

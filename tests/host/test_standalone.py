@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from tiny_hosts import FAMILIES, tiny_host, tiny_model, tiny_tokenizer
-from tokenizers import processors
+from tiny_hosts import FAMILIES, save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
+from tokenizers import pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from uhl_cli.errors import OutputError, TokenizerError
@@ -62,6 +64,18 @@ def test_a_decoders_own_tokenizer_as_it_is_is_refused(family):
     assert first_token(host.tokenizer) is not None
     with pytest.raises(TokenizerError, match="is not the same when it is saved"):
         refuse_other_ids(host.tokenizer, host, TEXTS, max_length=LENGTH)
+
+
+def test_a_class_that_builds_another_tokenizer_is_refused(tmp_path):
+    host = tiny_host("qwen2")
+    other = load_host(str(save_tiny_host(tmp_path / "host", "qwen2")), device="cpu", tokenizer="class").tokenizer
+    tokenizer = standalone_tokenizer(host, LENGTH)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Punctuation("isolated")
+    host.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Punctuation("isolated")
+    if type(other).__name__ != "Qwen2Tokenizer":
+        pytest.skip("this release of transformers runs tokenizer.json")
+    with pytest.raises(TokenizerError, match="--tokenizer class"):
+        refuse_other_ids(tokenizer, replace(host, tokenizer_source="file"), TEXTS, max_length=LENGTH)
 
 
 def test_another_longest_input_is_refused():

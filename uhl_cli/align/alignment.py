@@ -21,6 +21,10 @@ from uhl_cli.align.ridge import RidgeMap, fit_ridge
 from uhl_cli.align.states import WordStates
 from uhl_cli.host.hostmap import HostMap
 
+# For `new_word_quality`: the first coordinates carry most of the variance.
+_LEADING = 16
+MIN_DISTINCT = 100
+
 
 @dataclass(frozen=True)
 class LayerMaps:
@@ -122,6 +126,22 @@ def align_anchors(
     )
     width = states.stream[0].shape[1]
     return Alignment("anchors", width, tuple(layers), depth_weights, offset, tuple(quality), knot_quality)
+
+
+def new_word_quality(bank: AnchorBank, states: WordStates) -> float | None:
+    """How well the final states of some words predict the leading coordinates of others: R^2, 1 at best.
+
+    Words of one spelling stay on one side of a split, so nothing is won by learning words by heart.  A host with the
+    token ids of another tokenizer knows each word by an arbitrary vector and reaches zero.
+    None for fewer than `MIN_DISTINCT` words, since the value is then uncertain.
+    """
+    present = states.present
+    words = torch.from_numpy(bank.anchors.distinct())[present]
+    if len(set(words.tolist())) < MIN_DISTINCT:
+        return None
+    coordinates = bank.at_depth(1.0)[present][:, :_LEADING]
+    varying = coordinates[:, coordinates.std(0) > 0]
+    return float(fit_ridge(states.stream[-1][present], varying, words).r2.mean())
 
 
 def _fit_depth_weights(

@@ -96,6 +96,12 @@ class AnchorTexts:
         """int64 [num_words]: the text of each anchor word; held-out splits keep a text's words together."""
         return np.repeat(np.arange(len(self.texts)), [len(ordinals) for ordinals in self.chosen])
 
+    def distinct(self) -> np.ndarray:
+        """int64 [num_words]: a number for each anchor word, the same wherever the word occurs, in either case."""
+        words = [text[start:end].lower() for index, text in enumerate(self.texts) for start, end in self.spans(index)]
+        _, numbers = np.unique(np.array(words), return_inverse=True)
+        return numbers.astype(np.int64)
+
     def first(self, count: int) -> AnchorTexts:
         """The first `count` texts with their anchor words."""
         return replace(self, texts=self.texts[:count], chosen=self.chosen[:count])

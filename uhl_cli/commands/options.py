@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from uhl_cli.commands.flags import Options
-from uhl_cli.schema import AdapterConfig, Strategy, TrainingConfig
+from uhl_cli.schema import AdapterConfig, Strategy, TokenizerSource, TrainingConfig
 
 # Defaults; both ship with the package.
 DEFAULT_HOST = "builtin:base"
@@ -53,6 +53,11 @@ class HostOptions(Options):
     )
     offline: bool = Field(False, description="use only local or cached files")
     trust_remote_code: bool = Field(False, description="run model code from the host's repository")
+    tokenizer: TokenizerSource | None = Field(
+        None,
+        description="'file' for the tokenizer in tokenizer.json, 'class' for the one that transformers makes of its "
+        "class; by default the file, with a warning if both give other tokens",
+    )
 
 
 class SourceOptions(HostOptions):

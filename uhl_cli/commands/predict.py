@@ -273,7 +273,7 @@ def _open(options: PredictOptions) -> Opened:
     if is_ported(path):
         return _open_ported(options)
     if path.is_dir():
-        how = options.target.model_dump(include={"device", "dtype", "offline", "trust_remote_code"})
+        how = options.target.model_dump(include={"device", "dtype", "offline", "trust_remote_code", "tokenizer"})
         classifier = load_classifier(str(path), **how)
         return Opened(classifier.kind, classifier.labels, None, lambda _: (classifier.name, classifier))
     adapter = UniversalAdapter.load(path)
@@ -300,6 +300,7 @@ def _open_ported(options: PredictOptions) -> Opened:
     path = ported_path(options.adapter)
     record = read_ported(path).record
     how = options.target.model_dump()
+    how["tokenizer"] = how["tokenizer"] or record.tokenizer
     if options.target.name is None:  # a name that a file holds must not open a connection
         how |= {"name": record.target.name, "revision": record.target.revision, "offline": True}
 

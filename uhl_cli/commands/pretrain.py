@@ -61,7 +61,7 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
     teacher: Classifier | None = None
     if options.classifier is not None:
-        how = options.host.model_dump(include={"dtype", "offline", "trust_remote_code"})
+        how = options.host.model_dump(include={"dtype", "offline", "trust_remote_code", "tokenizer"})
         teacher = load_classifier(options.classifier, device=chosen, **how)
     options = options.with_defaults(None if teacher is None else teacher.base_name)
     if teacher is not None:

@@ -86,8 +86,8 @@ def versions() -> dict[str, str]:
 
 
 def host_record(host: Host) -> HostRecord:
-    """Name, revision and fingerprint of a host; for a local folder only the last part of its path."""
-    name = Path(host.name).resolve().name if Path(host.name).is_dir() else host.name
+    """Name, revision and fingerprint of a host; for a local folder or file only the last part of its path."""
+    name = Path(host.name).resolve().name if Path(host.name).exists() else host.name
     return HostRecord(name=name, revision=host.revision, fingerprint=host.fingerprint)
 
 

@@ -25,7 +25,7 @@ from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FormatError
 from uhl_cli.formats.container import PORTED, Contents, Problems, Stored, read, read_record
 from uhl_cli.metrics import Score
-from uhl_cli.schema import Frozen, HostRecord, Strategy, Structure, TrainingRecord
+from uhl_cli.schema import Frozen, HostRecord, Strategy, Structure, TokenizerSource, TrainingRecord
 
 FILE_NAME = "ported.safetensors"
 LORA = "lora."
@@ -53,6 +53,7 @@ class PortedRecord(Frozen):
     """Header of a ported adapter.
 
     :param max_length: Longest input in tokens that the adapter was trained with.
+    :param tokenizer: Source of the host's tokenizer, where its file and its class give other ids.
     :param tuned: Set where `uhl tune --parameters lora` made it.
     """
 
@@ -62,6 +63,7 @@ class PortedRecord(Frozen):
     strategy: Strategy
     structure: Structure
     max_length: int | None = Field(None, ge=4, le=100_000)
+    tokenizer: TokenizerSource | None = None
     tuned: TunedRecord | None = None
 
     @model_validator(mode="after")

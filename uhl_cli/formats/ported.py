@@ -36,6 +36,7 @@ def save_ported(folder: Path, ported: PortedModel, target: HostRecord, tuned: Tu
         strategy=ported.strategy,
         structure=kept.structure,
         max_length=ported.max_length,
+        tokenizer=ported.host.tokenizer_source,
         tuned=tuned,
     )
     path = folder / FILE_NAME
@@ -87,6 +88,9 @@ def _on_host(path: Path, content: PortedFile, host: Host) -> PortedModel:
     known = host.fingerprint if whole else host.fingerprint.model_copy(update={"digest": made_for.digest})
     if known != made_for:
         raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", PORTED.hint)
+    if None not in (record.tokenizer, host.tokenizer_source) and record.tokenizer != host.tokenizer_source:
+        problem = f"{path} was made with the tokenizer of the {record.tokenizer}, not of the {host.tokenizer_source}."
+        raise FingerprintError(problem, f"Add --tokenizer {record.tokenizer}.")
     try:
         adapter = PortedAdapter.empty(record.structure, host.map, kind=task.kind, num_labels=len(task.labels))
     except KeyError as error:
@@ -118,7 +122,7 @@ def _host_for(
     if model is None:
         name = record.target.name
         try:
-            return load_host(name, revision=record.target.revision, offline=offline)
+            return load_host(name, revision=record.target.revision, offline=offline, tokenizer=record.tokenizer)
         except HostNotFoundError as error:
             hint = "Pass the model and its tokenizer, or load_ported(folder, offline=False) to fetch it from the hub."
             raise HostNotFoundError(f"the host '{name}' of this ported adapter is not here.", hint) from error

@@ -17,7 +17,8 @@ from uhl_cli.host.loading import load_config, load_model, load_packed, quiet, re
 from uhl_cli.host.locate import locate
 from uhl_cli.host.plain_text import read_as_text
 from uhl_cli.host.proof import resolve
-from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
+from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, warn_other_file
+from uhl_cli.schema import TokenizerSource
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 # Tokenizers without a limit report a huge number; no host in the table of families reads this many tokens.
@@ -35,6 +36,7 @@ class Host:
         `config_only` makes.
     :param max_length: Longest input in tokens, special tokens included.
     :param revision: Commit on the hub, or None for a folder, a builtin or a model in memory.
+    :param tokenizer_source: Where the tokenizer comes from, if its file and its class give other ids; else None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Host:
     max_length: int
     fingerprint: Fingerprint
     revision: str | None
+    tokenizer_source: TokenizerSource | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -82,18 +85,21 @@ def load_host(
     dtype: str = "float32",
     offline: bool = False,
     trust_remote_code: bool = False,
+    tokenizer: TokenizerSource | None = None,
     cache_dir: str | Path | None = None,
 ) -> Host:
-    """The host `name`: `builtin:NAME`, a local folder, or a hub id, with a proven map.
+    """The host `name`: `builtin:NAME`, a local folder or GGUF file, or a hub id, with a proven map.
 
-    The model is frozen and in eval mode.  Only safetensors weights are loaded.  The checkpoint must contain every
-    weight except a pooler's.  The caller's random state is unchanged.
+    The model is frozen and in eval mode.  Only safetensors and GGUF weights are loaded.  The checkpoint must
+    contain every weight except a pooler's.  The caller's random state is unchanged.
 
     :param revision: Branch, tag or commit of a hub id.
     :param device: A torch device, or "auto": CUDA, else MPS, else CPU.
     :param dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
     :param offline: Use only the hub's cache.
     :param trust_remote_code: Run the checkpoint's own Python code.
+    :param tokenizer: "file" for the tokenizer that tokenizer.json holds, "class" for the one that transformers makes.
+        Where they differ, the default is the file, with a `UhlWarning`; see `tokenizer.load_tokenizer`.
     :raises UsageError: Unknown dtype or device.
     :raises HostNotFoundError: There is no such host, or it cannot be reached.
     :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
@@ -105,12 +111,19 @@ def load_host(
     target = device_of(device)
     located = locate(name, revision=revision, offline=offline, cache_dir=cache_dir, with_code=trust_remote_code)
     with quiet():
-        config = load_config(name, located.folder, trust_remote_code)
-        tokenizer = load_tokenizer(name, located.folder, config=config, trust_remote_code=trust_remote_code)
+        config = load_config(name, located.folder, trust_remote_code, gguf=located.gguf)
+        found, source = load_tokenizer(
+            name,
+            located.folder,
+            config=config,
+            trust_remote_code=trust_remote_code,
+            source=tokenizer,
+            gguf=located.gguf,
+        )
         if located.packed:
             weights = load_packed(name, located.folder, config, dtype)
         else:
-            weights = load_model(name, located.folder, config, dtype, trust_remote_code)
+            weights = load_model(name, located.folder, config, dtype, trust_remote_code, located.gguf)
         model = weights.model
         try:
             model.to(target)
@@ -120,20 +133,22 @@ def load_host(
                 "Use --device cpu, or --dtype bfloat16.",
             ) from error
         model.eval().requires_grad_(False)
-        host = _host(name, model, tokenizer, located.revision)
+        host = replace(_host(name, model, found, located.revision), tokenizer_source=source)
         refuse_incomplete(name, weights, host.map)
         return host
 
 
 def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
-    """A host from a model and a tokenizer in memory; no file is read.
+    """A host from a model and a tokenizer in memory.
 
     The model keeps its training and `requires_grad` flags.  The tokenizer is copied; the caller's keeps its settings.
+    Warns (`UhlWarning`) if it gives other ids than the tokenizer.json that it was loaded from.
 
     :raises TokenizerError: The tokenizer is not fast.
     :raises HostMapError: It hands no stream of states from layer to layer.
     :raises HostError: The tokenizer has more tokens than the model has embeddings, or a token beyond them.
     """
+    warn_other_file(name, tokenizer)
     return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
 
 
@@ -143,13 +158,13 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
     if len(tokenizer) > rows:
         raise HostError(
             f"The tokenizer of '{name}' has {len(tokenizer)} tokens, the model {rows} embeddings.",
-            "Use the tokenizer that belongs to the checkpoint.",
+            "Use the tokenizer that belongs to the checkpoint: its own tokenizer.json beside the weights.",
         )
     token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if largest >= rows:  # a vocabulary with gaps
         raise HostError(
             f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
-            "Use the tokenizer that belongs to the checkpoint.",
+            "Use the tokenizer that belongs to the checkpoint: its own tokenizer.json beside the weights.",
         )
     read_as_text(tokenizer)
     return Host(
@@ -184,5 +199,6 @@ def device_of(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"Device '{device}' cannot be used here.", "Pass --device auto or cpu.") from error
+        problem = f"Device '{device}' cannot be used here: {first_line(error)}"
+        raise UsageError(problem, "Pass --device cpu, or auto for the best that this machine has.") from error
     return target

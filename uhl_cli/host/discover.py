@@ -32,7 +32,7 @@ _FEWEST_POSITIONS = 16
 
 
 # What a model raises that takes no token ids, or wants more than them.
-_FAILURES = (
+FAILURES = (
     TypeError,
     ValueError,
     RuntimeError,
@@ -165,7 +165,7 @@ class _Search:
             with torch.no_grad():
                 final, self.calls = self.tracer.run()
                 self.table = embedding_of(base, self.ids)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise NotFound(f"{type(base).__name__} does not run on token ids: {first_line(error)}") from error
         if final is None or final.dim() != 3 or final.shape[:2] != (_BATCH, _TOKENS):
             shape = None if final is None else tuple(final.shape)

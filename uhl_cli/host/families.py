@@ -173,17 +173,42 @@ def known_model_types() -> tuple[str, ...]:
     return tuple(sorted(kind for family in FAMILIES for kind in family.model_types))
 
 
-def family_of(config: Any) -> Family:  # noqa: ANN401 - any family's configuration class
+def family_of(config: Any, model: type | None = None) -> Family:  # noqa: ANN401 - any family's configuration class
     """The row for a model with this configuration.
 
+    A class of another author (from a checkpoint's own code, or in memory) that inherits from one of a known type gets
+    that type's row; `proof.resolve` then checks that it fits.
+
     :param config: A transformers configuration; `model_type` and `is_encoder_decoder` are read.
+    :param model: The model's class, if it is known.
     :raises UnknownFamilyError: There is no row for it; the message lists the known model types.
     """
     model_type = getattr(config, "model_type", None)
-    for family in FAMILIES:
-        if model_type in family.model_types and not getattr(config, "is_encoder_decoder", False):
-            return family
+    for kind in (model_type, *_inherited(type(config), model)):
+        for family in FAMILIES:
+            if kind in family.model_types and not getattr(config, "is_encoder_decoder", False):
+                return family
+    known = ", ".join(known_model_types())
+    if model_type is None:
+        raise UnknownFamilyError(
+            f"The configuration names no model_type; known: {known}.",
+            'Add its own to config.json, such as "model_type": "bert".',
+        )
     raise UnknownFamilyError(
-        f"No family row serves model type '{model_type}'; known: {', '.join(known_model_types())}.",
+        f"No family row serves model type '{model_type}'; known: {known}.",
         "Use a host of a known type, or open an issue that names the type, to have a row added.",
     )
+
+
+def _inherited(*classes: type | None) -> list[str]:
+    """Model types of the transformers classes that classes of other authors inherit from, the nearest first."""
+    found = []
+    for given in classes:
+        if given is None or given.__module__.startswith("transformers."):
+            continue
+        for each in given.__mro__:
+            config = vars(each).get("config_class", each)
+            model_type = getattr(config, "model_type", None)
+            if isinstance(model_type, str) and getattr(config, "__module__", "").startswith("transformers."):
+                found.append(model_type)
+    return found

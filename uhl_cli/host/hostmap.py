@@ -197,7 +197,7 @@ def find_map(model: nn.Module) -> HostMap:
     """
     base = getattr(model, "base_model", model)
     config = getattr(base, "config", None)
-    family = family_of(config)
+    family = family_of(config, type(base))
     layers = _module(base, family.layers, "list of layers")
     if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:  # type: ignore[union-attr]
         raise HostMapError(f"'{family.layers}' is not a list of the configuration's number of layers.", _HINT)

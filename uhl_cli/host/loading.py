@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,30 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from uhl_cli.errors import HostError, first_line
+from uhl_cli.errors import HostError, UhlWarning, UnknownFamilyError, first_line
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.packed import unpack
 
 # Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+# Methods whose modules keep a weight matrix that torch can turn into floating-point numbers.
+_QUANTISED = ("torchao",)
+# Of a configuration, and of code in the checkpoint.
+_CONFIG_FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SyntaxError, NameError)
+_LOAD_FAILURES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
 # Buffers that older releases saved among the weights: masks, positions, frequencies of rotary embeddings.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 
@@ -34,18 +51,57 @@ class Weights:
     unused: list[str]
 
 
-def load_config(name: str, folder: Path, trust_remote_code: bool) -> Any:  # noqa: ANN401
+def load_config(name: str, folder: Path, trust_remote_code: bool, *, gguf: str | None = None) -> Any:  # noqa: ANN401
     """The configuration in a folder.
 
+    A GGUF file in the folder replaces its config.json.  Attention is computed by torch alone, with a `UhlWarning` if
+    the configuration names another implementation, which transformers might download.  Another warning says that code
+    in the checkpoint is not run.
+
+    :raises UnknownFamilyError: transformers does not know its model type.
     :raises HostError: It cannot be read.
     """
+    source = {"gguf_file": gguf, "local_files_only": True} if gguf else {"local_files_only": True}
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), **source)
+        code = next(iter(dict(raw.get("auto_map") or {}).values()), None)
+        if not (code and trust_remote_code):
+            _refuse_unknown(raw.get("model_type"), code)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **source)
+        if code and not trust_remote_code:
+            _warn(
+                f"'{name}' comes with code of its own ({code}), which is not run: transformers' own "
+                f"{config.model_type} is used. Add --trust-remote-code if the checkpoint needs its code."
+            )
+        attention = raw.get("attn_implementation") or raw.get("_attn_implementation")
+        if attention not in (None, "eager", "sdpa"):
+            config._attn_implementation = None
+            _warn(f"'{name}' asks for the attention '{attention}', which is not used; torch's own computes the same.")
+        return config
+    except _CONFIG_FAILURES as error:
         raise HostError(
             f"The configuration of '{name}' cannot be read: {first_line(error)}",
             "Fetch the checkpoint again, or check its config.json.",
         ) from error
+
+
+def _refuse_unknown(model_type: object, code: str | None) -> None:
+    """:raises UnknownFamilyError: transformers does not know the type."""
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        return
+    own = f"add --trust-remote-code to run its own code, {code}" if code else ""
+    if model_type is None:
+        hint = own or 'name it in config.json, such as "model_type": "bert"'
+        raise UnknownFamilyError("The configuration names no model_type.", f"{hint[0].upper()}{hint[1:]}.")
+    hint = own or "use a newer release of it, or a checkpoint of a type that it knows"
+    raise UnknownFamilyError(
+        f"transformers {transformers.__version__} knows no model type '{str(model_type)[:100]}'.",
+        f"{hint[0].upper()}{hint[1:]}.",
+    )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(UhlWarning(text), stacklevel=3)
 
 
 def load_model(
@@ -54,15 +110,23 @@ def load_model(
     config: Any,  # noqa: ANN401 - any family's configuration class
     dtype: str,
     trust_remote_code: bool,
+    gguf: str | None = None,
 ) -> Weights:
-    """The model in a folder, without a head, from its safetensors files; see `refuse_incomplete`.
+    """The model in a folder, without a head, from its safetensors files or its GGUF file; see `refuse_incomplete`.
 
     The caller's random state is unchanged.
 
     :param dtype: Name of a torch dtype, or "auto" for the checkpoint's own.
-    :raises HostError: Weights are damaged or of other shapes than the configuration's.
+    :raises HostError: The weights are quantised so that no matrix can be read; or they are damaged, or of other shapes
+        than the configuration's.
     """
-    return Weights(*from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code))
+    quantised = dict(getattr(config, "quantization_config", None) or {})
+    if quantised and quantised.get("quant_method") not in _QUANTISED:
+        raise HostError(
+            f"'{name}' is quantised by '{quantised.get('quant_method')}'; only torchao's are read.",
+            "Use the checkpoint that it was made from, or save it again after transformers' model.dequantize().",
+        )
+    return Weights(*from_pretrained(AutoModel, name, folder, config, dtype, trust_remote_code, gguf=gguf))
 
 
 def refuse_incomplete(name: str, weights: Weights, host_map: HostMap) -> None:
@@ -99,12 +163,19 @@ def from_pretrained(
     trust_remote_code: bool,
     *,
     other_shapes: bool = False,
+    gguf: str | None = None,
 ) -> tuple[nn.Module, list[str], list[str]]:
     """A model from a folder's safetensors files, the names of missing weights, which are random, and of unused ones.
 
+    :param gguf: A GGUF file in the folder, whose weights are dequantised.
     :param other_shapes: Treat weights of other shapes than the configuration's as missing.
     :raises HostError: Weights are damaged or, unless treated as missing, of other shapes.
     """
+    if getattr(config, "transformers_weights", None) is not None:
+        raise HostError(
+            f"The configuration of '{name}' names its weight file, {config.transformers_weights}.",
+            "Rename the file to model.safetensors, and remove transformers_weights from config.json.",
+        )
     # The argument was called torch_dtype before 4.56.
     dtype_argument = "dtype" if RELEASE >= (4, 56) else "torch_dtype"
     try:
@@ -114,20 +185,33 @@ def from_pretrained(
             model, report = kind.from_pretrained(
                 str(folder),
                 config=config,
-                use_safetensors=True,
+                **({"gguf_file": gguf} if gguf else {"use_safetensors": True}),
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                ignore_mismatched_sizes=other_shapes,
+                ignore_mismatched_sizes=True,  # to name them
                 **{dtype_argument: dtype if dtype == "auto" else getattr(torch, dtype)},
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except _LOAD_FAILURES as error:
         raise HostError(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
         ) from error
-    reshaped = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
-    return model, sorted({*report["missing_keys"], *reshaped}), sorted(report["unexpected_keys"])
+    # Some releases give the names alone, others (name, shape in the file, shape in the model).
+    reshaped = sorted((entry,) if isinstance(entry, str) else tuple(entry) for entry in report["mismatched_keys"])
+    if reshaped and not other_shapes:
+        key, *shapes = reshaped[0]
+        shown = " with {} in place of {}".format(*map(list, shapes)) if shapes else ""
+        raise HostError(
+            f"The weights of '{name}' cannot be loaded: {len(reshaped)} have other shapes than its configuration says, "
+            f"the first is '{key}'{shown}.",
+            "Correct its config.json, such as vocab_size, hidden_size or intermediate_size.",
+        )
+    return (
+        model,
+        sorted({*report["missing_keys"], *(entry[0] for entry in reshaped)}),
+        sorted(report["unexpected_keys"]),
+    )
 
 
 def load_packed(

@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.errors import HostMapError, UnknownFamilyError
-from uhl_cli.host.discover import GROUPS, discover, near, rows_of
+from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
+from uhl_cli.host.discover import FAILURES, GROUPS, discover, near, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
 from uhl_cli.host.running import evaluating
@@ -36,6 +36,7 @@ from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
 _TOKENS = 5
 _MIDDLE = 2
 _HINT = "The model's code differs from its family's; use an unmodified checkpoint, or open an issue."
+_RUN_HINT = "Check that transformers runs it, in one dtype and on one device; a quantised one may need --dtype auto."
 # One text for each fact that needs a pass of its own.
 _TEXTS = ("q", "k", "v", "2v", "up", "2up", "gate", "o", "down", "o+", "down+", "2o", "2down")
 # Up to the rounding of half precision and tensor cores.
@@ -97,15 +98,22 @@ def base_of(model: nn.Module) -> nn.Module:
 def prove_map(host_map: HostMap) -> None:
     """Check every fact of the map; the model is unchanged afterwards, bit for bit.
 
-    :raises HostMapError: A fact does not hold; the message names the module.
+    :raises HostMapError: A fact does not hold, and the message names the module; or the model does not run.
     """
-    with evaluating(host_map.base), torch.no_grad():
-        ends = {layer.index: layer for layer in (host_map.layers[0], host_map.layers[-1])}
-        runner = _runner(host_map, list(ends.values()))
-        for layer in ends.values():
-            edited = runner.edited(layer)
-            for group in GROUPS:
-                _prove_group(edited, layer, group)
+    try:
+        with evaluating(host_map.base), torch.no_grad():
+            _prove_ends(host_map)
+    except FAILURES as error:
+        raise HostMapError(f"The model does not run on token ids: {first_line(error)}", _RUN_HINT) from error
+
+
+def _prove_ends(host_map: HostMap) -> None:
+    ends = {layer.index: layer for layer in (host_map.layers[0], host_map.layers[-1])}
+    runner = _runner(host_map, list(ends.values()))
+    for layer in ends.values():
+        edited = runner.edited(layer)
+        for group in GROUPS:
+            _prove_group(edited, layer, group)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from uhl_cli.errors import OutputError, TokenizerError, first_line
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import encode, first_token, takes_types
 from uhl_cli.host.plain_text import takes_apart
+from uhl_cli.host.tokenizer import PROBES
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Settings that come from the tokenizer's file, or from loading it, and must not be saved.
@@ -73,15 +74,18 @@ def refuse_other_ids(
     *,
     max_length: int,
 ) -> None:
-    """Check that the tokenizer, saved and loaded, returns for these texts the ids and segments of `encode`.
+    """Check that the tokenizer, saved and loaded beside the host's configuration, returns the ids of `encode`.
 
-    A text that spells the tokenizer's special tokens is among them.
+    transformers chooses the class of a tokenizer by the model's configuration too.  The ids and segments of these texts
+    are compared, and of texts that tokenizers are known to treat differently, such as one that spells the special
+    tokens.
 
     :raises TokenizerError: It does not.
     :raises OutputError: It cannot be saved in the temporary folder of this machine.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
+            host.map.base.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
             save_standalone(tokenizer, Path(folder))
             loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except OSError as error:
@@ -89,11 +93,12 @@ def refuse_other_ids(
             f"cannot write to {tempfile.gettempdir()}: {first_line(error)}.", "Free some space."
         ) from error
     spelled = "a" + " a".join(tokenizer.all_special_tokens)
-    first, second = [*texts, spelled], None if pairs is None else [*pairs, spelled]
+    first, second = [*texts, *PROBES, spelled], None if pairs is None else [*pairs, *PROBES, spelled]
     plain = loaded(first, second, truncation=True, padding=True, return_tensors="pt")
     ours = encode(host, first, second, max_length=max_length).model_inputs()
     if set(plain) != set(ours) or any(plain[name].tolist() != ours[name].tolist() for name in ours):
-        raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", _HINT)
+        hint = _HINT if host.tokenizer_source is None else "Add --tokenizer class: transformers will run the class."
+        raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", hint)
 
 
 class _WriteFailures(AbstractContextManager["_WriteFailures"]):

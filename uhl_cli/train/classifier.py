@@ -32,6 +32,7 @@ from uhl_cli.host.loading import from_pretrained, load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE, PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, TOKENIZER_FILES, locate, locate_peft
 from uhl_cli.host.tokenizer import load_tokenizer
 from uhl_cli.ported.model import Outputs
+from uhl_cli.schema import TokenizerSource
 
 Progress = Callable[[int, int], None]
 
@@ -157,6 +158,7 @@ def load_classifier(
     dtype: str = "float32",
     offline: bool = False,
     trust_remote_code: bool = False,
+    tokenizer: TokenizerSource | None = None,
 ) -> Classifier:
     """The classifier `name`, a hub id or a local folder, of a transformers checkpoint or of a PEFT adapter.
 
@@ -167,6 +169,7 @@ def load_classifier(
     :param dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
     :param offline: Read only the hub's cache.
     :param trust_remote_code: Run the checkpoint's own Python code.
+    :param tokenizer: As in `host.checkpoint.load_host`.
     :raises HostNotFoundError: There is no such model, or no such base.
     :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
     :raises HostError: It has no classification head, or one for another kind of task; or its files are missing, damaged
@@ -178,6 +181,8 @@ def load_classifier(
         peft = None if adapter is None else _Peft.read(name, adapter)
         base_name = name if peft is None else peft.base_name
         located = locate(base_name, offline=offline, with_code=trust_remote_code)
+        if located.gguf is not None:
+            raise HostError(f"'{base_name}' is a GGUF file, which has no classification head.", _NEEDED)
         config = load_config(base_name, located.folder, trust_remote_code)
         kind = (None if peft is None else peft.kind) or _kind_of(name, config)
         num_labels = None if peft is None else peft.num_labels(config, kind, trust_remote_code)
@@ -202,27 +207,28 @@ def load_classifier(
             model = peft.onto(model)
         own = peft is not None and any((peft.folder / file).is_file() for file in TOKENIZER_FILES)
         settings = {"add_prefix_space": True} if kind == "tokens" and config.model_type in _SPACE_BEFORE_WORDS else {}
-        tokenizer = load_tokenizer(
+        words, _ = load_tokenizer(
             name,
             peft.folder if peft is not None and own else located.folder,
             config=config,
             trust_remote_code=trust_remote_code,
-            **settings,
+            source=tokenizer,
+            settings=settings,
         )
         # Decoders find a text's last token by the configuration's padding.
         if config.pad_token_id is None:
             loaded: Any = model.config
-            loaded.pad_token_id = tokenizer.pad_token_id
-        elif 0 <= config.pad_token_id < len(tokenizer):
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+            loaded.pad_token_id = words.pad_token_id
+        elif 0 <= config.pad_token_id < len(words):
+            words.pad_token = words.convert_ids_to_tokens(config.pad_token_id)
         try:
             model.to(target)
         except (RuntimeError, AssertionError) as error:
             problem = f"'{name}' does not fit on {target}: {first_line(error)}"
             raise HostError(problem, "Use --device cpu, or --dtype bfloat16.") from error
     shown = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    longest = longest_input(positions_of(config), tokenizer)
-    return Classifier(shown, kind, labels, named, base_name, model.eval().requires_grad_(False), tokenizer, longest)
+    longest = longest_input(positions_of(config), words)
+    return Classifier(shown, kind, labels, named, base_name, model.eval().requires_grad_(False), words, longest)
 
 
 @dataclass(frozen=True)
