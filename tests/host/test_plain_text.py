@@ -143,7 +143,7 @@ def test_a_class_that_builds_its_own_pre_tokenizer(tmp_path):
     unigram().save_pretrained(tmp_path)
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("TokenizersBackend", "XLMRobertaTokenizer"))
-    loaded = load_host(str(tmp_path), device="cpu")
+    loaded = load_host(str(tmp_path), device="cpu", tokenizer="class")
     assert type(loaded.tokenizer).__name__ == "XLMRobertaTokenizer"
     texts = texts_of(loaded.tokenizer)
     refuse_other_ids(standalone_tokenizer(loaded, LENGTH), loaded, texts, max_length=loaded.max_length)
