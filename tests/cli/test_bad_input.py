@@ -80,7 +80,7 @@ def broken_host(place: Workplace, here: Path, damage: str) -> str:
     elif damage == "no weights":
         (folder / "model.safetensors").unlink()
     elif damage == "unknown family":
-        config = json.loads((folder / "config.json").read_text()) | {"model_type": "t5"}
+        config = json.loads((folder / "config.json").read_text()) | {"model_type": "no-such-type"}
         (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
@@ -92,7 +92,7 @@ def broken_host(place: Workplace, here: Path, damage: str) -> str:
         ("hub id", "not in the cache"),
         ("no tokenizer", "tokenizer.json"),
         ("no weights", "model.safetensors is missing"),
-        ("unknown family", "'t5'"),
+        ("unknown family", "'no-such-type'"),
     ],
 )
 @pytest.mark.parametrize("command", ["pretrain", "port"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_hosts import FAMILIES, save_tiny_host, tiny_host, tiny_model, tiny_tokenizer
+from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from uhl_cli.errors import (
@@ -283,18 +284,44 @@ def test_sharded_weights_load(folder):
     assert load_host(str(folder)).fingerprint == host.fingerprint
 
 
-@pytest.mark.parametrize("model_type", ["t5", "no-such-type", None])
-def test_unsupported_type_is_refused_before_weights_are_read(folder, model_type):
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("no-such-type", "knows no model type 'no-such-type'"), (None, "names no model_type")]
+)
+def test_unknown_type_is_refused_before_weights_are_read(folder, model_type, words):
     (folder / "model.safetensors").write_bytes(b"damaged")
     edit_json(folder / "config.json", model_type=model_type)
-    with pytest.raises(UnknownFamilyError, match="known: bert"):
+    with pytest.raises(UnknownFamilyError, match=words):
         load_host(str(folder))
 
 
-def test_encoder_decoder_is_refused(folder):
+def test_type_without_a_row_is_found_by_its_structure(tmp_path):
+    tokenizer = tiny_tokenizer("bert")
+    config = AutoConfig.for_model(
+        "t5", vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=96, num_layers=2, num_heads=4, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    host = load_host(str(tmp_path), device="cpu")
+    assert host.map.by_structure
+    assert type(host.model).__name__ == "T5Stack"
+    assert host.num_hidden_layers == 2
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.block.1.layer.0.SelfAttention.k.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HostError, match="lacks 1 weights"):
+        load_host(str(tmp_path), device="cpu")
+
+
+def test_flag_of_an_encoder_decoder_on_a_model_without_one(folder):
+    before = load_host(str(folder))
     edit_json(folder / "config.json", is_encoder_decoder=True)
-    with pytest.raises(UnknownFamilyError):
-        load_host(str(folder))
+    host = load_host(str(folder))
+    assert host.map.by_structure
+    assert [layer.target_modules.keys() for layer in host.map.layers] == [
+        layer.target_modules.keys() for layer in before.map.layers
+    ]
 
 
 def test_tokenizer_larger_than_the_embedding():

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
 from uhl_cli.host.discover import FAILURES, GROUPS, discover, near, rows_of
@@ -90,8 +91,9 @@ def base_of(model: nn.Module) -> nn.Module:
     """A model without its head; of an encoder-decoder, the encoder."""
     base: nn.Module = getattr(model, "base_model", model)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False) and hasattr(base, "get_encoder"):
-        encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
-        return encoder
+        encoder = base.get_encoder()  # type: ignore[operator]
+        if isinstance(encoder, PreTrainedModel):  # it takes token ids
+            return encoder
     return base
 
 
