@@ -153,17 +153,6 @@ def test_reading_needs_no_torch(path):
     assert done.returncode == 0, done.stderr
 
 
-def as_1_1(data: bytes) -> bytes:
-    """The file as format 1.1 had it: no digest, the record of the features in that of the anchors."""
-    record = record_of(data) | {"format_version": "1.1"}
-    features = record.pop("parts").get("features")
-    if features is not None:
-        record["anchors"]["features"] = features
-    tensors = load(data)
-    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
-    return save({name: tensors[name] for name in sorted(tensors)}, metadata={"uhl": text})
-
-
 @pytest.mark.parametrize("data", [VALID, FEATURED], ids=["bare", "featured"])
 def test_format_1_1_is_read_as_the_same_content(data, path):
     new, old = read_back(path, data), read_back(path, as_1_1(data))
