@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import resource
 import shutil
@@ -23,7 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -43,7 +42,7 @@ MAX_SECONDS = 5.0
 MAX_BYTES = 2**30
 CHUNK = 500
 # A process that finishes no case for so long is stopped.
-_HANG = 60.0
+_HANG = 20.0
 # Share of the cases that `uhl inspect` reads as well.
 _INSPECTED = 0.05
 
@@ -70,7 +69,9 @@ def run_case(targets: Sequence[Target], seed: int, index: int, folder: Path) -> 
         _follow(target, path, outcome, runs=runs, inspected=inspected)
     except UhlError as error:
         outcome.problem = outcome.problem or _flaw(error)
-    except Exception as error:  # noqa: BLE001 - any other exception is what the fuzzer looks for
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - any other exception is what the fuzzer looks for; Rust's panics too
         last = traceback.extract_tb(error.__traceback__)[-1]
         ours = [each for each in traceback.extract_tb(error.__traceback__) if "uhl_cli" in each.filename][-1:]
         where = " in ".join(f"{Path(each.filename).name}:{each.lineno}" for each in (last, *ours))
@@ -123,77 +124,69 @@ def run_chunk(targets: Sequence[Target], seed: int, start: int, end: int, *, han
     """Cases [start, end) in processes of their own: counts by target and kind, findings, slowest, memory."""
     totals: dict[str, Any] = {"counts": {}, "findings": [], "slowest_seconds": 0.0, "most_bytes": 0}
     while start < end:
-        place = mmap.mmap(-1, 8)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            done, reason = _in_process(targets, seed, start, end, folder, place, hang)
-            if not done:
-                # What came before the case that ended the process is counted by running it again.
-                last = int.from_bytes(place[:8], "little")
-                if last > start:
-                    _add(totals, run_chunk(targets, seed, start, last, hang=hang))
-                totals["findings"].append({"case": last, "problem": reason})
-                _count(totals, "", "died")
-                start = last + 1
-                continue
-            _add(totals, json.loads((folder / "result.json").read_text()))
-            return totals
+            reason = _in_process(targets, seed, start, end, folder, hang)
+            outcomes = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+        for index, outcome in enumerate(outcomes, start):
+            _count(totals, outcome["target"], outcome["kind"])
+            totals["slowest_seconds"] = max(totals["slowest_seconds"], outcome["seconds"])
+            totals["most_bytes"] = max(totals["most_bytes"], outcome["grown"])
+            if outcome["problem"]:
+                totals["findings"].append({"case": index} | {key: outcome[key] for key in ("target", "problem")})
+        start += len(outcomes)
+        if reason:
+            totals["findings"].append({"case": start, "target": "?", "problem": reason})
+            _count(totals, "?", "died")
+            start += 1
     return totals
 
 
-def _in_process(
-    targets: Sequence[Target], seed: int, start: int, end: int, folder: Path, place: mmap.mmap, hang: float
-) -> tuple[bool, str]:
-    """Run the cases in a child; whether it finished, else why not.  `place` holds the case that it is at."""
-    place[:8] = start.to_bytes(8, "little")
+def _in_process(targets: Sequence[Target], seed: int, start: int, end: int, folder: Path, hang: float) -> str:
+    """Run the cases in a child, which writes a line for each into `folder/log`; why it stopped early, if it did."""
+    log = folder / "log"
+    log.touch()
     child = os.fork()
     if child == 0:
         try:
-            _work(targets, seed, start, end, folder, place)
+            _work(targets, seed, start, end, folder)
             os._exit(0)
         finally:
             traceback.print_exc()
             os._exit(70)
-    seen, since = start, time.monotonic()
+    seen, since = 0, time.monotonic()
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             code = os.waitstatus_to_exitcode(status)
-            return code == 0, f"the process died ({code})"
-        now = int.from_bytes(place[:8], "little")
+            return "" if code == 0 else f"the process died ({code})"
+        now = log.stat().st_size
         if now != seen:
             seen, since = now, time.monotonic()
         if time.monotonic() - since > hang:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return False, f"no end after {hang:g} s"
+            return f"no end after {hang:g} s"
         time.sleep(0.01)
 
 
-def _work(targets: Sequence[Target], seed: int, start: int, end: int, folder: Path, place: mmap.mmap) -> None:
+def _work(targets: Sequence[Target], seed: int, start: int, end: int, folder: Path) -> None:
     """The child's part."""
     warnings.simplefilter("ignore")
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MAX_BYTES, taken + MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    before = _peak()
-    totals: dict[str, Any] = {"counts": {}, "findings": [], "slowest_seconds": 0.0}
-    work = folder / "work"
-    for index in range(start, end):
-        place[:8] = index.to_bytes(8, "little")
-        work.mkdir()
-        outcome = run_case(targets, seed, index, work)
-        if outcome.seconds > MAX_SECONDS and not outcome.problem:  # once more, for another program may have been at work
-            outcome.seconds = run_case(targets, seed, index, work).seconds
-            if outcome.seconds > MAX_SECONDS:
-                outcome.problem = f"it took {outcome.seconds:.1f} s"
-        shutil.rmtree(work)
-        _count(totals, outcome.target, outcome.kind)
-        totals["slowest_seconds"] = max(totals["slowest_seconds"], outcome.seconds)
-        if outcome.problem:
-            totals["findings"].append({"case": index, "target": outcome.target, "problem": outcome.problem})
-    totals["most_bytes"] = _peak() - before
-    (folder / "result.json").write_text(json.dumps(totals))
+    before, work = _peak(), folder / "work"
+    with (folder / "log").open("ab", buffering=0) as log:
+        for index in range(start, end):
+            work.mkdir()
+            outcome = run_case(targets, seed, index, work)
+            if outcome.seconds > MAX_SECONDS and not outcome.problem:  # again, for the machine may have been busy
+                outcome.seconds = run_case(targets, seed, index, work).seconds
+                if outcome.seconds > MAX_SECONDS:
+                    outcome.problem = f"it took {outcome.seconds:.1f} s"
+            shutil.rmtree(work)
+            log.write(json.dumps(asdict(outcome) | {"grown": _peak() - before}).encode() + b"\n")
 
 
 def _peak() -> int:

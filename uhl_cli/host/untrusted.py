@@ -1,0 +1,81 @@
+"""Checkpoints may come from strangers: bounds of a configuration, checked before transformers acts on it.
+
+transformers builds what a configuration describes: fifty million layers, or a dictionary of a trillion labels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.errors
+from safetensors import SafetensorError
+from torch import nn
+
+from uhl_cli.errors import HostError
+
+# What transformers, torch and huggingface_hub raise for files that break their rules; older releases of the last have
+# no error of their own for a configuration.
+FOREIGN: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    getattr(huggingface_hub.errors, "StrictDataclassError", ValueError),
+)
+
+MAX_CONFIG_BYTES = 20_000_000
+# The deepest published hosts have about 130 layers; the largest vocabularies about a million tokens.
+MAX_LAYERS = 512
+MAX_LABELS = 100_000
+MAX_INTEGER = 2**31 - 1
+_LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layers", "n_layer"})
+# At most so many parameters a byte of the weights: four of two bits each; and so many that a checkpoint may lack.
+_PARAMETERS_A_BYTE, _MISSING = 4, 10_000_000
+_HINT = "Fetch the checkpoint again, or check its config.json."
+
+
+def refuse_large_file(name: str, path: Path) -> None:
+    """Return only if a configuration's file, if there is one, is of a sane size.
+
+    :raises HostError: It is not.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size > MAX_CONFIG_BYTES:
+        raise HostError(
+            f"The configuration of '{name}' has {size:,} bytes; at most {MAX_CONFIG_BYTES:,} are read.", _HINT
+        )
+
+
+def refuse_extremes(name: str, raw: Any) -> None:  # noqa: ANN401 - untrusted JSON
+    """Return only if a configuration's numbers of layers and labels, and all other integers, are sane.
+
+    :raises HostError: One is not; names it.
+    """
+    parts = [raw]
+    while parts:
+        part = parts.pop()
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if isinstance(value, dict | list):
+                parts.append(value)
+            bounds = (-MAX_INTEGER, MAX_INTEGER)
+            if key in _LAYERS and value is not None:
+                bounds = (1, MAX_LAYERS)
+                whole = type(value) is int
+            else:
+                bounds = (0, MAX_LABELS) if key == "num_labels" else (-MAX_INTEGER, MAX_INTEGER)
+                whole = True
+            sized = isinstance(value, int | float) and key != "rope_theta" and (type(value) is int or key in _LAYERS)
+            if not whole or (sized and not bounds[0] <= value <= bounds[1]):
+                raise HostError(
+                    f"The configuration of '{name}' has {key} {value!r:.60}, not a whole number within {bounds[0]:,} "
+                    f"and {bounds[1]:,}.",
+                    _HINT,
+                )
