@@ -144,7 +144,7 @@ def _cut(text: str) -> str:
 def _fitting(texts: TransferTexts, config: AdapterConfig, *, room: int, in_file: bool) -> TransferTexts | None:
     """The first texts, as many as may take at most `room` bytes."""
 
-    def size(count: int) -> float:
+    def bytes_of(count: int) -> float:
         some = texts.first(count)
         _, predictions = count_examples(some)
         outputs = predictions * (config.num_labels - 1) * _BYTES_PER_OUTPUT[config.kind]
@@ -156,14 +156,14 @@ def _fitting(texts: TransferTexts, config: AdapterConfig, *, room: int, in_file:
     low, high = 0, min(len(texts), MAX_TEXTS)
     while low < high:  # the size grows with every text
         middle = (low + high + 1) // 2
-        if size(middle) <= room:
+        if bytes_of(middle) <= room:
             low = middle
         else:
             high = middle - 1
     return texts.first(low) if low >= min(MIN_TEXTS, len(texts)) and low else None
 
 
-def taught(
+def make_transfer_set(
     wanted: Wanted,
     teacher: Teacher,
     name: str,
