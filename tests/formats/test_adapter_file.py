@@ -20,17 +20,17 @@ import numpy as np
 import pytest
 import torch
 from file_damage import (
+    as_1_1,
     assert_flips_are_found,
     assert_refused,
     header_of,
     problems_of,
     rebuilt,
-    record_of,
     setting,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 from tiny_adapters import SMALL, fake_bank, random_adapter, tiny_file, tiny_manifest, tiny_universal
 from tiny_hosts import SENTENCES, tiny_host
 

@@ -217,7 +217,22 @@ def changed_json(content: Any, draw: Random) -> None:
 def _other(value: Any, draw: Random) -> Any:
     """A value of the same type at its extremes; one time in four of another type."""
     if draw.random() < 0.25:
-        choices: tuple[Any, ...] = (None, True, False, [], {}, "", "1", 0, 1, 1.5, float("nan"), [[]], {"a": 1}, _deep(200))
+        choices: tuple[Any, ...] = (
+            None,
+            True,
+            False,
+            [],
+            {},
+            "",
+            "1",
+            0,
+            1,
+            1.5,
+            float("nan"),
+            [[]],
+            {"a": 1},
+            _deep(200),
+        )
         return draw.choice(choices)
     if isinstance(value, bool):
         return not value
@@ -360,7 +375,7 @@ def _packed_texts(name: str, record: dict[str, Any], tensors: dict[str, np.ndarr
         return
     mask = np.zeros(sum(counts), bool)
     number = own.get("words")
-    mask[: number if isinstance(number, int) and 0 <= number else 0] = True
+    mask[: number if isinstance(number, int) and number >= 0 else 0] = True
     tensors[f"{part}.words"] = np.packbits(mask)
     chosen, start = [], 0
     for count in counts:

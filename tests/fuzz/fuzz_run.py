@@ -218,13 +218,23 @@ def go_on(targets: Sequence[Target], state: dict[str, Any], cases: int, keep: Pa
         state["seconds"] = round(state["seconds"] + time.monotonic() - started, 1)
         if keep is not None:
             write_text(keep, json.dumps(state, indent=1, sort_keys=True) + "\n")
-            print(f"{end:,} cases, {len(state['findings'])} findings, {end / state['seconds']:.0f} a second", flush=True)
+            print(
+                f"{end:,} cases, {len(state['findings'])} findings, {end / state['seconds']:.0f} a second", flush=True
+            )
     return state
 
 
 def fresh_state(seed: int) -> dict[str, Any]:
     """The state before the first case."""
-    return {"seed": seed, "cases": 0, "seconds": 0.0, "counts": {}, "findings": [], "slowest_seconds": 0.0, "most_bytes": 0}
+    return {
+        "seed": seed,
+        "cases": 0,
+        "seconds": 0.0,
+        "counts": {},
+        "findings": [],
+        "slowest_seconds": 0.0,
+        "most_bytes": 0,
+    }
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.formats import adapter as adapter_format
 from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
-from uhl_cli.formats.container import ADAPTER, CHECKPOINT, PORTED, TASK, Kind
+from uhl_cli.formats.container import ADAPTER, CHECKPOINT, PORTED, TASK
 from uhl_cli.formats.convert import to_file
 from uhl_cli.formats.folder import read_ported
 from uhl_cli.formats.ported import load_ported, save_ported
@@ -83,8 +83,7 @@ class Target:
 def uhl_targets() -> list[Target]:
     """The targets over all kinds of files and folders.  Equal in every process: nothing in them is drawn freely."""
     host = tiny_host("bert")
-    targets = [_adapters(host), *_tasks(host), *_ported(host), _checkpoints(), *_hosts()]
-    return targets
+    return [_adapters(host), *_tasks(host), *_ported(host), _checkpoints(), *_hosts()]
 
 
 def problems_of(path: Path) -> Sequence[str]:
@@ -147,12 +146,15 @@ def _adapters(host: Host) -> Target:
         _small_file(_OTHER),
     ]
     seeds = [Seed.of(ADAPTER, data) for data in files]
-    seeds += [Seed.of(ADAPTER, as_1_1(data), sealed=False) for data in (_small_file(SMALL), _small_file(_OTHER, parts="features"))]
+    seeds += [
+        Seed.of(ADAPTER, as_1_1(data), sealed=False)
+        for data in (_small_file(SMALL), _small_file(_OTHER, parts="features"))
+    ]
 
     def run(content: Any, _path: Path) -> Outputs:
         return logits(UniversalAdapter.from_file(content).port(host, max_flops=_LIMIT))
 
-    return Target("adapter", 45, 0.02, _writes("a.safetensors", seeds), read_adapter, run, read_adapter)
+    return Target("adapter", 45, 0.05, _writes("a.safetensors", seeds), read_adapter, run, read_adapter)
 
 
 def _tasks(host: Host) -> list[Target]:
@@ -172,7 +174,12 @@ def _tasks(host: Host) -> list[Target]:
 
     five = SMALL.model_copy(update={"num_labels": 5})
     tokens = SMALL.model_copy(update={"num_labels": 4, "kind": "tokens"})
-    files = [file(own=True), file(own=True, low_rank=True), file(own=False, config=five), file(own=False, config=tokens)]
+    files = [
+        file(own=True),
+        file(own=True, low_rank=True),
+        file(own=False, config=five),
+        file(own=False, config=tokens),
+    ]
     seeds = [Seed.of(TASK, data) for data in files]
     return [Target("task", 20, 0.05, _writes("t.safetensors", seeds), read_task, run, read_task)]
 
@@ -224,7 +231,28 @@ def _checkpoints() -> Target:
     return Target("training checkpoint", 5, 1.0, _writes("c.safetensors", seeds), read, run)
 
 
-_CONFIG_VALUES = (0, -1, 1, 2, 3, "2", 1.5, None, True, [], {}, 5, 1000, 50_000_000, 10**9, 10**12, 2**63, 10**30, "x", float("nan"))
+_CONFIG_VALUES = (
+    0,
+    -1,
+    1,
+    2,
+    3,
+    "2",
+    1.5,
+    None,
+    True,
+    [],
+    {},
+    5,
+    1000,
+    50_000_000,
+    10**9,
+    10**12,
+    2**63,
+    10**30,
+    "x",
+    float("nan"),
+)
 _FIELDS = (
     "num_hidden_layers",
     "hidden_size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from uhl_cli.errors import HostError, first_line
 from uhl_cli.host.families import Family, family_of
+from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.packed import unpack
+from uhl_cli.host.untrusted import FOREIGN, refuse_extremes, refuse_large_file, refuse_more_than_stored
 
 # Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -31,13 +33,15 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, as_host: bo
     :raises UnknownFamilyError: `as_host` is set and there is no row for its type.
     :raises HostError: It cannot be read.
     """
+    refuse_large_file(name, folder if folder.is_file() else folder / CONFIG_FILE)
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), local_files_only=True)
+        refuse_extremes(name, raw)
         # A type that transformers itself does not know has no row either; this says so with our list.
         if as_host:
             family_of(SimpleNamespace(**raw))
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FOREIGN as error:
         raise HostError(
             f"The configuration of '{name}' cannot be read: {first_line(error)}",
             "Fetch the checkpoint again, or check its config.json.",
@@ -98,6 +102,9 @@ def from_pretrained(
         # Missing weights (a pooler's) are random; drawing them must not change the caller's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            with torch.device("meta"):
+                described = kind.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+            refuse_more_than_stored(name, described, list(folder.glob("*.safetensors")))
             model, report = kind.from_pretrained(
                 str(folder),
                 config=config,
@@ -108,7 +115,7 @@ def from_pretrained(
                 ignore_mismatched_sizes=other_shapes,
                 **{dtype_argument: dtype if dtype == "auto" else getattr(torch, dtype)},
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except FOREIGN as error:
         raise HostError(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",

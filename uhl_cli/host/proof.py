@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from uhl_cli.errors import HostMapError
+from uhl_cli.errors import HostMapError, first_line
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint, read_layer_input
+from uhl_cli.host.untrusted import FOREIGN
 
 _TOKENS = 5
 _MIDDLE = 2
@@ -140,6 +141,9 @@ class _Runner:
         ]
         try:
             output = self.host_map.base(input_ids=self.ids, attention_mask=torch.ones_like(self.ids))
+        except FOREIGN as error:
+            problem = f"{type(self.host_map.base).__name__} does not run: {first_line(error)}."
+            raise HostMapError(problem, "Check its config.json.") from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -12,7 +12,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from uhl_cli.errors import TokenizerError, first_line
 from uhl_cli.host.locate import TOKENIZER_FILES
+from uhl_cli.host.untrusted import FOREIGN
 
+# Words, a letter that few vocabularies have, and nothing.
+_TRIAL = ("a word, \u1e9e\ud55c.", "")
 _HINT = "Use a checkpoint with a tokenizer.json, or save its tokenizer as fast with transformers."
 
 
@@ -43,7 +46,11 @@ def load_tokenizer(
             trust_remote_code=trust_remote_code,
             **settings,
         )
-    return prepare_tokenizer(name, tokenizer)
+        prepared = prepare_tokenizer(name, tokenizer)
+        # What is wrong with its rules or its special tokens shows in use alone.
+        for pair in (None, list(_TRIAL)):
+            prepared(list(_TRIAL), pair, padding=True, truncation=True, max_length=8, return_offsets_mapping=True)
+    return prepared
 
 
 def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -53,6 +60,8 @@ def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     """
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(f"The tokenizer of '{name}' is not fast, so gives no character offsets.", _HINT)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TokenizerError(f"The model_max_length of the tokenizer of '{name}' is not a number.", _HINT)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
@@ -70,11 +79,9 @@ def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
 class _DamagedTokenizer(AbstractContextManager["_DamagedTokenizer"]):
     """Turns the errors of unreadable tokenizer files into a `TokenizerError`.
 
-    The tokenizers library raises plain `Exception` for a file whose parts do not fit, so the type
-    is compared exactly: an error of a class outside the list passes through.
+    The tokenizers library raises plain `Exception` for a file whose parts do not fit, and where its Rust code panics a
+    class of its own under `BaseException`, so these two are compared exactly: other errors pass through.
     """
-
-    _TYPES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,6 +92,8 @@ class _DamagedTokenizer(AbstractContextManager["_DamagedTokenizer"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and (isinstance(error, self._TYPES) or kind is Exception):
+        if kind is None or error is None:
+            return
+        if isinstance(error, FOREIGN) or kind is Exception or kind.__name__ == "PanicException":
             reason = first_line(error)
             raise TokenizerError(f"The tokenizer of '{self.name}' cannot be loaded: {reason}", _HINT) from error

@@ -5,7 +5,7 @@ transformers builds what a configuration describes: fifty million layers, or a d
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def refuse_large_file(name: str, path: Path) -> None:
 
 
 def refuse_extremes(name: str, raw: Any) -> None:  # noqa: ANN401 - untrusted JSON
-    """Return only if a configuration's numbers of layers and labels, and all other integers, are sane.
+    """Return only if a configuration's numbers of layers and labels, and all its other whole numbers, are sane.
 
     :raises HostError: One is not; names it.
     """
@@ -65,17 +65,29 @@ def refuse_extremes(name: str, raw: Any) -> None:  # noqa: ANN401 - untrusted JS
         for key, value in part.items() if isinstance(part, dict) else enumerate(part):
             if isinstance(value, dict | list):
                 parts.append(value)
-            bounds = (-MAX_INTEGER, MAX_INTEGER)
-            if key in _LAYERS and value is not None:
-                bounds = (1, MAX_LAYERS)
-                whole = type(value) is int
-            else:
-                bounds = (0, MAX_LABELS) if key == "num_labels" else (-MAX_INTEGER, MAX_INTEGER)
-                whole = True
-            sized = isinstance(value, int | float) and key != "rope_theta" and (type(value) is int or key in _LAYERS)
-            if not whole or (sized and not bounds[0] <= value <= bounds[1]):
-                raise HostError(
-                    f"The configuration of '{name}' has {key} {value!r:.60}, not a whole number within {bounds[0]:,} "
-                    f"and {bounds[1]:,}.",
-                    _HINT,
-                )
+            low, high = -MAX_INTEGER, MAX_INTEGER
+            if key in _LAYERS:
+                low, high = 1, MAX_LAYERS
+            elif key == "num_labels":
+                low, high = 0, MAX_LABELS
+            wrong_type = key in _LAYERS and value is not None and type(value) is not int
+            if wrong_type or (type(value) is int and key != "rope_theta" and not low <= value <= high):
+                problem = f"The configuration of '{name}' has the {key} {value!r:.60}, which is no whole number"
+                raise HostError(f"{problem} within {low:,} and {high:,}.", _HINT)
+
+
+def refuse_more_than_stored(name: str, described: nn.Module, files: Sequence[Path]) -> None:
+    """Return only if safetensors files are large enough for the model that their configuration describes.
+
+    What they lack would be allocated and drawn at random, before it is noticed.
+
+    :param described: The model on the meta device.
+    :raises HostError: They are not.
+    """
+    stored = sum(path.stat().st_size for path in files if path.is_file())
+    parameters = sum(value.numel() for value in described.parameters())
+    if parameters > _PARAMETERS_A_BYTE * stored + _MISSING:
+        raise HostError(
+            f"The configuration of '{name}' describes {parameters:,} parameters; its weights have {stored:,} bytes.",
+            _HINT,
+        )
