@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from file_damage import as_1_1, header_of
-from formats.test_checkpoint_file import started, state
 from fuzz_mutations import Seed, blind, changed_json, mutant, to_text
 from safetensors.numpy import load, save
 from tiny_adapters import (
@@ -32,13 +32,17 @@ from tiny_adapters import (
     tuned_record,
 )
 from tiny_hosts import SENTENCES, save_tiny_host, tiny_host
+from torch import nn
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.data.examples import token_examples
 from uhl_cli.formats import adapter as adapter_format
 from uhl_cli.formats.adapter import read_adapter
+from uhl_cli.formats.card import model_card
 from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
-from uhl_cli.formats.container import ADAPTER, CHECKPOINT, PORTED, TASK
+from uhl_cli.formats.container import ADAPTER, CHECKPOINT, PORTED, TASK, Stored
 from uhl_cli.formats.convert import to_file
+from uhl_cli.formats.export import RECORD_FILE, ExportRecord, read_export
 from uhl_cli.formats.folder import read_ported
 from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.formats.task import read_task, task_to_bytes
@@ -46,6 +50,7 @@ from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.host.config_only import load_config_host
 from uhl_cli.inspect.report import InspectOptions
 from uhl_cli.inspect.run import run_inspect
+from uhl_cli.metrics import Score
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import AdapterConfig, HostRecord, Parts
 
@@ -64,7 +69,7 @@ class Target:
 
     :param weight: Its share of the cases.
     :param run_share: Share of the accepted mutants that are run, drawn by the case's seed.
-    :param make: Writes a mutant into the empty folder and returns its path.
+    :param make: Writes a mutant into the folder, over that of the case before, and returns its path.
     :param read: Reads it.
     :param run: Runs what was read, and returns all numbers that a user would see.
     :param judge: The reader without a host, which is never stricter than `uhl inspect --verify`; None for files that
@@ -83,7 +88,7 @@ class Target:
 def uhl_targets() -> list[Target]:
     """The targets over all kinds of files and folders.  Equal in every process: nothing in them is drawn freely."""
     host = tiny_host("bert")
-    return [_adapters(host), *_tasks(host), *_ported(host), _checkpoints(), *_hosts()]
+    return [_adapters(host), *_tasks(host), *_ported(host), _checkpoints(), _records(), *_hosts()]
 
 
 def problems_of(path: Path) -> Sequence[str]:
@@ -100,9 +105,10 @@ def described(path: Path) -> None:
 
 def logits(ported: PortedModel) -> Outputs:
     """Logits of a ported model for two texts, or for their words."""
-    from uhl_cli.ported.model import _examples
-
-    return ported.logits_of(_examples(list(TEXTS), None, words=ported.task.kind == "tokens"))
+    if ported.task.kind == "sequence":
+        return [ported(list(TEXTS))]
+    words = [text.split() for text in TEXTS]
+    return ported.logits_of(token_examples(words, [[0] * len(row) for row in words]))
 
 
 def _writes(name: str, seeds: Sequence[Seed]) -> Callable[[Path, Random], Path]:
@@ -129,8 +135,6 @@ def _small_file(config: AdapterConfig, *, parts: str = "") -> bytes:
     manifest = manifest.model_copy(update={"parts": Parts.model_validate(record)})
     content = to_file(random_adapter(config), bank, manifest, features, transfer)
     if "unknown" in parts:
-        from uhl_cli.formats.container import Stored
-
         content = replace(content, others={"later.values": Stored("uint8", (3,), memoryview(b"abc"))})
     return adapter_format.to_bytes(content)
 
@@ -202,8 +206,6 @@ def _ported(host: Host) -> list[Target]:
         return save_ported(folder, ported, target, tuned_record(universal) if lora else None).read_bytes()
 
     found = []
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         for name, lora in (("ported folder", False), ("LoRA folder", True)):
             seeds = [Seed.of(PORTED, file(Path(folder), config, lora=lora)) for config in (SMALL, _TOKENS, _OTHER)]
@@ -213,22 +215,63 @@ def _ported(host: Host) -> list[Target]:
 
 def _checkpoints() -> Target:
     """Checkpoints of training, from which a model and its optimizer are restored."""
-    import tempfile
 
+    def fresh() -> tuple[nn.Linear, torch.optim.Optimizer]:
+        model = nn.Linear(3, 4)
+        nn.init.constant_(model.weight, 0.5)
+        nn.init.constant_(model.bias, 0.5)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    model, optimizer = fresh()
+    model(torch.ones(3)).square().sum().backward()
+    optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.safetensors"
-        save_checkpoint(path, *started(3), step=3, digest="d")
+        save_checkpoint(path, model, optimizer, step=1, digest="d")
         seeds = [Seed.of(CHECKPOINT, path.read_bytes())]
 
     def read(path: Path) -> Outputs:
-        model, optimizer = started()
+        model, optimizer = fresh()
         load_checkpoint(path, model, optimizer, digest="d")
-        return [*state(model, optimizer).values()]
+        moments = [value for own in optimizer.state.values() for value in own.values()]
+        return [*(value.detach() for value in model.parameters()), *moments]
 
     def run(found: Outputs, _path: Path) -> Outputs:
         return found
 
-    return Target("training checkpoint", 5, 1.0, _writes("c.safetensors", seeds), read, run)
+    return Target("training checkpoint", 4, 1.0, _writes("c.safetensors", seeds), read, run)
+
+
+def _records() -> Target:
+    """Records of exported folders."""
+    manifest = tiny_manifest(SMALL, fake_bank(SMALL).anchors)
+    score = Score(metric="accuracy", value=0.8, low=0.7, high=0.9, examples=50)
+    record = ExportRecord(
+        format="peft",
+        adapter="a" * 64,
+        task=manifest.task,
+        target=manifest.source,
+        dtype="float32",
+        rank=8,
+        max_length=64,
+        base="tiny-bert",
+        teachers=("nobody",),
+        training=manifest.training,
+        versions={"uhl": "0"},
+        agreement={"export": score},
+        scores={"tuned": score},
+    )
+    data = record.model_dump_json().encode()
+
+    def make(folder: Path, draw: Random) -> Path:
+        (folder / RECORD_FILE).write_bytes(_changed_file(data, draw))
+        return folder
+
+    def run(found: ExportRecord, _path: Path) -> Outputs:
+        model_card(found, {})
+        return ()
+
+    return Target("export record", 1, 1.0, make, read_export, run)
 
 
 _CONFIG_VALUES = (
@@ -287,8 +330,6 @@ _FIELDS = (
 
 def _hosts() -> list[Target]:
     """Checkpoint folders of one layer: configuration, tokenizer, weights; and configurations alone."""
-    import tempfile
-
     kept: dict[str, dict[str, bytes]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for family in ("bert", "llama"):
@@ -304,7 +345,7 @@ def _hosts() -> list[Target]:
         if draw.random() < 0.1:
             content.pop(name)
         elif name.endswith(".json"):
-            content[name] = _changed_file(content[name], draw, draw.random() < 0.7 and name == "config.json")
+            content[name] = _changed_file(content[name], draw, _FIELDS if name == "config.json" else ())
         else:
             content[name] = _changed_weights(content[name], draw)
         for key, data in content.items():
@@ -332,14 +373,14 @@ def _hosts() -> list[Target]:
     ]
 
 
-def _changed_file(data: bytes, draw: Random, fields: bool) -> bytes:
-    """A JSON file with other values, or other bytes."""
+def _changed_file(data: bytes, draw: Random, fields: Sequence[str] = ()) -> bytes:
+    """A JSON file with other values, some of them for the given fields, or with other bytes."""
     if draw.random() < 0.1:
         return blind(data, draw)
     content = json.loads(data)
     for _ in range(draw.choice((1, 1, 2))):
-        if fields:
-            content[draw.choice(_FIELDS)] = draw.choice(_CONFIG_VALUES)
+        if fields and draw.random() < 0.7:
+            content[draw.choice(fields)] = draw.choice(_CONFIG_VALUES)
         else:
             changed_json(content, draw)
     return to_text(content, draw, canonical=draw.random() < 0.9).encode("utf-8", "surrogatepass")

@@ -16,7 +16,7 @@ from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.families import family_of
 from uhl_cli.host.fingerprint import shape_fingerprint
 from uhl_cli.host.hostmap import find_map
-from uhl_cli.host.loading import load_config, quiet
+from uhl_cli.host.loading import load_config, quiet, without_weights
 from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.untrusted import FOREIGN
 
@@ -46,18 +46,16 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
         config = load_config(name, path, trust_remote_code=False)
         family = family_of(config)
         max_length = longest_input(config, family, None)
+        model: Any = without_weights(AutoModel, name, config)
+        # Some models search the tokens for padding, but tokens have no values on the meta device.
+        model.config.pad_token_id = None
+        model = model.requires_grad_(False).to(_dtype(dtype, config))
+        host_map = find_map(model)
         try:
-            with torch.device("meta"):
-                # Plain attention: transformers 4 looks at the mask's values before it calls the fused one.
-                model = AutoModel.from_config(config, attn_implementation="eager")
-                # Some models search the tokens for padding, but tokens have no values on the meta device.
-                model.config.pad_token_id = None
-                model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
-                host_map = find_map(model)
-                model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
         except FOREIGN as error:
             raise HostError(
-                f"The configuration of '{name}' describes no model that runs: {first_line(error)}",
+                f"The configuration of '{name}' describes a model that does not run: {first_line(error)}",
                 "Check its config.json.",
             ) from error
     return Host(_shown(name, path), model, None, host_map, max_length, shape_fingerprint(host_map), revision)

@@ -98,13 +98,12 @@ def from_pretrained(
     """
     # The argument was called torch_dtype before 4.56.
     dtype_argument = "dtype" if RELEASE >= (4, 56) else "torch_dtype"
+    described = without_weights(kind, name, config, trust_remote_code)
+    refuse_more_than_stored(name, described, list(folder.glob("*.safetensors")))
     try:
         # Missing weights (a pooler's) are random; drawing them must not change the caller's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            with torch.device("meta"):
-                described = kind.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
-            refuse_more_than_stored(name, described, list(folder.glob("*.safetensors")))
             model, report = kind.from_pretrained(
                 str(folder),
                 config=config,
@@ -122,6 +121,25 @@ def from_pretrained(
         ) from error
     reshaped = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     return model, sorted({*report["missing_keys"], *reshaped}), sorted(report["unexpected_keys"])
+
+
+def without_weights(kind: Any, name: str, config: Any, trust_remote_code: bool = False) -> nn.Module:  # noqa: ANN401
+    """The model of a configuration on the meta device, in eval mode.
+
+    :param kind: One of transformers' auto classes.
+    :raises HostError: The configuration describes no model.
+    """
+    try:
+        with torch.device("meta"):
+            # Plain attention: others need libraries, and transformers 4 looks at the mask's values before it calls one.
+            model: nn.Module = kind.from_config(
+                copy.deepcopy(config), attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
+    except FOREIGN as error:
+        raise HostError(
+            f"The configuration of '{name}' describes no model: {first_line(error)}", "Check its config.json."
+        ) from error
+    return model.eval()
 
 
 def load_packed(
