@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from file_damage import as_1_1, header_of
 from fuzz_mutations import Seed, blind, changed_json, mutant, to_text
@@ -35,9 +36,10 @@ from tiny_hosts import SENTENCES, save_tiny_host, tiny_host
 from torch import nn
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.data.examples import token_examples
 from uhl_cli.formats import adapter as adapter_format
-from uhl_cli.formats.adapter import read_adapter
+from uhl_cli.formats.adapter import MAX_VALUE, AdapterFile, read_adapter, values_of
 from uhl_cli.formats.card import model_card
 from uhl_cli.formats.checkpoint import load_checkpoint, save_checkpoint
 from uhl_cli.formats.container import ADAPTER, CHECKPOINT, PORTED, TASK, Stored
@@ -155,10 +157,20 @@ def _adapters(host: Host) -> Target:
         for data in (_small_file(SMALL), _small_file(_OTHER, parts="features"))
     ]
 
-    def run(content: Any, _path: Path) -> Outputs:
+    def read(path: Path) -> AdapterFile:
+        """The content, of which everything that the manifest says is true."""
+        content = read_adapter(path)
+        for name, shape in parameter_shapes(content.manifest.config).items():
+            values = values_of(content.parameters[name])
+            assert values.shape == shape
+            assert np.abs(values).max(initial=0) <= MAX_VALUE * 1.001
+        assert content.anchors.num_words == content.manifest.anchors.words
+        return content
+
+    def run(content: AdapterFile, _path: Path) -> Outputs:
         return logits(UniversalAdapter.from_file(content).port(host, max_flops=_LIMIT))
 
-    return Target("adapter", 45, 0.05, _writes("a.safetensors", seeds), read_adapter, run, read_adapter)
+    return Target("adapter", 45, 0.05, _writes("a.safetensors", seeds), read, run, read_adapter)
 
 
 def _tasks(host: Host) -> list[Target]:

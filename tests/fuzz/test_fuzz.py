@@ -128,7 +128,7 @@ def test_a_case_is_its_number(targets, tmp_path):
     assert mutants(1, tmp_path / "other") != first
 
 
-def test_a_resealed_file_fails_for_another_reason_than_its_checksum(tmp_path):
+def test_a_resealed_file_passes_its_checksum(tmp_path):
     data, path = to_bytes(tiny_file(SMALL)), tmp_path / "a.safetensors"
     assert resealed(data) == data
     damaged = data[:-1] + bytes([data[-1] ^ 1])
@@ -136,6 +136,4 @@ def test_a_resealed_file_fails_for_another_reason_than_its_checksum(tmp_path):
     with pytest.raises(FormatError, match="digest of the content"):
         read_adapter(path)
     path.write_bytes(resealed(damaged))
-    with pytest.raises(FormatError) as caught:
-        read_adapter(path)
-    assert "digest of the content" not in caught.value.message
+    read_adapter(path)  # the last bit of a code is free
