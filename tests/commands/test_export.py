@@ -461,7 +461,7 @@ def test_wrong_inputs_are_one_line_and_write_nothing(adapters, tmp_path):
     labels.write_text("text\tlabel\n" + "".join(f"a{row}\t{'xyz'[row % 3]}\n" for row in range(12)))
     wrong: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
         ("bare", DataError, r"no transfer set for toy to learn from.*--texts FILE.*--data", {}),
-        ("bare", DataError, "cannot read the texts", {"texts": tmp_path / "nowhere.txt"}),
+        ("bare", DataError, "Cannot read nowhere.txt", {"texts": tmp_path / "nowhere.txt"}),
         ("bare", DataError, "are empty", {"texts": empty}),
         ("bare", DataError, "only one text", {"texts": single}),
         ("bare", DataError, "not UTF-8", {"texts": binary}),

@@ -39,7 +39,7 @@ def refuse_untaught(carried: UniversalAdapter, options: ExportOptions, *, labell
     """
     task = carried.manifest.task
     if options.texts is not None:
-        _own_texts(task, options.texts)
+        _own_texts(task, options.texts, options.data.encoding)
     elif carried.transfer is not None:
         carried.transfer_set()
     elif not labelled:
@@ -90,7 +90,7 @@ def export_data(
     teachers = []
     if options.texts is not None:
         speaker, named = ("tuned", "tuned") if "tuned" in judged else ("zero_shot", "ported")
-        texts = _own_texts(carried.manifest.task, options.texts)
+        texts = _own_texts(carried.manifest.task, options.texts, options.data.encoding)
         said = _said(texts, judged[speaker], options, length, reporter)
         distillation = distillation_data(said, host)
         teachers.append(f"the {named} model, on {texts.origin}")
@@ -109,15 +109,15 @@ def export_data(
     return distillation, [teacher[:1000] for teacher in teachers]
 
 
-def _own_texts(task: Task, path: Path) -> TransferTexts:
+def _own_texts(task: Task, path: Path, encoding: str | None) -> TransferTexts:
     """The texts that `--texts` names, with their spans.
 
     :raises DataError: When there are fewer than two different texts, or the task is on pairs.
     """
-    hint = "Give a UTF-8 text file with two or more different texts, one per line."
+    hint = "Give a text file with two or more different texts, one per line."
     if task.pair_column is not None:
         raise DataError(f"{task.name} is on pairs of texts, and --texts has none.", "Give labelled data with --data.")
-    texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint))))
+    texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint, encoding=encoding))))
     if len(texts) < 2:
         raise DataError(f"{path} holds only one text.", hint)
     words = task.kind == "tokens"

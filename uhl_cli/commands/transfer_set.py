@@ -110,7 +110,7 @@ def wanted_texts(data: TaskData, options: PretrainOptions, config: AdapterConfig
             raise UsageError(
                 f"--transfer-set {choice}: there is no such file.", "Give a number, general, 0, or a file of texts."
             )
-        texts, origin = single_lines(read_texts(path)), f"file {path.name}"
+        texts, origin = single_lines(read_texts(path, encoding=options.data.encoding)), f"file {path.name}"
     if general is None:
         texts, pairs = _chosen(texts, pairs, words=words, seed=options.training.seed)
     spans = 0 if words else SPANS
