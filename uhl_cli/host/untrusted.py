@@ -32,11 +32,9 @@ FOREIGN: tuple[type[Exception], ...] = (
 )
 
 MAX_CONFIG_BYTES = 20_000_000
-# The deepest published hosts have about 130 layers; the largest vocabularies about a million tokens.
-MAX_LAYERS = 512
-MAX_LABELS = 100_000
-MAX_INTEGER = 2**31 - 1
-_LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layers", "n_layer"})
+# The deepest published hosts have about 130 layers.
+_BOUNDS = dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer"), (1, 512))
+_BOUNDS |= dict.fromkeys(("num_labels", "_num_labels"), (0, 100_000))
 # At most so many parameters a byte of the weights: four of two bits each; and so many that a checkpoint may lack.
 _PARAMETERS_A_BYTE, _MISSING = 4, 10_000_000
 _HINT = "Fetch the checkpoint again, or check its config.json."
@@ -55,7 +53,10 @@ def refuse_large_file(name: str, path: Path) -> None:
 
 
 def refuse_extremes(name: str, raw: Any) -> None:  # noqa: ANN401 - untrusted JSON
-    """Return only if a configuration's numbers of layers and labels, and all its other whole numbers, are sane.
+    """Return only if a configuration's numbers of layers and labels, wherever it has them, are sane.
+
+    transformers builds so many modules, and a dictionary of so many labels, before it looks at anything else.  Other
+    sizes show in the model on the meta device.
 
     :raises HostError: One is not; names it.
     """
@@ -65,13 +66,8 @@ def refuse_extremes(name: str, raw: Any) -> None:  # noqa: ANN401 - untrusted JS
         for key, value in part.items() if isinstance(part, dict) else enumerate(part):
             if isinstance(value, dict | list):
                 parts.append(value)
-            low, high = -MAX_INTEGER, MAX_INTEGER
-            if key in _LAYERS:
-                low, high = 1, MAX_LAYERS
-            elif key == "num_labels":
-                low, high = 0, MAX_LABELS
-            wrong_type = key in _LAYERS and value is not None and type(value) is not int
-            if wrong_type or (type(value) is int and key != "rope_theta" and not low <= value <= high):
+            low, high = _BOUNDS.get(key, (0, 0))
+            if high and value is not None and (type(value) is not int or not low <= value <= high):
                 problem = f"The configuration of '{name}' has the {key} {value!r:.60}, which is no whole number"
                 raise HostError(f"{problem} within {low:,} and {high:,}.", _HINT)
 
@@ -85,7 +81,7 @@ def refuse_more_than_stored(name: str, described: nn.Module, files: Sequence[Pat
     :raises HostError: They are not.
     """
     stored = sum(path.stat().st_size for path in files if path.is_file())
-    parameters = sum(value.numel() for value in described.parameters())
+    parameters = sum(value.numel() for value in (*described.parameters(), *described.buffers()))
     if parameters > _PARAMETERS_A_BYTE * stored + _MISSING:
         raise HostError(
             f"The configuration of '{name}' describes {parameters:,} parameters; its weights have {stored:,} bytes.",
