@@ -66,7 +66,7 @@ def refuse_extremes(name: str, raw: Any) -> None:  # noqa: ANN401 - untrusted JS
         for key, value in part.items() if isinstance(part, dict) else enumerate(part):
             if isinstance(value, dict | list):
                 parts.append(value)
-            low, high = _BOUNDS.get(key, (0, 0))
+            low, high = _BOUNDS.get(str(key), (0, 0))
             if high and value is not None and (type(value) is not int or not low <= value <= high):
                 problem = f"The configuration of '{name}' has the {key} {value!r:.60}, which is no whole number"
                 raise HostError(f"{problem} within {low:,} and {high:,}.", _HINT)
