@@ -25,6 +25,7 @@ from file_damage import (
     header_of,
     problems_of,
     rebuilt,
+    record_of,
     setting,
 )
 from safetensors.numpy import load

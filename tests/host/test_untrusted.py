@@ -138,8 +138,26 @@ def without_unknown(state: dict) -> None:
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != "[UNK]"]
 
 
-@pytest.mark.parametrize("damage", [without_special_token, without_unknown])
-def test_a_tokenizer_that_fails_in_use_is_refused_when_it_is_loaded(tmp_path, damage):
+def with_another_segment(state: dict) -> None:
+    """A segment id beyond the model's table of two."""
+    state["post_processor"]["single"][0]["SpecialToken"]["type_id"] = 23
+
+
+def with_another_id(state: dict) -> None:
+    """An id that is not in the vocabulary."""
+    state["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [5000]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_special_token, "cannot be loaded"),
+        (without_unknown, "cannot be loaded"),
+        (with_another_segment, "gives token_type_ids of 23; the model knows 2"),
+        (with_another_id, "gives input_ids of 5000; the model knows"),
+    ],
+)
+def test_a_tokenizer_that_fails_in_use_is_refused_when_it_is_loaded(tmp_path, damage, words):
     folder = save_tiny_host(tmp_path, "bert", hidden_size=8, num_hidden_layers=1)
     path = folder / "tokenizer.json"
     state = json.loads(path.read_text())
@@ -148,7 +166,7 @@ def test_a_tokenizer_that_fails_in_use_is_refused_when_it_is_loaded(tmp_path, da
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("unk_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(TokenizerError, match="cannot be loaded"):
+    with pytest.raises(TokenizerError, match=words):
         load(folder)
 
 

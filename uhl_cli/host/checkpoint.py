@@ -19,7 +19,7 @@ from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
 from uhl_cli.host.locate import locate
 from uhl_cli.host.plain_text import read_as_text
 from uhl_cli.host.proof import resolve
-from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
+from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, try_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 # Tokenizers without a limit report a huge number; no host in the table of families reads this many tokens.
@@ -155,6 +155,7 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
             f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
             "Use the tokenizer that belongs to the checkpoint.",
         )
+    try_tokenizer(name, tokenizer, rows=rows, types=getattr(base.config, "type_vocab_size", 0) or 0)
     read_as_text(tokenizer)
     return Host(
         name=name,

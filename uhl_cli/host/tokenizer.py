@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -46,11 +47,23 @@ def load_tokenizer(
             trust_remote_code=trust_remote_code,
             **settings,
         )
-        prepared = prepare_tokenizer(name, tokenizer)
-        # What is wrong with its rules or its special tokens shows in use alone.
-        for pair in (None, list(_TRIAL)):
-            prepared(list(_TRIAL), pair, padding=True, truncation=True, max_length=8, return_offsets_mapping=True)
-    return prepared
+    return prepare_tokenizer(name, tokenizer)
+
+
+def try_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, *, rows: int, types: int) -> None:
+    """Return only if a few texts and pairs give ids that the model has: some damage shows in use alone.
+
+    :param rows: Number of token embeddings; `types`: of segment embeddings, below 2 where the model uses none.
+    :raises TokenizerError: They do not.
+    """
+    for pairs in (None, list(_TRIAL)):
+        with _DamagedTokenizer(name):
+            found = tokenizer(list(_TRIAL), pairs, truncation=True, max_length=16, return_token_type_ids=True)
+        for key, number in (("input_ids", rows), ("token_type_ids", types if types > 1 else sys.maxsize)):
+            largest = max(max(row, default=0) for row in found[key])
+            if largest >= number:
+                problem = f"The tokenizer of '{name}' gives {key} of {largest}; the model knows {number}."
+                raise TokenizerError(problem, "Use the tokenizer that belongs to the checkpoint.")
 
 
 def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
