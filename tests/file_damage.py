@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from uhl_cli.errors import FormatError, UhlError
 from uhl_cli.formats.adapter import read_adapter
@@ -100,6 +100,17 @@ def rebuilt(
         else:
             found[key] = value(found[key].copy()) if callable(value) else np.asarray(value)
     return to_bytes(kind, changed, found)
+
+
+def as_1_1(data: bytes) -> bytes:
+    """The file as format 1.1 had it: no digest, the record of the features in that of the anchors."""
+    record = record_of(data) | {"format_version": "1.1"}
+    features = record.pop("parts").get("features")
+    if features is not None:
+        record["anchors"]["features"] = features
+    tensors = load(data)
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    return save({name: tensors[name] for name in sorted(tensors)}, metadata={"uhl": text})
 
 
 def setting(way: str, value: object) -> Callable[[dict[str, Any]], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -172,9 +173,9 @@ def many_texts(count: int = 240) -> list[str]:
     return [" ".join(words[index] for index in row) for row in chosen]
 
 
-def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0) -> FeatureBank:
+def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0, texts: int = 240) -> FeatureBank:
     """A bank of random features, one set for each of the words of `many_texts`."""
-    anchors = choose_feature_texts(many_texts(), exclude=(), num_words=10_000, seed=seed, origin="sentences")
+    anchors = choose_feature_texts(many_texts(texts), exclude=(), num_words=10_000, seed=seed, origin="sentences")
     assert anchors is not None
     generator = torch.Generator().manual_seed(seed)
     columns = config.readout_size + config.num_labels
@@ -183,10 +184,15 @@ def fake_features(config: AdapterConfig = SMALL, *, seed: int = 0) -> FeatureBan
 
 
 def tiny_transfer(
-    config: AdapterConfig = SMALL, *, seed: int = 0, pairs: bool = False, general: bool = False
+    config: AdapterConfig = SMALL,
+    *,
+    seed: int = 0,
+    pairs: bool = False,
+    general: bool = False,
+    texts: Sequence[str] = SENTENCES,
 ) -> StoredTransfer:
-    """A transfer set with random outputs: of the sentences, of pairs of them, or of 60 of the package's own texts."""
-    texts, words, own = list(SENTENCES), config.kind == "tokens", None
+    """A transfer set with random outputs: of the texts, of pairs of them, or of 60 of the package's own texts."""
+    texts, words, own = list(texts), config.kind == "tokens", None
     if general:
         own = record_of(texts)
         texts = transfer_texts(own)[:60]

@@ -23,6 +23,7 @@ from uhl_cli.formats.container import (
     ADAPTER,
     CHECKPOINT,
     MAX_HEADER_BYTES,
+    MAX_PROBLEMS,
     PORTED,
     TASK,
     Contents,
@@ -34,7 +35,7 @@ from uhl_cli.formats.container import (
     to_bytes,
     write,
 )
-from uhl_cli.schema import Frozen
+from uhl_cli.schema import Frozen, Manifest
 
 KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT)
 
@@ -411,6 +412,16 @@ def test_collected_problems_are_those_that_are_raised(path, valid):
     assert contents.tensors.keys() == TENSORS.keys()  # and it goes on
     assert len(problems.found) == 1
     refused(path, damaged, problems.found[0])
+
+
+def test_a_record_with_sixty_thousand_mistakes_is_named_by_a_hundred(path):
+    """Comparing each mistake with all the others would take half a minute."""
+    record = {"format_version": ADAPTER.version} | {f"x{index}": 0 for index in range(60_000)}
+    path.write_bytes(to_bytes(ADAPTER, json.dumps(record, sort_keys=True), TENSORS))
+    problems = Problems(path, collect=True)
+    assert read_record(read(path, ADAPTER, problems=problems), Manifest, problems) is None
+    assert len(problems.found) == MAX_PROBLEMS
+    assert len(set(problems.found)) == MAX_PROBLEMS
 
 
 def test_numbers_and_types_of_the_header_replaced(path, valid):

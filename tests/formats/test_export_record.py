@@ -60,7 +60,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     assert not is_export(tmp_path.parent)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "merged"}', "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "merged"}', "null", "[" * 100_000])
 def test_what_is_no_record_is_refused(content, tmp_path):
     with pytest.raises(FormatError, match="is not a record of an export") as caught:
         read_export(write(tmp_path, content))

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 1_000_000
+# A record of that size can break rules a hundred thousand times.
+MAX_PROBLEMS = 100
 DAMAGED = "The file is damaged or was not written by uhl; get it again from its source."
 UPGRADE = "Run `pip install --upgrade uhl`."
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
@@ -58,6 +60,7 @@ _TYPES = {
     "U8": "uint8",
 }
 _ORDER = list(_TYPES)
+_WIDTHS = {name: int(re.sub(r"\D", "", name)) // 8 for name in _TYPES.values()}  # in bytes
 _CODES = {name: code for code, name in _TYPES.items()}
 
 Result = TypeVar("Result")
@@ -155,7 +158,7 @@ class Contents:
 
 
 class Problems:
-    """Problems of a file: raised at once, or collected in `found` while the reader continues.
+    """Problems of a file: raised at once, or the first `MAX_PROBLEMS` collected in `found` while the reader continues.
 
     A rule is a function that raises `FormatError`; `attempt` runs it.  So each rule is written once, for reading and
     for `inspect --verify`.
@@ -173,7 +176,7 @@ class Problems:
         line = one_line(error.message).rstrip(".")
         if not self._collect:
             raise type(error)(f"{self._path}: {line}.", error.hint or self._hint) from error
-        if line not in self.found:
+        if len(self.found) < MAX_PROBLEMS and line not in self.found:
             self.found.append(line)
 
     def attempt(
@@ -298,7 +301,7 @@ def read_record(
         return model.model_validate_json(contents.record if text is None else text)
     except ValidationError as error:
         newer = _numbers(contents.version) > _numbers(contents.kind.version)
-        for entry in error.errors():
+        for entry in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]:
             where = ".".join(str(part) for part in entry["loc"]) or "its top"
             line = f"the record breaks the format at {where[:200]}: {entry['msg']}"
             if newer:
@@ -347,7 +350,7 @@ def _tensors(header: Any, body: memoryview) -> dict[str, Stored]:  # noqa: ANN40
         entries.append((name, dtype, tuple(shape)))
     tensors, start = {}, 0
     for name, dtype, shape in sorted(entries, key=lambda entry: _place(entry[0], entry[1])):
-        end = start + math.prod(shape) * _bytes_of(dtype)
+        end = start + math.prod(shape) * _WIDTHS[dtype]
         if end > len(body):
             raise ValueError(name)
         tensors[name], start = Stored(dtype, shape, body[start:end]), end
@@ -403,7 +406,7 @@ def _header(kind: Kind, record: str, tensors: Mapping[str, Stored], digest: str)
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
     for name, tensor in tensors.items():
-        end = start + math.prod(tensor.shape) * _bytes_of(tensor.dtype)
+        end = start + math.prod(tensor.shape) * _WIDTHS[tensor.dtype]
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
@@ -429,10 +432,6 @@ def _in_order(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 def _place(name: str, dtype: str) -> tuple[int, str]:
     return _ORDER.index(_CODES[dtype]), name
-
-
-def _bytes_of(dtype: str) -> int:
-    return int("".join(letter for letter in dtype if letter.isdigit())) // 8
 
 
 def _canonical(content: object) -> str:

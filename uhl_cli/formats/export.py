@@ -88,7 +88,7 @@ def _version_of(content: bytes) -> tuple[int, ...]:
     """The format version of a record, or (0,) if it has none."""
     try:
         return _numbers(json.loads(content)["format_version"])
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return (0,)
 
 

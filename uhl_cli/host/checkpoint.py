@@ -17,7 +17,7 @@ from uhl_cli.host.loading import load_config, load_model, load_packed, quiet, re
 from uhl_cli.host.locate import locate
 from uhl_cli.host.plain_text import read_as_text
 from uhl_cli.host.proof import resolve
-from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, warn_other_file
+from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, try_tokenizer, warn_other_file
 from uhl_cli.schema import TokenizerSource
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -166,6 +166,8 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
             f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
             "Use the tokenizer that belongs to the checkpoint: its own tokenizer.json beside the weights.",
         )
+    types = getattr(getattr(host_map.base, "config", None), "type_vocab_size", 0) or 0
+    try_tokenizer(name, tokenizer, rows=rows, types=types)
     read_as_text(tokenizer)
     return Host(
         name=name,

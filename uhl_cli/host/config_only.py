@@ -15,8 +15,9 @@ from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.fingerprint import shape_fingerprint
 from uhl_cli.host.hostmap import find_map
-from uhl_cli.host.loading import load_config, quiet
+from uhl_cli.host.loading import load_config, quiet, without_weights
 from uhl_cli.host.locate import CONFIG_FILE
+from uhl_cli.host.untrusted import FOREIGN
 
 # Connection errors derive from this one, whichever HTTP library this release of huggingface_hub uses.
 _HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
@@ -42,19 +43,19 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
     path = _config_path(name, revision, offline)
     with quiet():
         config = load_config(name, path, trust_remote_code=False)
+        model: Any = without_weights(AutoModel, name, config)
+        # Some models search the tokens for padding, but tokens have no values on the meta device.
+        model.config.pad_token_id = None
+        model = model.requires_grad_(False).to(_dtype(dtype, config))
+        host_map = find_map(model)
+        max_length = longest_input(host_map.positions, None)
         try:
-            with torch.device("meta"):
-                # Plain attention: transformers 4 looks at the mask's values before it calls the fused one.
-                model = AutoModel.from_config(config, attn_implementation="eager")
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
+        except FOREIGN as error:
             raise HostError(
-                f"The configuration of '{name}' describes no model: {first_line(error)}", "Check its config.json."
+                f"The configuration of '{name}' describes a model that does not run: {first_line(error)}",
+                "Check its config.json.",
             ) from error
-    # Some models search the tokens for padding, but tokens have no values on the meta device.
-    model.config.pad_token_id = None
-    model = model.eval().requires_grad_(False).to(_dtype(dtype, config))
-    host_map = find_map(model)
-    max_length = longest_input(host_map.positions, None)
     return Host(_shown(name, path), model, None, host_map, max_length, shape_fingerprint(host_map), revision)
 
 

@@ -24,6 +24,7 @@ from uhl_cli.errors import HostMapError, first_line
 from uhl_cli.host.families import MODULE_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, positions_of
 from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
+from uhl_cli.host.untrusted import FOREIGN
 
 _BATCH, _TOKENS, _MIDDLE = 2, 5, 2
 _HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
@@ -31,18 +32,6 @@ _HINT = "Open an issue that names the model type; `uhl hosts` prints what was fo
 _FEWEST_POSITIONS = 16
 
 
-# What a model raises that takes no token ids, or wants more than them.
-FAILURES = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    AssertionError,
-    NotImplementedError,
-    ImportError,
-)
 # Modules that are found, proved and kept together.
 GROUPS = (("q", "k", "v", "o"), ("up", "down", "gate"))
 
@@ -165,7 +154,7 @@ class _Search:
             with torch.no_grad():
                 final, self.calls = self.tracer.run()
                 self.table = embedding_of(base, self.ids)
-        except FAILURES as error:
+        except FOREIGN as error:
             raise NotFound(f"{type(base).__name__} does not run on token ids: {first_line(error)}") from error
         if final is None or final.dim() != 3 or final.shape[:2] != (_BATCH, _TOKENS):
             shape = None if final is None else tuple(final.shape)

@@ -205,6 +205,8 @@ def find_map(model: nn.Module) -> HostMap:
     if not isinstance(embeddings, nn.Embedding):
         raise HostMapError(f"'{family.embeddings}' is not an nn.Embedding.", _HINT)
     hidden_size = int(config.hidden_size)  # type: ignore[union-attr]
+    if hidden_size < 1 or not len(layers) or embeddings.num_embeddings < 1:
+        raise HostMapError(f"{type(base).__name__} has no layers, no embeddings, or a width of {hidden_size}.", _HINT)
     _check_embeddings(base, family, embeddings, hidden_size)
     return HostMap(
         base=base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -19,25 +19,16 @@ from transformers.utils import logging as transformers_logging
 
 from uhl_cli.errors import HostError, UhlWarning, UnknownFamilyError, first_line
 from uhl_cli.host.hostmap import HostMap
+from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.packed import unpack
+from uhl_cli.host.untrusted import FOREIGN, refuse_extremes, refuse_large_file, refuse_more_than_stored
 
 # Release (major, minor) of transformers.
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 # Methods whose modules keep a weight matrix that torch can turn into floating-point numbers.
 _QUANTISED = ("torchao",)
-# Of a configuration, and of code in the checkpoint.
-_CONFIG_FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SyntaxError, NameError)
-_LOAD_FAILURES = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-)
+# Of the files, and of code in the checkpoint.
+_FAILURES: tuple[type[Exception], ...] = (*FOREIGN, SyntaxError, NameError)
 # Buffers that older releases saved among the weights: masks, positions, frequencies of rotary embeddings.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".position_ids", ".inv_freq")
 
@@ -62,8 +53,10 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, gguf: str |
     :raises HostError: It cannot be read.
     """
     source = {"gguf_file": gguf, "local_files_only": True} if gguf else {"local_files_only": True}
+    refuse_large_file(name, folder if folder.is_file() else folder / CONFIG_FILE)
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(str(folder), **source)
+        refuse_extremes(name, raw)
         code = next(iter(dict(raw.get("auto_map") or {}).values()), None)
         if not (code and trust_remote_code):
             _refuse_unknown(raw.get("model_type"), code)
@@ -78,7 +71,7 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, gguf: str |
             config._attn_implementation = None
             _warn(f"'{name}' asks for the attention '{attention}', which is not used; torch's own computes the same.")
         return config
-    except _CONFIG_FAILURES as error:
+    except _FAILURES as error:
         raise HostError(
             f"The configuration of '{name}' cannot be read: {first_line(error)}",
             "Fetch the checkpoint again, or check its config.json.",
@@ -178,6 +171,8 @@ def from_pretrained(
         )
     # The argument was called torch_dtype before 4.56.
     dtype_argument = "dtype" if RELEASE >= (4, 56) else "torch_dtype"
+    described = without_weights(kind, name, config, trust_remote_code)
+    refuse_more_than_stored(name, described, [folder / gguf] if gguf else list(folder.glob("*.safetensors")))
     try:
         # Missing weights (a pooler's) are random; drawing them must not change the caller's random state.
         with torch.random.fork_rng(devices=[]):
@@ -192,7 +187,7 @@ def from_pretrained(
                 ignore_mismatched_sizes=True,  # to name them
                 **{dtype_argument: dtype if dtype == "auto" else getattr(torch, dtype)},
             )
-    except _LOAD_FAILURES as error:
+    except _FAILURES as error:
         raise HostError(
             f"The weights of '{name}' cannot be loaded: {first_line(error)}",
             "Fetch the checkpoint again; a quantised one needs its library, or use an unquantised one.",
@@ -212,6 +207,25 @@ def from_pretrained(
         sorted({*report["missing_keys"], *(entry[0] for entry in reshaped)}),
         sorted(report["unexpected_keys"]),
     )
+
+
+def without_weights(kind: Any, name: str, config: Any, trust_remote_code: bool = False) -> nn.Module:  # noqa: ANN401
+    """The model of a configuration on the meta device, in eval mode.
+
+    :param kind: One of transformers' auto classes.
+    :raises HostError: The configuration describes no model.
+    """
+    try:
+        with torch.device("meta"):
+            # Plain attention: others need libraries, and transformers 4 looks at the mask's values before it calls one.
+            model: nn.Module = kind.from_config(
+                copy.deepcopy(config), attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
+    except FOREIGN as error:
+        raise HostError(
+            f"The configuration of '{name}' describes no model: {first_line(error)}", "Check its config.json."
+        ) from error
+    return model.eval()
 
 
 def load_packed(

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
-from uhl_cli.host.discover import FAILURES, GROUPS, discover, near, rows_of
+from uhl_cli.host.discover import GROUPS, discover, near, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
 from uhl_cli.host.running import evaluating
 from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
+from uhl_cli.host.untrusted import FOREIGN
 
 _TOKENS = 5
 _MIDDLE = 2
@@ -91,7 +92,7 @@ def base_of(model: nn.Module) -> nn.Module:
     """A model without its head; of an encoder-decoder, the encoder."""
     base: nn.Module = getattr(model, "base_model", model)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False) and hasattr(base, "get_encoder"):
-        encoder = base.get_encoder()  # type: ignore[operator]
+        encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
         if isinstance(encoder, PreTrainedModel):  # it takes token ids
             return encoder
     return base
@@ -105,7 +106,7 @@ def prove_map(host_map: HostMap) -> None:
     try:
         with evaluating(host_map.base), torch.no_grad():
             _prove_ends(host_map)
-    except FAILURES as error:
+    except FOREIGN as error:
         raise HostMapError(f"The model does not run on token ids: {first_line(error)}", _RUN_HINT) from error
 
 

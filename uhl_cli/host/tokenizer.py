@@ -8,6 +8,7 @@ costs accuracy and raises no error.  So both are compared here, and the file is 
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,8 +22,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from uhl_cli.errors import TokenizerError, UhlWarning, first_line
 from uhl_cli.host.locate import TOKENIZER_FILE, TOKENIZER_FILES
+from uhl_cli.host.untrusted import FOREIGN
 from uhl_cli.schema import TokenizerSource
 
+# Words, a letter that few vocabularies have, and nothing.
+_TRIAL = ("a word, \u1e9e\ud55c.", "")
 _HINT = "Use a checkpoint with a tokenizer.json, or save its tokenizer as fast with transformers."
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Classes that take tokenizer.json as it is; the second is the name of the first since transformers 5.
@@ -190,6 +194,22 @@ def _said(name: str, by_class: Any, by_file: Any, texts: Sequence[str]) -> str: 
     )
 
 
+def try_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, *, rows: int, types: int) -> None:
+    """Return only if a few texts and pairs give ids that the model has: some damage shows in use alone.
+
+    :param rows: Number of token embeddings; `types`: of segment embeddings, below 2 where the model uses none.
+    :raises TokenizerError: They do not.
+    """
+    for pairs in (None, list(_TRIAL)):
+        with _DamagedTokenizer(name):
+            found = tokenizer(list(_TRIAL), pairs, truncation=True, max_length=16, return_token_type_ids=True)
+        for key, number in (("input_ids", rows), ("token_type_ids", types if types > 1 else sys.maxsize)):
+            largest = max(max(row, default=0) for row in found[key])
+            if largest >= number:
+                problem = f"The tokenizer of '{name}' gives {key} of {largest}; the model knows {number}."
+                raise TokenizerError(problem, "Use the tokenizer that belongs to the checkpoint.")
+
+
 def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The same tokenizer, changed to pad and cut on the right, and with a padding token.
 
@@ -197,6 +217,8 @@ def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     """
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(f"The tokenizer of '{name}' is not fast, so gives no character offsets.", _HINT)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TokenizerError(f"The model_max_length of the tokenizer of '{name}' is not a number.", _HINT)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
@@ -214,11 +236,9 @@ def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
 class _DamagedTokenizer(AbstractContextManager["_DamagedTokenizer"]):
     """Turns the errors of unreadable tokenizer files into a `TokenizerError`.
 
-    The tokenizers library raises plain `Exception` for a file whose parts do not fit, so the type
-    is compared exactly: an error of a class outside the list passes through.
+    The tokenizers library raises plain `Exception` for a file whose parts do not fit, and where its Rust code panics a
+    class of its own under `BaseException`, so these two are compared exactly: other errors pass through.
     """
-
-    _TYPES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -229,6 +249,8 @@ class _DamagedTokenizer(AbstractContextManager["_DamagedTokenizer"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and (isinstance(error, self._TYPES) or kind is Exception):
+        if kind is None or error is None:
+            return
+        if isinstance(error, FOREIGN) or kind is Exception or kind.__name__ == "PanicException":
             reason = first_line(error)
             raise TokenizerError(f"The tokenizer of '{self.name}' cannot be loaded: {reason}", _HINT) from error
