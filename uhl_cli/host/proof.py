@@ -93,7 +93,8 @@ def base_of(model: nn.Module) -> nn.Module:
     base: nn.Module = getattr(model, "base_model", model)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False) and hasattr(base, "get_encoder"):
         encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
-        if isinstance(encoder, PreTrainedModel):  # it takes token ids
+        takes_ids = isinstance(encoder, PreTrainedModel)
+        if takes_ids:
             return encoder
     return base
 
