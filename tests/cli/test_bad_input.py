@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_hosts import save_tiny_host
 
+from uhl_cli.files import claimed
+
 
 def files_in(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -330,3 +332,49 @@ def test_interrupt_is_exit_code_130(place, here, monkeypatch, command):
     assert called.error.startswith("error: interrupted.")
     assert ("--resume" in called.error) == (command == "pretrain")
     assert files_in(here) == {}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "port", "port into", "export", "predict"])
+def test_a_pipe_is_never_replaced(place, here, command):
+    """Nor is a device: with --overwrite too."""
+    os.mkfifo(here / "pipe.csv")
+    arguments = {
+        "pretrain": pretrain_arguments(place.host, place.data, "pipe.csv"),
+        "port": [*port_arguments(place.adapter, place.target, place.data), "--output", "pipe.csv"],
+        "port into": [*port_arguments(place.adapter, place.target, place.data), "--output", "folder"],
+        "export": ["export", str(place.adapter), "--target", str(place.target), "--output", "pipe.csv"],
+        "predict": ["predict", str(place.adapter), "--target", str(place.target), "x", "--output", "pipe.csv"],
+    }[command]
+    if command == "port into":
+        (here / "folder").mkdir()
+        (here / "pipe.csv").rename(here / "folder" / "ported.safetensors")
+    called = call(*arguments, "--overwrite")
+    assert called.code == 1
+    assert called.error.split(": ", 1)[1].startswith(
+        ("cannot write to", "folder/ported.safetensors is not", "pipe.csv")
+    )
+    (left,) = [path for path in here.rglob("*") if not path.is_dir()]
+    assert left.is_fifo()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "port", "export", "predict", "tune"])
+def test_a_second_run_of_one_output_is_refused_by_name(place, here, command):
+    name = "out.csv" if command == "predict" else "out"
+    arguments = {
+        "pretrain": pretrain_arguments(place.host, place.data, name),
+        "port": [*port_arguments(place.adapter, place.target, place.data), "--output", name],
+        "export": ["export", str(place.adapter), "--target", str(place.target), "--output", name],
+        "predict": ["predict", str(place.adapter), "--target", str(place.target), "x", "--output", name],
+        "tune": [
+            "tune",
+            str(place.adapter),
+            "--target",
+            str(place.target),
+            "--data",
+            str(place.data),
+            "--output",
+            name,
+        ],
+    }[command]
+    with claimed(here / name / "ported.safetensors" if command == "port" else here / name):
+        refused(here, [*arguments, "--overwrite"], 1, "another run is writing", name)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -109,41 +110,65 @@ def test_nothing_is_overwritten_unasked(place, here):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
     assert call(*arguments).code == 0
     first = (here / "out.safetensors").read_bytes()
-    called = call(*arguments, "--seed", "5")
-    assert called.code == 1
-    assert "--overwrite" in called.error
-    assert (here / "out.safetensors").read_bytes() == first
-    called = call(*arguments, "--seed", "5", "--resume")
-    assert called.code == 1
-    assert "other options" in called.error
-    assert call(*arguments, "--resume").code == 0
-    assert (here / "out.safetensors").read_bytes() == first
+    for more in ([], ["--resume"]):
+        called = call(*arguments, "--seed", "5", *more)
+        assert called.code == 1
+        assert "--overwrite" in called.error
+        assert (here / "out.safetensors").read_bytes() == first
     assert call(*arguments, "--seed", "5", "--overwrite").code == 0
-    second = (here / "out.safetensors").read_bytes()
-    assert second != first
-    shutil.rmtree(here / "out.safetensors.uhl-run")
-    called = call(*arguments, "--resume")
-    assert called.code == 1
-    assert "already exists" in called.error
-    assert (here / "out.safetensors").read_bytes() == second
+    assert (here / "out.safetensors").read_bytes() != first
+    assert [path.name for path in here.iterdir()] == ["out.safetensors"]
+
+
+def interrupted(arguments: list[str]) -> Called:
+    """The call, interrupted when only the file is left to write."""
+
+    def interrupt(*_arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uhl_cli.commands.pretrain._finish", interrupt)
+        return call(*arguments)
 
 
 def test_unfinished_run_is_not_begun_anew_unasked(place, here):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
-    assert call(*arguments).code == 0
-    whole = (here / "out.safetensors").read_bytes()
-    (here / "out.safetensors").unlink()
-    called = call(*arguments)
-    assert called.code == 1
+    called = interrupted(arguments)
+    assert called.code == 130
     assert "--resume" in called.error
+    for more, words in (([], "--resume"), (["--resume", "--seed", "5"], "other options")):
+        called = call(*arguments, *more)
+        assert called.code == 1
+        assert words in called.error
     assert call(*arguments, "--resume").code == 0
-    assert (here / "out.safetensors").read_bytes() == whole
+    assert (here / "out.safetensors").read_bytes() == place.adapter.read_bytes()
+    assert [path.name for path in here.iterdir()] == ["out.safetensors"]
+
+
+def test_starting_over_takes_nothing_from_the_unfinished_run(place, here):
+    arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
+    interrupted([*arguments, "--seed", "5"])
+    called = interrupted([*arguments, "--overwrite"])
+    assert called.code == 130
+    assert call(*arguments, "--resume").code == 0
+    assert (here / "out.safetensors").read_bytes() == place.adapter.read_bytes()
+
+
+def test_an_interrupt_before_the_first_checkpoint_offers_none(here, monkeypatch):
+    def interrupt(*_arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uhl_cli.commands.pretrain.load", interrupt)
+    called = call(*pretrain_arguments("host", "data", "new/out.safetensors"))
+    assert called.code == 130
+    assert "--resume" not in called.error
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
 def test_damaged_checkpoint_says_how_to_begin_anew(place, here, damage):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
-    assert call(*arguments).code == 0
+    interrupted(arguments)
     (here / "out.safetensors.uhl-run" / "checkpoint.safetensors").write_bytes(damage)
     called = call(*arguments, "--resume")
     assert called.code == 1

@@ -216,7 +216,7 @@ class Output:
             self._error("out of memory. Use a smaller --batch-size or host.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            self._error(f"interrupted. {interrupted_hint}".rstrip())
+            self._error(f"interrupted. {str(error) or interrupted_hint}".rstrip())
             raise typer.Exit(INTERRUPTED) from error
 
     def _error(self, text: str) -> None:

@@ -24,7 +24,8 @@ from uhl_cli.commands.export_lesson import (
     starts_from_lora,
 )
 from uhl_cli.commands.options import ExportOptions
-from uhl_cli.commands.scoring import Classes, host_record, load, references_of, refuse_overwriting, versions
+from uhl_cli.commands.outputs import claimed_run
+from uhl_cli.commands.scoring import Classes, host_record, load, references_of, versions
 from uhl_cli.commands.transfer_set import Teacher
 from uhl_cli.commands.tune_student import Lesson, compared, score_data
 from uhl_cli.data import Examples, TaskData
@@ -57,8 +58,15 @@ def run_export(options: ExportOptions, reporter: Reporter = silent) -> ExportRep
     """
     options.refuse_idle()
     adapter = UniversalAdapter.load(options.adapter)
-    files = RunFiles.beside(options.output)
-    _refuse_output(options, files)
+    output = options.output
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
+        raise OutputError(f"{output} already exists and is not an export of uhl.", "Choose another --output.")
+    shown_by = output / RECORD_FILE
+    with claimed_run(output, shown_by=shown_by, resume=options.resume, overwrite=options.overwrite) as files:
+        return _run(adapter, options, files, reporter)
+
+
+def _run(adapter: UniversalAdapter, options: ExportOptions, files: RunFiles, reporter: Reporter) -> ExportReport:
     carried = _carried(adapter, options)
     refuse_untaught(carried, options, labelled=options.labelled)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
@@ -204,14 +212,6 @@ def export(
         truncated=judges.truncated(reading),
         rounding=rounding,
     )
-
-
-def _refuse_output(options: ExportOptions, files: RunFiles) -> None:
-    """:raises OutputError: The folder may not or cannot be written.  Only an export is ever replaced."""
-    output = options.output
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
-        raise OutputError(f"{output} already exists and is not an export of uhl.", "Choose another --output.")
-    refuse_overwriting(output / RECORD_FILE, files, resume=options.resume, overwrite=options.overwrite)
 
 
 def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdapter:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pydantic import Field
 
-from uhl_cli.commands.scoring import refuse_unwritable
+from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
 from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
