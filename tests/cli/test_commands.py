@@ -154,17 +154,6 @@ def test_starting_over_takes_nothing_from_the_unfinished_run(place, here):
     assert (here / "out.safetensors").read_bytes() == place.adapter.read_bytes()
 
 
-def test_an_interrupt_before_the_first_checkpoint_offers_none(here, monkeypatch):
-    def interrupt(*_arguments: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("uhl_cli.commands.pretrain.load", interrupt)
-    called = call(*pretrain_arguments("host", "data", "new/out.safetensors"))
-    assert called.code == 130
-    assert "--resume" not in called.error
-    assert not list(here.iterdir())
-
-
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
 def test_damaged_checkpoint_says_how_to_begin_anew(place, here, damage):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
