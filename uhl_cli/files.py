@@ -92,6 +92,27 @@ def refuse_special(path: Path) -> None:
         raise OutputError(f"{path} is not a regular file.", "Name a file with --output.")
 
 
+def refuse_unwritable_cache(folder: str | Path, error: BaseException) -> None:
+    """Return if `error`, of a library that caches in `folder`, has another reason than that folder.
+
+    :raises OutputError: When nothing can be written there.
+    """
+    links: BaseException | None = error
+    while links is not None and not isinstance(links, OSError):
+        links = links.__cause__ or links.__context__
+    if links is None:
+        return
+    try:
+        if links.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise links
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as reason:
+        problem = f"cannot write to the cache {folder}: {reason.strerror or reason}."
+        raise OutputError(problem, "Set HF_HOME to a folder with space that you may write to.") from error
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder, if there is one.  A process that is killed meanwhile leaves the whole folder, or none.
 

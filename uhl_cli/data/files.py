@@ -17,6 +17,7 @@ from typing import Literal
 
 from uhl_cli.data.table import Table, data_error, load_failures, offline_datasets
 from uhl_cli.errors import DataError
+from uhl_cli.files import refuse_unwritable_cache
 
 READERS: Mapping[str, str] = {
     ".tsv": "csv",
@@ -74,8 +75,10 @@ def read_files(paths: list[Path]) -> Table:
     """The rows of one file, or of the shards of one file.
 
     :raises DataError: If a file cannot be read, is damaged, or has no rows.
+    :raises OutputError: If the cache of `datasets` cannot be written.
     """
     from datasets import Dataset, load_dataset
+    from datasets.config import HF_DATASETS_CACHE
 
     origin = f"{paths[0].absolute().parent.name}/{paths[0].name}"
     if len(paths) > 1:
@@ -101,6 +104,7 @@ def read_files(paths: list[Path]) -> Table:
         with offline_datasets():
             dataset = load_dataset(reader, data_files={"train": files}, split="train", **options)
     except load_failures() as error:
+        refuse_unwritable_cache(HF_DATASETS_CACHE, error)
         raise data_error(f"Cannot read {origin}", error, "Check that the file is whole and UTF-8.") from error
     return Table(dataset, origin)
 
