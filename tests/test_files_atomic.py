@@ -15,6 +15,7 @@ from uhl_cli.files import (
     atomic_path,
     claimed,
     refuse_special,
+    refuse_unwritable_cache,
     remove_folder,
     remove_leftovers,
     write_bytes,
@@ -319,6 +320,21 @@ def test_new_folders_go_again_if_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="ours"), atomic_path(tmp_path / "there" / "a" / "b" / "file"):
         raise ValueError("ours")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_an_error_is_the_caches_only_where_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    denied, full = (OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.ENOSPC))
+    wrapped = ValueError("of a library")
+    wrapped.__cause__ = denied
+    for error in (denied, wrapped):
+        refuse_unwritable_cache(tmp_path / "cache", error)
+        with pytest.raises(OutputError, match=r"cannot write to the cache .*file/cache: Not a directory") as caught:
+            refuse_unwritable_cache(tmp_path / "file" / "cache", error)
+        assert "HF_HOME" in caught.value.hint
+    refuse_unwritable_cache(tmp_path / "file" / "cache", ValueError("the data are damaged"))
+    with pytest.raises(OutputError, match="No space left"):
+        refuse_unwritable_cache(tmp_path / "cache", full)
 
 
 def test_a_folder_is_removed_whole(tmp_path):

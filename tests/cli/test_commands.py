@@ -106,6 +106,19 @@ def test_adapter_without_data_is_ported_and_says_why_it_is_not_scored(place, her
     assert json.loads(call(*arguments, "--json").out)["scores"] == {}
 
 
+@pytest.mark.integration
+def test_a_home_that_cannot_be_written_is_named(place, here):
+    """As in a container; the data are there, so that "not scored" would be wrong."""
+    home = here / "home"
+    home.write_text("")
+    arguments = port_arguments(place.adapter, place.target, place.data)
+    called = start(*arguments, cwd=here, env={"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")})
+    assert called.code == 1
+    assert f"cannot write to the cache {home}" in called.error
+    assert "HF_HOME" in called.error
+    assert list(here.iterdir()) == [home]
+
+
 def test_nothing_is_overwritten_unasked(place, here):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
     assert call(*arguments).code == 0

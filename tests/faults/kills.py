@@ -46,8 +46,8 @@ def killed(run: Run, folder: Path, whole: Whole, draw: random.Random, *, by_time
         if not by_time:
             operations.watch(lambda number, _: os.kill(os.getpid(), signal.SIGKILL) if number == fatal else None)
 
-    said = folder.with_suffix(".said")
-    child = start(run.call(again=again, save_every=SAVE_EVERY), folder, said, watch)
+    with Path(os.devnull).open("wb") as nowhere:
+        child = start(run.call(again=again, save_every=SAVE_EVERY), folder, nowhere.fileno(), watch)
     if by_time:
         time.sleep(draw.uniform(0.0, whole.seconds))
         os.kill(child, signal.SIGKILL)

@@ -40,7 +40,9 @@ class Operations:
             # shutil.rmtree removes by names that are relative to an open folder; no library does that elsewhere.
             within = event in ("os.remove", "os.rmdir") and isinstance(arguments[-1], int) and arguments[-1] >= 0
             if within or any(self._covers(arguments[place]) for place in places):
-                self._add(_KINDS.get(event, event.removeprefix("os.")), act)
+                # Only shutil.rmtree opens folders.
+                opendir = event == "open" and isinstance(arguments[0], (str, Path)) and Path(arguments[0]).is_dir()
+                self._add("opendir" if opendir else _KINDS.get(event, event.removeprefix("os.")), act)
 
         fsync = os.fsync
 

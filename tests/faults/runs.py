@@ -11,7 +11,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "commands"), str(TESTS / "cli"), str(TESTS.parent)]
 
-from warm import ended, start, warm  # noqa: E402
+from warm import ended, finished, warm  # noqa: E402
 
 STEPS = 20
 _ON_TINY_HOSTS = ["--max-flops", "1000", "--device", "cpu", "--offline", "--quiet"]
@@ -89,9 +89,7 @@ def undisturbed(
     :param first: Called in its process, before it begins.
     """
     folder.mkdir(exist_ok=True)
-    said = folder.with_suffix(".said")
-    code = ended(start(run.call(again=again, save_every=save_every), folder, said, first))
-    return code, said.read_text(errors="replace")
+    return finished(run.call(again=again, save_every=save_every), folder, first)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

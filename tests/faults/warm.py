@@ -29,10 +29,10 @@ def warm() -> None:
         with_options(name)
 
 
-def start(arguments: Sequence[str], folder: Path, said: Path, first: Callable[[], None] = lambda: None) -> int:
+def start(arguments: Sequence[str], folder: Path, output: int, first: Callable[[], None] = lambda: None) -> int:
     """The process id of `uhl` with these arguments in `folder`.
 
-    :param said: The file for stdout and stderr.
+    :param output: Descriptor of the file for stdout and stderr.
     :param first: Called before the command, in its process.
     """
     child = os.fork()
@@ -41,7 +41,6 @@ def start(arguments: Sequence[str], folder: Path, said: Path, first: Callable[[]
     code = 70
     try:
         os.chdir(folder)
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv = ["uhl", *arguments]
@@ -60,6 +59,16 @@ def start(arguments: Sequence[str], folder: Path, said: Path, first: Callable[[]
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(code)
+
+
+def finished(arguments: Sequence[str], folder: Path, first: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """The exit code of `uhl` and what it said, see `start`."""
+    read, write = os.pipe()
+    child = start(arguments, folder, write, first)
+    os.close(write)
+    with os.fdopen(read, "rb") as said:
+        text = said.read().decode(errors="replace")
+    return ended(child), text
 
 
 def ended(child: int) -> int:

@@ -31,7 +31,7 @@ from uhl_cli.commands.tune_student import Lesson, compared, score_data
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import OutputError, first_line
-from uhl_cli.files import atomic_folder, write_text
+from uhl_cli.files import atomic_folder
 from uhl_cli.formats.card import model_card
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.export import BASE_FOLDER, CARD_FILE, RECORD_FILE, ExportRecord, is_export
@@ -386,8 +386,8 @@ def _write(
                 base = str((output / BASE_FOLDER).absolute())
             classifier.save(folder, base=base, revision=record.revision)
             save_standalone(tokenizer, folder)
-            write_text(folder / CARD_FILE, model_card(record, arguments))
-            write_text(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
+            (folder / CARD_FILE).write_text(model_card(record, arguments), encoding="utf-8")
+            (folder / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except SafetensorError as error:
         raise OutputError(f"cannot write {output}: {first_line(error)}.", "Free some space, then --resume.") from error
 

@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -49,11 +48,11 @@ def fit_head(
     held = generator.permutation(len(targets)) < len(targets) // 10
     best, best_right = INVERSE_STRENGTHS[0], -1
     for strength in INVERSE_STRENGTHS if held.any() and len(np.unique(targets[~held])) > 1 else ():
-        model = _fitted(features[~held], targets[~held], strength)
+        model = regression(features[~held], targets[~held], strength)
         right = int((model.predict(features[held]) == targets[held]).sum())
         if right > best_right:
             best, best_right = strength, right
-    model = _fitted(features, targets, best)
+    model = regression(features, targets, best)
     present = model.classes_
     rows, offsets = model.coef_, model.intercept_
     if len(present) == 2:  # scikit-learn keeps one row for two classes, that of the second against the first
@@ -64,9 +63,10 @@ def fit_head(
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
-def _fitted(
+def regression(
     features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], inverse_strength: float
 ) -> LogisticRegression:
+    """A logistic regression; without scikit-learn's warnings, as a control needs no optimum to the last digit."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a control needs no optimum to the last digit
+        warnings.simplefilter("ignore")
         return LogisticRegression(C=inverse_strength, max_iter=500).fit(features, targets)
