@@ -66,7 +66,7 @@ def damaged(place: Workplace, here: Path, damage: str) -> Path:
 )
 def test_adapter_file(place, here, damage, words):
     adapter = damaged(place, here, damage)
-    refused(here, port_arguments(adapter, place.target, place.data), 1, words)
+    refused(here, port_arguments(adapter, place.target, place.data), 1, words, str(adapter))
 
 
 def broken_host(place: Workplace, here: Path, damage: str) -> str:
@@ -101,9 +101,9 @@ def broken_host(place: Workplace, here: Path, damage: str) -> str:
 def test_host(place, here, damage, words, command):
     host = broken_host(place, here, damage)
     if command == "port":
-        arguments = port_arguments(place.adapter, host, place.data)
+        arguments = [*port_arguments(place.adapter, host, place.data), "--output", "new/ported"]
     else:
-        arguments = pretrain_arguments(host, place.data, "out.safetensors")
+        arguments = pretrain_arguments(host, place.data, "new/out.safetensors")
     refused(here, arguments, 1, words)
 
 

@@ -43,6 +43,7 @@ def start(arguments: Sequence[str], folder: Path, output: int, first: Callable[[
         os.chdir(folder)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="backslashreplace") for number in (1, 2))
         sys.argv = ["uhl", *arguments]
         from uhl_cli.cli.main import main
 
