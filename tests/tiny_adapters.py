@@ -288,15 +288,15 @@ def tiny_universal(
     return UniversalAdapter.from_file(replace(content, digest=digest))
 
 
-def all_taps(alignment: Alignment, *, seed: int = 0) -> Alignment:
-    """The same alignment with random taps at every depth, so that nothing depends on which were chosen."""
+def all_depths(alignment: Alignment, *, seed: int = 0) -> Alignment:
+    """The same alignment with random weights at every depth, so that nothing depends on which were chosen."""
     generator = torch.Generator().manual_seed(seed)
-    rows = alignment.tap_offset.shape[0]
-    taps = {
+    rows = alignment.depth_bias.shape[0]
+    depth_weights = {
         depth: torch.randn(rows, alignment.width, generator=generator) / alignment.width
         for depth in range(alignment.num_hidden_layers + 1)
     }
-    return replace(alignment, taps=taps)
+    return replace(alignment, depth_weights=depth_weights)
 
 
 def unpacked(adapter: PortedAdapter, dtype: torch.dtype = torch.float32) -> PortedAdapter:

@@ -223,7 +223,7 @@ class UniversalAdapter:
             host,
             own.features,
             knots=config.knots,
-            depths=plan.tap_depths,
+            depths=plan.readout_depths,
             readout_size=config.readout_size,
             prior=feature_prior(own.stored, alignment, config.knots),
             progress=progress,
@@ -232,9 +232,11 @@ class UniversalAdapter:
 
     def _shapes(self, host: Host, plan: PortPlan) -> Alignment:
         config = self.manifest.config
-        depths = None if self.features is None else depths_within(plan.tap_depths, config.knots, host.map)
-        size = config.readout_size
-        return align_shapes(self.bank, host.map, tap_depths=plan.tap_depths, feature_depths=depths, readout_size=size)
+        depths = None if self.features is None else depths_within(plan.readout_depths, config.knots, host.map)
+        readout_size = config.readout_size
+        return align_shapes(
+            self.bank, host.map, readout_depths=plan.readout_depths, feature_depths=depths, readout_size=readout_size
+        )
 
     def port(
         self,
@@ -302,7 +304,7 @@ class UniversalAdapter:
             adapter = adapter.without_updates().with_lora(lora)
             adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)
         elif self is not own:
-            # Another task's readout uses the taps: the feature bank does not apply to it.
+            # Another task's readout uses `depth_weights`: the feature bank does not apply to it.
             taken = alignment if self.own_task else replace(alignment, features=None)
             adapter = refold(adapter, _on(self.stored, host), taken, new_readout=not self.own_task)
             adapter = adapter.for_inference(host.device, host.map.embeddings.weight.dtype)

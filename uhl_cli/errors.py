@@ -69,6 +69,10 @@ class LabelError(DataError):
     """Labels of the data differ from the labels that the adapter knows."""
 
 
+class NoLabelsError(DataError):
+    """No row of the data has a label."""
+
+
 class AlignmentError(UhlError):
     """A target cannot be aligned: too few anchors, or degenerate states."""
 
@@ -97,6 +101,10 @@ class TrainingError(UhlError):
 
 class RunError(UhlError):
     """Some runs of a comparison failed; the others are finished."""
+
+
+class UhlWarning(UserWarning):
+    """What a user should know about an input that is used all the same; the command line shows it as one line."""
 
 
 def first_line(error: BaseException) -> str:

@@ -222,7 +222,7 @@ class Structure(Frozen):
     """What a ported adapter consists of: with its host and task, this determines all shapes.
 
     :param layers: Types of the modules that get updates, by layer.
-    :param taps: Depths, 0 to L, that the readout reads.
+    :param readout_depths: Depths, 0 to L, that the readout reads.
     :param readout_update: Whether the readout has an update of its own; `shift`: whether it has a shift.
     :param lora_rank: Rank of the LoRA on every linear module of every layer; 0 for none.
     """
@@ -231,7 +231,7 @@ class Structure(Frozen):
     top_k: int = Field(ge=1, le=2)
     readout_size: int = Field(ge=1, le=1024)
     layers: dict[int, Annotated[tuple[str, ...], Field(min_length=1, max_length=8)]] = Field(max_length=10_000)
-    taps: tuple[int, ...] = Field(min_length=1, max_length=10_000)
+    readout_depths: tuple[int, ...] = Field(min_length=1, max_length=10_000)
     readout_update: bool
     shift: bool
     lora_rank: int = Field(0, ge=0, le=1024)
@@ -240,10 +240,10 @@ class Structure(Frozen):
     def _chosen_atoms_exist(self) -> Structure:
         if self.top_k > self.num_atoms and (self.layers or self.readout_update):
             raise ValueError("no layer can choose more atoms than it has")
-        if len(set(self.taps)) != len(self.taps) or any(
+        if len(set(self.readout_depths)) != len(self.readout_depths) or any(
             len(set(types)) != len(types) for types in self.layers.values()
         ):
-            raise ValueError("a tap or a module type is named twice")
+            raise ValueError("a depth or a module type is named twice")
         return self
 
 

@@ -125,7 +125,7 @@ def test_moving_keeps_the_bytes(how):
     moved = packed.for_inference(CPU[0], torch.bfloat16) if how == "for_inference" else packed.to(torch.bfloat16)
     after = moved.state_dict()
     assert list(after) == list(before)
-    assert {"layers.0.read", "readout.taps.2", "readout.layer.edits.readout"} <= set(filter(is_table, before))
+    assert {"layers.0.read", "readout.depth_weights.2", "readout.layer.edits.readout"} <= set(filter(is_table, before))
     for name, value in before.items():
         if is_table(name):
             assert value.dtype == torch.uint8

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_adapters import SMALL, all_taps, host_bank, random_adapter, tiny_folded, unpacked
+from tiny_adapters import SMALL, all_depths, host_bank, random_adapter, tiny_folded, unpacked
 from tiny_hosts import FAMILIES, SENTENCES, tiny_host
 
 from uhl_cli.adapter.attach import attach
@@ -136,7 +136,10 @@ def test_readout_equals_the_construction_by_hand(family):
     read_gain, _ = size_gains(stored, host.hidden_size)
     gain, maps = mix(stored, 1.0, "readout"), alignment.layers[-1]
     for token in range(len(found)):
-        z = sum(tap @ states[depth][0, token] for depth, tap in alignment.taps.items()) + alignment.tap_offset
+        z = (
+            sum(weight @ states[depth][0, token] for depth, weight in alignment.depth_weights.items())
+            + alignment.depth_bias
+        )
         z = z * read_gain.repeat(3)
         own = read_gain * (maps.read @ (final[0, token] - maps.mean))
         # The update edits the canonical coordinates of the last knot themselves.
@@ -164,7 +167,7 @@ def test_folding_leaves_out_what_it_is_told_to():
     none = fold(stored, alignment, host.map, updates=False)
     assert not none.layers
     assert none.readout.layer is None
-    assert set(none.readout.taps) == set(full.readout.taps)
+    assert set(none.readout.depth_weights) == set(full.readout.depth_weights)
     assert not fold(stored, alignment, host.map, types=("readout",)).layers
 
 
@@ -172,7 +175,7 @@ def test_folding_carries_gradients_to_the_parameters_and_none_to_the_host():
     host = tiny_host("bert")
     bank, states = host_bank(host)
     adapter = random_adapter()
-    folded = fold(adapter.stored(), all_taps(align_anchors(bank, states)), host.map)
+    folded = fold(adapter.stored(), all_depths(align_anchors(bank, states)), host.map)
     with frozen(host.map.base), attach(host.map, folded, dense=True) as attachment:
         logits, active = forward(host, attachment, encode(host, SENTENCES[:5]), None)
     (logits.square().sum() + active).backward()

@@ -43,7 +43,9 @@ def read_z(alignment, states, depth):
 
 
 def features(alignment, states):
-    return sum(states.stream[depth] @ tap.T for depth, tap in alignment.taps.items()) + alignment.tap_offset
+    return (
+        sum(states.stream[depth] @ weight.T for depth, weight in alignment.depth_weights.items()) + alignment.depth_bias
+    )
 
 
 def test_another_basis_is_found_by_the_anchors():
@@ -52,7 +54,7 @@ def test_another_basis_is_found_by_the_anchors():
     found = align_anchors(bank, other)
     assert (found.strategy, found.width, found.num_hidden_layers) == ("anchors", 40, DEPTH)
     assert min(found.quality) > 0.9
-    assert min(found.tap_quality) > 0.9
+    assert min(found.knot_quality) > 0.9
     for depth in range(DEPTH + 1):
         assert correlation(read_z(found, other, depth), bank.at_depth(depth / DEPTH)) > 0.95
     wanted = bank.coordinates.permute(1, 0, 2).reshape(WORDS, -1)
@@ -65,7 +67,7 @@ def test_size_alone_does_not_find_it():
     bank, states = source()
     other = in_other_basis(states)
     blind = align_size(bank, hidden_size=40, num_hidden_layers=DEPTH)
-    assert blind.quality == blind.tap_quality == ()
+    assert blind.quality == blind.knot_quality == ()
     for depth in range(DEPTH + 1):
         assert correlation(read_z(blind, other, depth), bank.at_depth(depth / DEPTH)) < 0.35
     assert torch.equal(
@@ -82,7 +84,7 @@ def test_shuffled_words_do_not_align():
     )
     found = align_anchors(bank, shuffled)
     assert max(found.quality) < 0.1
-    assert max(found.tap_quality) < 0.1
+    assert max(found.knot_quality) < 0.1
 
 
 def test_write_maps_lead_back_into_the_stream():
@@ -126,13 +128,13 @@ def test_another_depth_is_aligned_by_normalised_depth():
     assert min(found.quality) > 0.9
 
 
-def test_taps_use_only_the_depths_asked_for():
+def test_only_the_depths_asked_for_are_read():
     bank, states = source()
     other = in_other_basis(states)
-    assert set(align_anchors(bank, other, tap_depths=(0, 2, 4)).taps) <= {0, 2, 4}
-    single = align_anchors(bank, other, tap_depths=(3,))
-    assert set(single.taps) == {3}
-    assert single.tap_offset.shape == (3 * RANK,)
+    assert set(align_anchors(bank, other, readout_depths=(0, 2, 4)).depth_weights) <= {0, 2, 4}
+    single = align_anchors(bank, other, readout_depths=(3,))
+    assert set(single.depth_weights) == {3}
+    assert single.depth_bias.shape == (3 * RANK,)
     assert correlation(features(single, other), bank.coordinates.permute(1, 0, 2).reshape(WORDS, -1)) > 0.95
 
 
@@ -145,10 +147,10 @@ def test_knots_may_choose_their_own_depth_or_all():
     bank = build_bank(anchors, full, knots=(1.0,), canonical_size=8)
     halves = replace(full, stream=(torch.cat([latent[:, :4]] * 2, dim=1), torch.cat([latent[:, 4:]] * 2, dim=1)))
     joint = align_anchors(bank, halves)
-    assert set(joint.taps) == {0, 1}
-    assert joint.tap_quality[0] > 0.9 > align_anchors(bank, halves, tap_depths=(1,)).tap_quality[0]
+    assert set(joint.depth_weights) == {0, 1}
+    assert joint.knot_quality[0] > 0.9 > align_anchors(bank, halves, readout_depths=(1,)).knot_quality[0]
     noisy = replace(full, stream=(torch.randn(WORDS, 150, generator=generator)[:, :8], full.stream[1]))
-    assert set(align_anchors(bank, noisy).taps) == {1}
+    assert set(align_anchors(bank, noisy).depth_weights) == {1}
 
 
 def test_cosine_basis_is_orthonormal():

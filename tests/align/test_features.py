@@ -50,7 +50,7 @@ def test_own_features_come_back_and_another_hosts_do_not(family, anchors):
     bank = quantise_features(anchors, values, NO_SHIFT)
     maps = align_features(host, bank, knots=(0.0, 1.0), depths=(0, 1, 2), readout_size=READOUT)
     assert maps is not None
-    found = sum(states.stream[depth] @ tap.T for depth, tap in maps.taps.items()) + maps.bias
+    found = sum(states.stream[depth] @ weight.T for depth, weight in maps.depth_weights.items()) + maps.bias
     true = values[:, :READOUT]
     error = (found - true).square().mean(0) / true.var(0)
     assert float(error.mean()) < 0.05  # far less than the codes' own error

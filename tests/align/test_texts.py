@@ -132,6 +132,8 @@ def test_read_texts(tmp_path):
     assert read_texts(path) == ["first line", "zweite Zeile: ü"]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as editors on Windows save it
     assert read_texts(path) == ["first line", "zweite Zeile: ü"]
+    path.write_text("zweite Zeile: ü\n", encoding="latin-1")
+    assert read_texts(path, encoding="latin-1") == ["zweite Zeile: ü"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00", None])

@@ -88,7 +88,7 @@ def ported_by(adapter: UniversalAdapter, host: Host, variant: Variant) -> Ported
     if aligned.alignment.features is not None and not variant.prior:
         assert adapter.features is not None
         config = adapter.manifest.config
-        settings = {"knots": config.knots, "depths": aligned.plan.tap_depths, "readout_size": config.readout_size}
+        settings = {"knots": config.knots, "depths": aligned.plan.readout_depths, "readout_size": config.readout_size}
         bare = align_features(host, adapter.features, **settings, prior=None)
         assert bare is not None
         alignment = replace(aligned.alignment, features=bare)

@@ -33,7 +33,7 @@ def scores(rows: list[dict[str, Any]], target: str, kind: str, file: str = "sst2
     """Of the default runs of one kind, one a seed."""
     name = "zero_shot" if kind == "zero-shot" else "tuned"
     wanted = (file, target, kind, "transfer", "ported", None)
-    keys = ("file", "target", "kind", "lesson", "start", "steps")
+    keys = ("file", "target", "kind", "distillation", "start", "steps")
     return [row["scores"][name]["value"] for row in rows if tuple(row[key] for key in keys) == wanted]
 
 

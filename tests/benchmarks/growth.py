@@ -125,7 +125,7 @@ def one(name: str, arguments: argparse.Namespace) -> dict[str, object]:
         found = align_host(host, adapter.bank, config.strategy, plan=plan, joint=adapter.features is None)
         clock.append(time.perf_counter())
         if adapter.features is not None:
-            settings = {"knots": config.knots, "depths": plan.tap_depths, "readout_size": config.readout_size}
+            settings = {"knots": config.knots, "depths": plan.readout_depths, "readout_size": config.readout_size}
             prior = feature_prior(adapter.stored, found, config.knots)
             found = replace(found, features=align_features(host, adapter.features, **settings, prior=prior))
         clock.append(time.perf_counter())

@@ -26,7 +26,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions, TuneOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.commands.tune_student import Lesson, lesson_of, trained_student, training_of
+from uhl_cli.commands.tune_student import DistillationData, distillation_data, trained_student, training_of
 from uhl_cli.data import Examples, TaskData, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
@@ -61,7 +61,7 @@ class Run:
     """One run of the grid.
 
     :param kind: `zero-shot`, `delta-theta`, `lora` or `readout` (refitted alone).
-    :param lesson: `transfer`, `shuffled` (outputs of other texts), or `labels` (the same texts, true labels).
+    :param distillation: `transfer`, `shuffled` (outputs of other texts), or `labels` (the same texts, true labels).
     :param start: `ported`, or `fresh`: a readout of random numbers in place of the ported one.
     :param steps: None for the default.
     """
@@ -70,7 +70,7 @@ class Run:
     target: str
     kind: str
     seed: int = 0
-    lesson: str = "transfer"
+    distillation: str = "transfer"
     start: str = "ported"
     steps: int | None = None
 
@@ -90,8 +90,8 @@ def grid(targets: tuple[str, ...]) -> Iterator[Run]:
             yield Run(file, target, "lora")
     for target in (name for name in TARGETS[:2] if name in targets):
         yield Run("sst2", target, "readout")
-        for lesson in ("shuffled", "labels"):
-            yield Run("sst2", target, "lora", lesson=lesson)
+        for distillation in ("shuffled", "labels"):
+            yield Run("sst2", target, "lora", distillation=distillation)
         for steps in CURVE:
             for start in ("ported", "fresh"):
                 if (start, steps) != ("ported", CURVE[-1]):  # the default, above
@@ -191,12 +191,12 @@ class Bench:
             training={"max_steps": run.steps, "seed": run.seed, "mixed_precision": "bf16"},
         )
         config = training_of(adapter, options)
-        lesson = self._lesson(run, adapter, data)
+        distillation = self._distillation(run, adapter, data)
         started = time.monotonic()
         student = trained_student(
             adapter,
             aligned,
-            lesson,
+            distillation,
             config,
             options,
             accelerator=accelerator_for(self.device, "bf16"),
@@ -209,7 +209,7 @@ class Bench:
         lora = tuned.adapter.lora
         assert lora is not None  # a student has one
         row = {
-            "train_examples": len(lesson.examples),
+            "train_examples": len(distillation.examples),
             "taken_steps": config.max_steps,
             "learning_rate": config.learning_rate,
             "readout_learning_rate": config.readout_learning_rate,
@@ -219,32 +219,32 @@ class Bench:
             if run.kind == "delta-theta"
             else sum(value.nbytes for value in tuned.adapter.readout.buffers()),
         }
-        if lesson.held is not None:
-            task, references = adapter.manifest.task, references_of(lesson.held)
-            classes = tuned.classes_of(lesson.held).for_metric(task.kind)
+        if distillation.held is not None:
+            task, references = adapter.manifest.task, references_of(distillation.held)
+            classes = tuned.classes_of(distillation.held).for_metric(task.kind)
             row["agreement"] = score(task.metric, classes, references, task.labels).value
         return tuned, row
 
-    def _lesson(self, run: Run, adapter: UniversalAdapter, data: TaskData) -> Lesson:
-        lesson = lesson_of(adapter.transfer_set())
-        if run.lesson == "labels":
-            return _labelled(lesson, data)
-        if run.lesson == "shuffled":
-            order = np.random.default_rng(run.seed).permutation(len(lesson.examples)).tolist()
-            targets = lesson.targets
+    def _distillation(self, run: Run, adapter: UniversalAdapter, data: TaskData) -> DistillationData:
+        distillation = distillation_data(adapter.transfer_set())
+        if run.distillation == "labels":
+            return _labelled(distillation, data)
+        if run.distillation == "shuffled":
+            order = np.random.default_rng(run.seed).permutation(len(distillation.examples)).tolist()
+            targets = distillation.targets
             assert targets is not None  # a transfer set has some
-            return replace(lesson, targets=lambda rows: targets([order[row] for row in rows]))
-        return lesson
+            return replace(distillation, targets=lambda rows: targets([order[row] for row in rows]))
+        return distillation
 
 
-def _labelled(lesson: Lesson, data: TaskData) -> Lesson:
-    """The lesson's texts that stand in the training data, with their true labels."""
+def _labelled(distillation: DistillationData, data: TaskData) -> DistillationData:
+    """The distillation's texts that stand in the training data, with their true labels."""
     assert data.train is not None
     assert data.train.labels is not None
     known = {" ".join(text.split()): label for text, label in zip(data.train.texts, data.train.labels, strict=True)}
-    rows = [row for row, text in enumerate(lesson.examples.texts) if text in known]
-    texts = tuple(lesson.examples.texts[row] for row in rows)
-    return replace(lesson, examples=Examples(texts, labels=tuple(known[text] for text in texts)), targets=None)
+    rows = [row for row, text in enumerate(distillation.examples.texts) if text in known]
+    texts = tuple(distillation.examples.texts[row] for row in rows)
+    return replace(distillation, examples=Examples(texts, labels=tuple(known[text] for text in texts)), targets=None)
 
 
 def _fresh(start: PortedAdapter, aligned: AlignedHost, seed: int) -> PortedAdapter:
@@ -253,10 +253,10 @@ def _fresh(start: PortedAdapter, aligned: AlignedHost, seed: int) -> PortedAdapt
     host, own = aligned.host, start.readout
     size, depths = len(own.bias), range(host.num_hidden_layers + 1)
     scale = (host.hidden_size * len(depths)) ** -0.5
-    taps = {depth: scale * torch.randn(size, host.hidden_size, generator=generator) for depth in depths}
+    depth_weights = {depth: scale * torch.randn(size, host.hidden_size, generator=generator) for depth in depths}
     out = torch.randn(own.out_weight.shape, generator=generator) * size**-0.5
     pool = None if own.pool is None else torch.zeros(size)
-    readout = PortedReadout(taps, torch.zeros(size), None, pool, out, torch.zeros(len(own.out_bias)))
+    readout = PortedReadout(depth_weights, torch.zeros(size), None, pool, out, torch.zeros(len(own.out_bias)))
     return PortedAdapter(start.threshold, {}, readout)
 
 

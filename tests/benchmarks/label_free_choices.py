@@ -27,7 +27,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from uhl_cli.codes.packing import squeeze
 from uhl_cli.commands.options import HostOptions, TuneOptions
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.commands.tune_student import Lesson, trained_student, training_of
+from uhl_cli.commands.tune_student import DistillationData, trained_student, training_of
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.data.examples import token_examples
 from uhl_cli.files import write_text
@@ -103,7 +103,7 @@ def ordered(transfer: TransferSet, rows: NDArray[np.int64], order: str, count: i
     return rows[np.argsort(ranks, kind="stable")[:count]]
 
 
-def split(transfer: TransferSet, data: TaskData, choice: Choice) -> tuple[Lesson, Examples, int]:
+def split(transfer: TransferSet, data: TaskData, choice: Choice) -> tuple[DistillationData, Examples, int]:
     """What is learnt from, the held-out texts with their true labels, and bytes of the texts learnt from."""
     order = np.random.default_rng(7).permutation(len(transfer.texts))
     held, rest = np.sort(order[:HELD_OUT]), np.sort(order[HELD_OUT:])
@@ -118,11 +118,11 @@ def split(transfer: TransferSet, data: TaskData, choice: Choice) -> tuple[Lesson
         if owner in chosen and place[owner] <= choice.spans:
             rows.append(row)
     wanted = [parts[row] for row in rows]
-    lesson = Lesson(
+    distillation = DistillationData(
         examples.select(rows), lambda some: torch.cat([wanted[row] for row in some]), None, transfer.texts.digest, ""
     )
     text = "\n".join(transfer.texts.texts[index] for index in sorted(chosen))
-    return lesson, _true(transfer, data, held), len(squeeze(text.encode()))
+    return distillation, _true(transfer, data, held), len(squeeze(text.encode()))
 
 
 def _true(transfer: TransferSet, data: TaskData, held: NDArray[np.int64]) -> Examples:
@@ -143,7 +143,7 @@ def made(bench: Bench, choice: Choice) -> dict[str, Any]:
     adapter = bench.adapter(choice.file)
     aligned = bench.aligned(choice.file, choice.target)
     task, data = adapter.manifest.task, bench.data(adapter.manifest.task.name)
-    lesson, held, size = split(adapter.transfer_set(), data, choice)
+    distillation, held, size = split(adapter.transfer_set(), data, choice)
     options = TuneOptions(
         adapter=bench.file(choice.file),
         target=HostOptions(name=bench.path(choice.target), device="cpu"),
@@ -159,7 +159,7 @@ def made(bench: Bench, choice: Choice) -> dict[str, Any]:
     student = trained_student(
         adapter,
         aligned,
-        lesson,
+        distillation,
         training_of(adapter, options),
         options,
         accelerator=accelerator_for("cpu", "bf16"),
@@ -172,7 +172,7 @@ def made(bench: Bench, choice: Choice) -> dict[str, Any]:
         rows[name] = score(
             task.metric, model.classes_of(held).for_metric(task.kind), references_of(held), task.labels
         ).value
-    return rows | {"examples": len(lesson.examples), "held_out": len(held), "text_bytes": size}
+    return rows | {"examples": len(distillation.examples), "held_out": len(held), "text_bytes": size}
 
 
 def main() -> None:

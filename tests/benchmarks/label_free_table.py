@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 KINDS = ("zero-shot", "delta-theta", "readout", "lora")
-KEYS = ("file", "kind", "lesson", "start", "steps")
+KEYS = ("file", "kind", "distillation", "start", "steps")
 
 
 def label(row: dict[str, Any]) -> str:
@@ -21,7 +21,7 @@ def label(row: dict[str, Any]) -> str:
     steps = row["steps"] or row.get("taken_steps")
     words = [row["file"], row["kind"] if row["kind"] != "lora" else "LoRA r8"]
     words += [f"{steps:,} steps"] if steps else []
-    words += {"labels": ["same texts, true labels"], "shuffled": ["outputs shuffled"]}.get(row["lesson"], [])
+    words += {"labels": ["same texts, true labels"], "shuffled": ["outputs shuffled"]}.get(row["distillation"], [])
     words += ["from a fresh readout"] * (row["start"] == "fresh")
     return ", ".join(words)
 
@@ -57,7 +57,7 @@ def main() -> None:
     rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     targets = list(dict.fromkeys(row["target"] for row in rows))
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: (row["file"], KINDS.index(row["kind"]), row["lesson"] != "transfer")):
+    for row in sorted(rows, key=lambda row: (row["file"], KINDS.index(row["kind"]), row["distillation"] != "transfer")):
         kinds.setdefault(tuple(row[key] for key in KEYS), []).append(row)
     for which, title in enumerate(("score", "minus zero-shot, paired (zero-shot: minus updates off)")):
         print(f"\n| {title} | " + " | ".join(targets) + " |\n|---|" + "---|" * len(targets))

@@ -267,7 +267,7 @@ def test_configuration_alone_counts_the_depths_that_a_feature_bank_listens_to(tm
     file, bare = tmp_path / "adapter.safetensors", tmp_path / "bare.safetensors"
     adapter = saved(host, file, featured=True)
     saved(host, bare)
-    assert len(adapter.port(host, max_flops=TINY_LIMIT).adapter.readout.taps) == 4
+    assert len(adapter.port(host, max_flops=TINY_LIMIT).adapter.readout.depth_weights) == 4
     real = measured(host, adapter)
     hollow, joint = (
         run_budget(options_for(path, target_config=target(folder), max_flops=TINY_LIMIT)).target

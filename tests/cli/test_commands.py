@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+import pandas
 import pytest
 from accelerate.state import AcceleratorState
 from command_runs import PROGRESS, ROOT, Called, call, port_arguments, pretrain_arguments, start, write_data
@@ -111,12 +112,14 @@ def test_a_home_that_cannot_be_written_is_named(place, here):
     """As in a container; the data are there, so that "not scored" would be wrong."""
     home = here / "home"
     home.write_text("")
-    arguments = port_arguments(place.adapter, place.target, place.data)
+    data = here / "dev.parquet"
+    pandas.DataFrame({"sentence": SENTENCES, "label": [0, 1] * (len(SENTENCES) // 2)}).to_parquet(data)
+    arguments = port_arguments(place.adapter, place.target, data)
     called = start(*arguments, cwd=here, env={"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")})
     assert called.code == 1
     assert f"cannot write to the cache {home}" in called.error
     assert "HF_HOME" in called.error
-    assert list(here.iterdir()) == [home]
+    assert sorted(here.iterdir()) == [data, home]
 
 
 def test_nothing_is_overwritten_unasked(place, here):

@@ -73,7 +73,7 @@ def test_texts_of_the_users_own(place, here):
 @pytest.mark.parametrize(
     ("more", "code", "match"),
     [
-        (["--texts", "nowhere.txt"], 1, "cannot read the texts nowhere.txt"),
+        (["--texts", "nowhere.txt"], 1, "Cannot read nowhere.txt: "),
         (["--format", "onnx"], 2, "onnx"),
         (["--dtype", "int8"], 2, "int8"),
         (["--base", "x"], 2, "--base has no effect"),

@@ -378,11 +378,13 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
             "no column 'sentence' or 'text' for sst2; its columns are id, prose. Name the column with --text-column",
         ),
         (["--input", "prose.csv", "--text-column", "absent"], 1, "no column 'absent'"),
-        (["--input", "null.jsonl"], 1, "null in row 2"),
+        (["--input", "null.jsonl"], 1, "holds no text"),
         (["--input", "number.jsonl"], 1, "type int in row 1"),
         (["--input", "half.jsonl"], 1, "row 1 of here/half.jsonl is not valid Unicode"),
         (["--input", "binary.txt"], 1, "is binary"),
-        (["--input", "latin.txt"], 1, "is not UTF-8"),
+        (["--input", "latin.txt"], 1, "is not UTF-8: invalid continuation byte. Name its encoding with --encoding"),
+        (["--input", "latin.txt", "--encoding", "nosuch"], 2, "--encoding nosuch: Python knows no such encoding"),
+        (["a text", "--encoding", "latin-1"], 2, "--encoding has no effect"),
         (["--input", "x.xlsx"], 1, "none of .txt .csv"),
         (["--input", "good.txt", "--format", "jsonl"], 1, "line 1 is not JSON"),
         (
@@ -415,7 +417,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(place, made, here, monke
     (here / "empty.txt").touch()
     (here / "blank.txt").write_text("\n \n")
     (here / "prose.csv").write_text("id,prose\n1,a\n")
-    (here / "null.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    (here / "null.jsonl").write_text('{"text": ""}\n{"text": null}\n')
     (here / "number.jsonl").write_text('{"text": 5}\n')
     (here / "half.jsonl").write_text('{"text": "\\ud800"}\n')
     (here / "binary.txt").write_bytes(b"\x89PNG\x00\x01")
@@ -502,7 +504,7 @@ def test_what_breaks_off_leaves_nothing(place, made, here, monkeypatch, failure,
     ("last", "words"),
     [
         ("{", "line 13 is not JSON"),
-        ('{"text": null}', "null in row 13"),
+        ('{"text": 5}', "type int in row 13"),
         ('{"text": "b", "label": "c"}', "row 13 of here/in.jsonl has a column 'label' already"),
     ],
 )

@@ -22,7 +22,7 @@ from uhl_cli.commands import export as module
 from uhl_cli.commands.export import run_export
 from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, TuneTraining
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.commands.tune_student import lesson_of, tune_student
+from uhl_cli.commands.tune_student import distillation_data, tune_student
 from uhl_cli.data import Examples
 from uhl_cli.errors import DataError, FormatError, LabelError, OutputError, UsageError
 from uhl_cli.formats.export import BASE_FOLDER, RECORD_FILE, read_export
@@ -234,11 +234,13 @@ def test_a_base_that_is_named_is_loaded_with_what_the_report_says(adapters, tmp_
 
 def test_agreement_is_on_texts_that_were_held_out(adapters, tmp_path):
     report = run(adapters["sequence"], tmp_path / "out", target("bert"), max_steps=20)
-    lesson = lesson_of(UniversalAdapter.load(adapters["sequence"]).transfer_set(), target("bert"))
-    assert report.train_examples == len(lesson.examples)
-    rows = [int(part.argmax()) for part in load_classifier(str(tmp_path / "out"), device="cpu").logits_of(lesson.held)]
-    assert report.agreement["export"] == score("accuracy", rows, references_of(lesson.held), ("cold", "warm"))
-    assert set(lesson.held.texts).isdisjoint(lesson.examples.texts)
+    distillation = distillation_data(UniversalAdapter.load(adapters["sequence"]).transfer_set(), target("bert"))
+    assert report.train_examples == len(distillation.examples)
+    rows = [
+        int(part.argmax()) for part in load_classifier(str(tmp_path / "out"), device="cpu").logits_of(distillation.held)
+    ]
+    assert report.agreement["export"] == score("accuracy", rows, references_of(distillation.held), ("cold", "warm"))
+    assert set(distillation.held.texts).isdisjoint(distillation.examples.texts)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -316,12 +318,14 @@ def test_a_task_file_is_a_second_teacher(adapters, tmp_path, monkeypatch):
     host = target("bert")
     path = tuned(adapters["sequence"], tmp_path / "task", "delta-theta", host)
     taken: list[Any] = []
-    monkeypatch.setattr("uhl_cli.commands.export._train", lambda _classifier, _host, lesson, *_: taken.append(lesson))
+    monkeypatch.setattr(
+        "uhl_cli.commands.export._train", lambda _classifier, _host, distillation, *_: taken.append(distillation)
+    )
     report = run(adapters["sequence"], tmp_path / "both", host, task_file=path)
     assert set(report.agreement) == {"zero_shot", "tuned", "export"}
     assert len(report.teachers) == 2
     run(adapters["sequence"], tmp_path / "first", host)
-    both, first = (lesson.targets(list(range(len(lesson.examples)))) for lesson in taken)
+    both, first = (distillation.targets(list(range(len(distillation.examples)))) for distillation in taken)
     model = UniversalAdapter.load(adapters["sequence"]).port(host, task=path, max_flops=TINY_LIMIT)
     second = torch.cat(model.logits_of(taken[1].examples)).softmax(-1)
     assert torch.allclose(both, (first + second) / 2, atol=1e-5)
@@ -457,7 +461,7 @@ def test_wrong_inputs_are_one_line_and_write_nothing(adapters, tmp_path):
     labels.write_text("text\tlabel\n" + "".join(f"a{row}\t{'xyz'[row % 3]}\n" for row in range(12)))
     wrong: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
         ("bare", DataError, r"no transfer set for toy to learn from.*--texts FILE.*--data", {}),
-        ("bare", DataError, "cannot read the texts", {"texts": tmp_path / "nowhere.txt"}),
+        ("bare", DataError, "Cannot read nowhere.txt", {"texts": tmp_path / "nowhere.txt"}),
         ("bare", DataError, "are empty", {"texts": empty}),
         ("bare", DataError, "only one text", {"texts": single}),
         ("bare", DataError, "not UTF-8", {"texts": binary}),

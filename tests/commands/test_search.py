@@ -16,7 +16,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, TuneTraining, tuning_defaults
 from uhl_cli.commands.search import RANGES, optimise, widened
 from uhl_cli.commands.tune import tune
-from uhl_cli.commands.tune_student import lesson_of
+from uhl_cli.commands.tune_student import distillation_data
 from uhl_cli.errors import DataError, TrainingError, UsageError
 from uhl_cli.formats.task import read_task
 from uhl_cli.reports import SearchReport, Trial
@@ -153,8 +153,8 @@ def test_a_student_is_searched_without_reading_what_it_is_scored_on(parameters, 
     for name in searched:
         assert getattr(chosen.training, name) == getattr(best, name)
     assert (chosen.top_k, chosen.optimise) == (None, 0)
-    lesson = lesson_of(UniversalAdapter.load(speaking).transfer_set())
-    texts = len(sequence_data().train) if labelled else len(set(lesson.owners))
+    distillation = distillation_data(UniversalAdapter.load(speaking).transfer_set())
+    texts = len(sequence_data().train) if labelled else len(set(distillation.owners))
     assert report.held_out >= round(0.2 * texts)
     assert (report.held_out == round(0.2 * texts)) == labelled  # a text is held out with its spans
 

@@ -17,7 +17,7 @@ from uhl_cli.commands.options import DataOptions, HostOptions, TuneOptions, Tune
 from uhl_cli.commands.pretrain import pretrain
 from uhl_cli.commands.scoring import load, references_of
 from uhl_cli.commands.tune import run_tune
-from uhl_cli.commands.tune_student import lesson_of, trained_student, training_of, tune_student
+from uhl_cli.commands.tune_student import distillation_data, trained_student, training_of, tune_student
 from uhl_cli.data import Examples, load_task
 from uhl_cli.errors import DataError, UsageError
 from uhl_cli.formats.ported import FILE_NAME, load_ported
@@ -86,7 +86,7 @@ def test_what_is_scored_is_what_the_file_gives_back(kind, parameters, adapters, 
     output, data = tmp_path / "out", DATA[kind]()
     report = run(adapters[kind], output, parameters, evaluation=data, max_steps=20)
     model, loaded = given_back(adapters[kind], output, report), UniversalAdapter.load(adapters[kind])
-    held = lesson_of(loaded.transfer_set(), target()).held
+    held = distillation_data(loaded.transfer_set(), target()).held
     zero_shot = loaded.port(target(), max_flops=TINY_LIMIT)
     for examples, kept in ((data.evaluation, report.scores), (held, report.agreement)):
         for name, ported in (("tuned", model), ("zero_shot", zero_shot)):
@@ -182,26 +182,26 @@ def test_texts_that_the_target_cannot_read_are_left_out(adapters):
     known = sequence_data().train.texts[:20]
     alien = ("\u4f60\u597d", "\u2603\u2603 \u2603")
     host = tiny_host("bert")
-    mixed = lesson_of(oracle((*known[:7], *alien, *known[7:]), (1,) * 22), host)
+    mixed = distillation_data(oracle((*known[:7], *alien, *known[7:]), (1,) * 22), host)
     assert mixed.unread == 2
     assert set(mixed.examples.texts) | set(mixed.held.texts) == set(known)
-    assert lesson_of(oracle((*known, *alien), (1,) * 22)).unread == 0  # no host, no judgement
+    assert distillation_data(oracle((*known, *alien), (1,) * 22)).unread == 0  # no host, no judgement
     assert mixed.targets([0, 18]).shape == (2, 2)
     with pytest.raises(DataError, match=r"knows no token of the transfer set's texts.*--task"):
-        lesson_of(oracle(alien, (1, 1)), host)
+        distillation_data(oracle(alien, (1, 1)), host)
     with pytest.raises(DataError, match="single text"):
-        lesson_of(oracle((known[0], *alien), (1, 1, 1)), host)
+        distillation_data(oracle((known[0], *alien), (1, 1, 1)), host)
 
 
 def test_outputs_stay_with_their_texts_in_every_part(adapters):
     texts = tuple(dict.fromkeys(sequence_data().train.texts))
     labels = tuple(int("w" in text) for text in texts)
-    lesson = lesson_of(oracle(("\u2603", *texts), (1, *labels)), tiny_host("bert"))
-    part, held = lesson.split(0.25, seed=3)
-    assert {*part.examples.texts, *held.texts, *lesson.held.texts} == set(texts)
-    assert len(part.examples) + len(held) + len(lesson.held) == len(texts)
-    assert len(held) == round(0.25 * len(lesson.examples))
-    for some in (lesson, part):
+    distillation = distillation_data(oracle(("\u2603", *texts), (1, *labels)), tiny_host("bert"))
+    part, held = distillation.split(0.25, seed=3)
+    assert {*part.examples.texts, *held.texts, *distillation.held.texts} == set(texts)
+    assert len(part.examples) + len(held) + len(distillation.held) == len(texts)
+    assert len(held) == round(0.25 * len(distillation.examples))
+    for some in (distillation, part):
         classes = some.targets(list(range(len(some.examples)))).argmax(-1).tolist()
         assert classes == [int("w" in text) for text in some.examples.texts]
     assert held.labels == tuple(int("w" in text) for text in held.texts)
@@ -209,9 +209,9 @@ def test_outputs_stay_with_their_texts_in_every_part(adapters):
 
 def test_a_text_is_held_out_with_all_its_spans(adapters):
     transfer = UniversalAdapter.load(adapters["sequence"]).transfer_set()
-    lesson = lesson_of(transfer)
-    part, held = lesson.split(0.25, seed=0)
-    assert len(lesson.examples) > len(set(lesson.owners))
+    distillation = distillation_data(transfer)
+    part, held = distillation.split(0.25, seed=0)
+    assert len(distillation.examples) > len(set(distillation.owners))
     owner = dict(zip(transfer.examples().texts, transfer.texts.owners(), strict=True))
     of_held = {owner[text] for text in held.texts if list(transfer.examples().texts).count(text) == 1}
     assert of_held.isdisjoint(part.owners)
@@ -227,16 +227,16 @@ def test_true_outputs_teach_a_target_and_shuffled_ones_do_not(tmp_path):
     adapter = UniversalAdapter.load(path)
     options = options_for(path, tmp_path / "out", "lora", max_steps=200, batch_size=32, max_flops=10.0)
     config, aligned = training_of(adapter, options), adapter.align(host)
-    lesson = lesson_of(oracle(data.train.texts, data.train.labels), host)
-    order = np.random.default_rng(0).permutation(len(lesson.examples)).tolist()
-    shuffled = replace(lesson, targets=lambda rows: lesson.targets([order[row] for row in rows]))
+    distillation = distillation_data(oracle(data.train.texts, data.train.labels), host)
+    order = np.random.default_rng(0).permutation(len(distillation.examples)).tolist()
+    shuffled = replace(distillation, targets=lambda rows: distillation.targets([order[row] for row in rows]))
 
     def agreement(model) -> float:
-        classes = model.classes_of(lesson.held).for_metric("sequence")
-        return score("accuracy", classes, references_of(lesson.held), data.task.labels).value
+        classes = model.classes_of(distillation.held).for_metric("sequence")
+        return score("accuracy", classes, references_of(distillation.held), data.task.labels).value
 
     before, found = agreement(adapter.port(aligned)), {}
-    for name, each in (("true", lesson), ("shuffled", shuffled)):
+    for name, each in (("true", distillation), ("shuffled", shuffled)):
         student = trained_student(
             adapter, aligned, each, config, options, accelerator=Accelerator(cpu=True), files=None, reporter=silent
         )

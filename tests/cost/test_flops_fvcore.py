@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_adapters import SMALL, all_taps, host_bank, meta_twin, random_adapter, tiny_folded, tiny_universal, unpacked
+from tiny_adapters import SMALL, all_depths, host_bank, meta_twin, random_adapter, tiny_folded, tiny_universal, unpacked
 from tiny_hosts import DECODERS, FAMILIES, HEADS, SWEEP, tiny_host
 
 from uhl_cli.adapter.fold import fold
@@ -63,14 +63,14 @@ def adapter_flops_by_hand(family: str, batch: int, tokens: int) -> int:
     written = d + d
     layer = route + 2 * k * edited + 2 * k * written + 2 * k * written  # o and down respond by their own output
     own = route + 2 * k * readout
-    taps = 2 * readout * d * (LAYERS + 1)
+    depth_weights = 2 * readout * d * (LAYERS + 1)
     pool = 2 * readout
-    return batch * (tokens * (LAYERS * layer + own + taps + pool) + 2 * readout * labels)
+    return batch * (tokens * (LAYERS * layer + own + depth_weights + pool) + 2 * readout * labels)
 
 
-def folded_with_all_taps(host, config=SMALL) -> PortedAdapter:
+def folded_with_all_depths(host, config=SMALL) -> PortedAdapter:
     bank, states = host_bank(host, config)
-    alignment = all_taps(align_anchors(bank, states))
+    alignment = all_depths(align_anchors(bank, states))
     with torch.no_grad():
         return unpacked(fold(random_adapter(config).stored(), alignment, host.map))
 
@@ -79,7 +79,7 @@ def folded_with_all_taps(host, config=SMALL) -> PortedAdapter:
 @pytest.mark.parametrize("family", SWEEP)
 def test_both_counts_are_the_hand_count(family, batch, tokens):
     host = tiny_host(family)
-    folded = folded_with_all_taps(host)
+    folded = folded_with_all_depths(host)
     shape = PassShape(batch, tokens)
     by_hand = host_flops_by_hand(family, batch, tokens)
     added_by_hand = adapter_flops_by_hand(family, batch, tokens)
@@ -162,7 +162,7 @@ def packed(adapter: PortedAdapter) -> PortedAdapter:
 @pytest.mark.parametrize("family", SWEEP)
 def test_shapes_and_counts_on_the_meta_device_are_those_of_the_model(family, config):
     host = tiny_host(family)
-    real = packed(folded_with_all_taps(host, config))
+    real = packed(folded_with_all_depths(host, config))
     twin = meta_twin(host)
     hollow = tiny_universal(host, config).port(twin, max_flops=1e9).adapter
     empty = PortedAdapter.empty(real.structure, twin.map, kind=config.kind, num_labels=config.num_labels)
@@ -179,15 +179,17 @@ def test_shapes_and_counts_on_the_meta_device_are_those_of_the_model(family, con
 def test_shapes_follow_the_plan():
     host = tiny_host("llama")
     bank, states = host_bank(host)
-    alignment = all_taps(align_anchors(bank, states))
-    plan = replace(full_plan(host.map), types=("q", "o", "gate"), layers=(1,), tap_depths=(0, 2))
-    alignment = replace(alignment, taps={depth: alignment.taps[depth] for depth in plan.tap_depths})
+    alignment = all_depths(align_anchors(bank, states))
+    plan = replace(full_plan(host.map), types=("q", "o", "gate"), layers=(1,), readout_depths=(0, 2))
+    alignment = replace(
+        alignment, depth_weights={depth: alignment.depth_weights[depth] for depth in plan.readout_depths}
+    )
     with torch.no_grad():
         stored = random_adapter().stored()
         folded = packed(fold(stored, alignment, host.map, layers=plan.layers, types=plan.types))
     twin, adapter = meta_twin(host), tiny_universal(host)
     shapes = align_shapes(
-        bank, twin.map, tap_depths=plan.tap_depths, feature_depths=None, readout_size=SMALL.readout_size
+        bank, twin.map, readout_depths=plan.readout_depths, feature_depths=None, readout_size=SMALL.readout_size
     )
     shaped = adapter.port(AlignedHost(twin, adapter.bank.digest, shapes, plan, host_flops=1)).adapter
     assert shapes_of(shaped) == shapes_of(folded)

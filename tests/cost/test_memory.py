@@ -49,9 +49,9 @@ def test_bytes_of_the_adapter(family):
     # Parts of a fused module have their own.
     edits = layers * (5 if family == "gpt2" else 3 if host.map.family.pre_norm else 2)
     gains = 1 + sum(len(layer.target_modules) for layer in host.map.layers)
-    taps = len(folded.readout.by_depth) * readout
-    rows = atoms * ((layers + 1) * 2 + edits + 1) + taps
-    table = atoms * (((layers + 1) * 2 + edits) * d + readout) + taps * d
+    depth_weights = len(folded.readout.by_depth) * readout
+    rows = atoms * ((layers + 1) * 2 + edits + 1) + depth_weights
+    table = atoms * (((layers + 1) * 2 + edits) * d + readout) + depth_weights * d
     values = (layers + 1) * 2 * atoms + atoms * gains
     values += 2 * readout + labels * readout + labels + SMALL.top_k
     assert folded.nbytes == 4 * (values + table)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_adapters import all_taps, host_bank, random_adapter
+from tiny_adapters import all_depths, host_bank, random_adapter
 from tiny_hosts import FAMILIES, tiny_host
 
 from uhl_cli.adapter.fold import fold
@@ -21,8 +21,10 @@ LENGTH = 64
 
 def folded_for(host, plan, config):
     bank, states = host_bank(host, config)
-    alignment = all_taps(align_anchors(bank, states))
-    alignment = replace(alignment, taps={depth: alignment.taps[depth] for depth in plan.tap_depths})
+    alignment = all_depths(align_anchors(bank, states))
+    alignment = replace(
+        alignment, depth_weights={depth: alignment.depth_weights[depth] for depth in plan.readout_depths}
+    )
     with torch.no_grad():
         stored = random_adapter(config).stored()
         return fold(stored, alignment, host.map, layers=plan.layers, types=plan.types)
@@ -34,7 +36,7 @@ def test_formula_equals_the_count(family, kind):
     host = tiny_host(family)
     config = CONFIG.model_copy(update={"kind": kind})
     plan = full_plan(host.map)
-    some = replace(plan, types=("q", "v", "o"), layers=(1,), tap_depths=(0, 2))
+    some = replace(plan, types=("q", "v", "o"), layers=(1,), readout_depths=(0, 2))
     counts = {}
     bare = count_flops(host, None, sequence_length=LENGTH)
     for name, chosen in (("full", plan), ("some", some)):
@@ -97,8 +99,8 @@ def test_parts_are_left_out_in_the_documented_order(family):
         left = set(plan.left_out)
         assert {f"module {name}" for name in plans[0].types if name not in plan.types} - {"module readout"} <= left
         assert plan.layers == tuple(index for index in range(6) if f"layer {index}" not in left)
-        assert plan.tap_depths == tuple(index for index in range(7) if f"depth {index}" not in left)
-    assert plans[-1].tap_depths == (0, 3, 6)
+        assert plan.readout_depths == tuple(index for index in range(7) if f"depth {index}" not in left)
+    assert plans[-1].readout_depths == (0, 3, 6)
     assert "readout" not in plans[-1].types
 
 
@@ -132,6 +134,6 @@ def test_without_updates_the_depths_of_the_readout_alone_are_missing():
     assert any(any("layer" in part for part in plan.left_out) for plan in plans)
     for plan in plans:
         bare = plan.without_updates()
-        assert (bare.types, bare.layers, bare.tap_depths) == ((), (), plan.tap_depths)
-        assert len(bare.left_out) == 5 - len(plan.tap_depths)
+        assert (bare.types, bare.layers, bare.readout_depths) == ((), (), plan.readout_depths)
+        assert len(bare.left_out) == 5 - len(plan.readout_depths)
         assert set(bare.left_out) <= set(plan.left_out)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from uhl_cli.data import load_task
-from uhl_cli.errors import DataError, UsageError
+from uhl_cli.errors import DataError, UhlWarning, UsageError
 
 SHORT = "EU B-ORG 0\nrejects O 0\n\nPeter B-PER 0\nBlackburn I-PER 0\n\n"
 FULL = (
@@ -75,7 +75,8 @@ def test_tokens_from_json(tmp_path):
         {"words": [], "tags": []},
         {"words": ["c"], "tags": None},
     ]
-    loaded = jsonl(tmp_path, rows)
+    with pytest.warns(UhlWarning, match="2 unlabelled or empty rows"):
+        loaded = jsonl(tmp_path, rows)
     assert loaded.task.kind == "tokens"
     assert loaded.evaluation.texts == ("a b",)
     assert "2 unlabelled or empty rows" in loaded.source
@@ -87,8 +88,8 @@ def test_tokens_from_json(tmp_path):
     ("row", "message"),
     [
         ({"tokens": ["a"], "tags": ["O", "B-X"]}, "1 words but 2 tags"),
-        ({"tokens": ["a", "b"], "tags": ["B-X", None]}, "line 1 has null among"),
-        ({"tokens": [None, "b"], "tags": ["B-X", "O"]}, "line 1 has null among"),
+        ({"tokens": ["a", "b"], "tags": ["B-X", None]}, "Row 1 of .* has words without a tag"),
+        ({"tokens": [None, "b"], "tags": ["B-X", "O"]}, "not a list of words alone in row 1"),
         ({"tokens": None, "tags": ["B-X", "O"]}, "null in row 1"),
     ],
 )
@@ -102,7 +103,7 @@ def test_null_words_are_found_in_arrays_and_not_seen_in_texts(tmp_path):
     assert jsonl(tmp_path, rows).evaluation.texts == ("[null, x]", "a")
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a", None], "tags": ["O", "B-X"]}]))
-    with pytest.raises(DataError, match="record 2 has null among"):
+    with pytest.raises(DataError, match="not a list of words alone in row 2"):
         load_task(str(path))
 
 

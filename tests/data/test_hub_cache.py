@@ -9,9 +9,10 @@ from importlib.metadata import version
 import pytest
 
 SCRIPT = """
-import json, sys
+import json, sys, warnings
 from uhl_cli.data import load_task
-from uhl_cli.errors import UhlError
+from uhl_cli.errors import UhlError, UhlWarning
+warnings.simplefilter("ignore", UhlWarning)
 name, options = sys.argv[1], json.loads(sys.argv[2])
 try:
     loaded = load_task(name, **options)

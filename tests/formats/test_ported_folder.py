@@ -154,7 +154,10 @@ def test_missing_parts_are_refused(tmp_path, saved):
     tensors = load(saved)
     for name in tensors:
         refused(tmp_path, written(record_of(saved), {key: value for key, value in tensors.items() if key != name}))
-    refused(tmp_path, written(record_of(saved), {key: value for key, value in tensors.items() if "taps" not in key}))
+    refused(
+        tmp_path,
+        written(record_of(saved), {key: value for key, value in tensors.items() if "depth_weights" not in key}),
+    )
     refused(tmp_path, written(record_of(saved), {**tensors, "layers.2.router": tensors["layers.1.router"].clone()}))
 
 
@@ -168,7 +171,7 @@ def test_a_structure_that_the_tensors_or_the_host_do_not_have_is_refused(tmp_pat
     structure = record_of(saved)["structure"]
     layers = structure["layers"]
     assert set(layers) == {"0", "1"}
-    assert structure["taps"] == [0, 1, 2]
+    assert structure["readout_depths"] == [0, 1, 2]
     for changes in (
         {"layers": {"0": layers["0"]}},
         {"layers": layers | {"7": ["q"]}},
@@ -176,11 +179,11 @@ def test_a_structure_that_the_tensors_or_the_host_do_not_have_is_refused(tmp_pat
         {"layers": layers | {"0": ["q", "q"]}},
         {"layers": layers | {"0": []}},
         {"layers": {"0": ["q"], "1": ["q"]}},
-        {"taps": [0, 1]},
-        {"taps": [0, 1, 2, 3]},
-        {"taps": [0, 1, 1]},
-        {"taps": [-1, 0, 1]},
-        {"taps": []},
+        {"readout_depths": [0, 1]},
+        {"readout_depths": [0, 1, 2, 3]},
+        {"readout_depths": [0, 1, 1]},
+        {"readout_depths": [-1, 0, 1]},
+        {"readout_depths": []},
         {"num_atoms": structure["num_atoms"] + 1},
         {"num_atoms": 1},
         {"num_atoms": 10**12},
@@ -194,7 +197,7 @@ def test_a_structure_that_the_tensors_or_the_host_do_not_have_is_refused(tmp_pat
     folder = tmp_path / "as it was"
     folder.mkdir()
     (folder / FILE_NAME).write_bytes(with_structure(saved))
-    assert load_ported(folder, tiny_model("bert"), tiny_tokenizer("bert")).adapter.structure.taps == (0, 1, 2)
+    assert load_ported(folder, tiny_model("bert"), tiny_tokenizer("bert")).adapter.structure.readout_depths == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +215,10 @@ def test_a_structure_that_the_tensors_or_the_host_do_not_have_is_refused(tmp_pat
         ("readout.out_bias", lambda value: value[:1]),
         ("readout.bias", lambda value: value[:2]),
         ("readout.pool", lambda value: value[:2]),
-        ("readout.taps.2", lambda value: value[:2]),
-        ("readout.taps.2", lambda value: value[:, :5]),
-        ("readout.taps.2", lambda value: value.float()),
-        ("readout.taps.2", lambda value: torch.full_like(value, 255)),
+        ("readout.depth_weights.2", lambda value: value[:2]),
+        ("readout.depth_weights.2", lambda value: value[:, :5]),
+        ("readout.depth_weights.2", lambda value: value.float()),
+        ("readout.depth_weights.2", lambda value: torch.full_like(value, 255)),
         ("threshold", lambda value: value[:0]),
         ("threshold", lambda value: value.repeat(99)),
         ("layers.0.router", lambda value: value.float()),
@@ -237,10 +240,10 @@ def test_parts_of_another_shape_or_kind_are_refused(tmp_path, saved, name, funct
     [
         {"layers.0.router": "layers.x.router"},
         {"layers.0.edits.mlp": "layers.0.edits.nonsense"},
-        {"readout.taps.2": "readout.taps.77"},
-        {"readout.taps.2": "readout.taps.x"},
+        {"readout.depth_weights.2": "readout.depth_weights.77"},
+        {"readout.depth_weights.2": "readout.depth_weights.x"},
         {"layers.1.router": "layers.01.router"},
-        {"readout.taps.0": "readout.taps.-1"},
+        {"readout.depth_weights.0": "readout.depth_weights.-1"},
         {"readout.layer.edits.readout": "readout.layer.edits.q"},
         {"readout.pool": "readout.well"},
         {"threshold": "threshhold"},

@@ -46,7 +46,7 @@ def test_a_targets_features_keep_their_mean_under_updates(family, monkeypatch):
     assert ported.adapter.readout.shift is not None  # the random shift in the file is none that these updates make
     bare = mean_features(PortedModel(host, ported.adapter.without_updates(), ported.task), bank)
     wanted = bank.values[:, : adapter.manifest.config.readout_size].mean(0)
-    assert_close(bare, wanted, atol=0.02, rtol=0)  # the taps have eight bits
+    assert_close(bare, wanted, atol=0.02, rtol=0)  # the weights have eight bits
     unshifted = ported.adapter.with_shift(None)
     moved = mean_features(PortedModel(host, unshifted, ported.task), bank) - bare
     assert float(moved.norm()) > 0.1  # the control: these updates do shift the mean

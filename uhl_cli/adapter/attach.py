@@ -122,7 +122,7 @@ class Attachment:
         self._dense = dense
         self._noise = noise
         self._layers = adapter.by_layer
-        self._taps = adapter.readout.by_depth
+        self._depth_weights = adapter.readout.by_depth
         # Gains of all types of a layer, [types, M], in the order of its `gains`.
         self._gains = {
             index: torch.stack([gain for _, gain in layer.gains.items()])
@@ -142,7 +142,7 @@ class Attachment:
         for layer in self._host_map.layers:
             folded = self._layers.get(layer.index)
             # The first layer always gets a hook: it marks the start of a forward pass.
-            if layer.index == 0 or folded is not None or layer.index in self._taps:
+            if layer.index == 0 or folded is not None or layer.index in self._depth_weights:
                 hook = self._owned(self._layer_hook(layer.index, folded))
                 layer.module.register_forward_pre_hook(hook, with_kwargs=True)
             for name, linear in layer.target_modules.items():
@@ -179,8 +179,10 @@ class Attachment:
     def readout_features(self, final_state: Tensor) -> Tensor:
         """Input of the readout's activation, float32 [batch, tokens, readout_size], after a forward pass."""
         readout = self.adapter.readout
-        self._tap(self._host_map.num_hidden_layers, final_state)
-        assert self._features is not None  # _tap or the layers' hooks have set it: taps are never empty
+        self._read_depth(self._host_map.num_hidden_layers, final_state)
+        assert (
+            self._features is not None
+        )  # _read_depth or the layers' hooks have set it: a readout always reads some depth
         features = self._features + (readout.bias if readout.shift is None else readout.bias + readout.shift)
         flat = final_state.reshape(-1, final_state.shape[-1])
         if self._noise is not None:
@@ -207,15 +209,15 @@ class Attachment:
             state = read_layer_input(args, kwargs)
             if index == 0:
                 self._start()
-            self._tap(index, state)
+            self._read_depth(index, state)
             self._routed = None if folded is None else self._respond(folded, self._gains[index], state)
 
         return hook
 
-    def _tap(self, index: int, state: Tensor) -> None:
-        tap = self._taps.get(index)
-        if tap is not None:
-            part = (state @ row_values(tap, state.dtype).T).float()
+    def _read_depth(self, index: int, state: Tensor) -> None:
+        weight = self._depth_weights.get(index)
+        if weight is not None:
+            part = (state @ row_values(weight, state.dtype).T).float()
             self._features = part if self._features is None else self._features + part
 
     def _respond(self, folded: PortedLayer, gains: Tensor, state: Tensor) -> _Routed:

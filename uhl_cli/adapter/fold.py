@@ -1,8 +1,8 @@
 """Folding: canonical adapter + alignment + host weights -> the few matrices that a forward pass needs.
 
 Products that do not depend on the token are computed once (docs/method.md, "Update"): V P_in, R P_in, P_out U^T (and
-W P_out U^T where a module is fused), and the readout's first layer with the taps.  Training (with gradients), porting
-(without) and counting FLOPs (on the meta device) use the same code.
+W P_out U^T where a module is fused), and the readout's first layer with its weights by depth.  Training (with
+gradients), porting (without) and counting FLOPs (on the meta device) use the same code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uhl_cli.adapter.canonical import mix, size_gains
 from uhl_cli.adapter.module import READERS, WRITERS, PortedAdapter, PortedLayer, PortedReadout, edit_name
-from uhl_cli.align.alignment import Alignment, LayerMaps, single_taps
+from uhl_cli.align.alignment import Alignment, LayerMaps, single_depth_weights
 from uhl_cli.align.features import FeaturePrior
 from uhl_cli.host.hostmap import HostMap, TargetModule
 
@@ -92,9 +92,9 @@ def refold(
 def feature_prior(stored: dict[str, Tensor], alignment: Alignment, knots: Sequence[float]) -> FeaturePrior:
     """Maps to the readout's features (for each knot from the nearest depth) and to the head-only control's logits."""
     gain, _ = size_gains(stored, alignment.width)
-    taps, offset = single_taps(alignment.layers, knots)
-    taps, _ = _canonical_taps(stored, gain, taps, offset)
-    return FeaturePrior(taps, stored["head_weight"] @ alignment.layers[-1].read)
+    depth_weights, offset = single_depth_weights(alignment.layers, knots)
+    depth_weights, _ = _canonical_depth_weights(stored, gain, depth_weights, offset)
+    return FeaturePrior(depth_weights, stored["head_weight"] @ alignment.layers[-1].read)
 
 
 def _edit(linear: TargetModule, maps: LayerMaps, atoms: Tensor) -> Tensor:
@@ -135,10 +135,10 @@ def _readout(
     shift: Tensor | None,
 ) -> PortedReadout:
     if alignment.features is not None:
-        taps = {depth: tap.to(gain.device) for depth, tap in alignment.features.taps.items()}
+        depth_weights = {depth: weight.to(gain.device) for depth, weight in alignment.features.depth_weights.items()}
         bias = alignment.features.bias.to(gain.device)
     else:
-        taps, bias = _canonical_taps(stored, gain, alignment.taps, alignment.tap_offset)
+        depth_weights, bias = _canonical_depth_weights(stored, gain, alignment.depth_weights, alignment.depth_bias)
     layer = None
     if update:
         # In canonical space the update edits z itself, so no projector stands between it and the readout.
@@ -146,7 +146,7 @@ def _readout(
         edits = {"readout": stored["atoms_u"] @ final.T}
         layer = _layer(stored, alignment.layers[-1], gain, task_bias, edits, ("readout",))
     return PortedReadout(
-        taps,
+        depth_weights,
         bias,
         layer,
         stored.get("readout_pool"),
@@ -156,11 +156,11 @@ def _readout(
     )
 
 
-def _canonical_taps(
-    stored: dict[str, Tensor], gain: Tensor, taps: dict[int, Tensor], offset: Tensor
+def _canonical_depth_weights(
+    stored: dict[str, Tensor], gain: Tensor, depth_weights: dict[int, Tensor], offset: Tensor
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Taps and bias of the readout's first layer on canonical coordinates."""
     weight = stored["readout_in_weight"]
     gained = weight * gain.repeat(weight.shape[1] // gain.shape[0])
-    folded = {depth: gained @ tap.to(gain.device) for depth, tap in taps.items()}
+    folded = {depth: gained @ weight.to(gain.device) for depth, weight in depth_weights.items()}
     return folded, stored["readout_in_bias"] + gained @ offset.to(gain.device)

@@ -93,7 +93,7 @@ class PortedLayer(nn.Module):
 
 
 class PortedReadout(nn.Module):
-    """The canonical readout on a host: a tap [readout_size, d] for each depth it reads, and the layers after them.
+    """The canonical readout on a host: a weight [readout_size, d] for each depth it reads, and the layers after them.
 
     `layer` routes the readout's own update from the final state; None without that update.  Its single edit "readout"
     is [M, readout_size].  `pool` is None for token tasks.  `shift` [readout_size], if any, is added to the features
@@ -108,7 +108,7 @@ class PortedReadout(nn.Module):
 
     def __init__(
         self,
-        taps: Mapping[int, Tensor],
+        depth_weights: Mapping[int, Tensor],
         bias: Tensor,
         layer: PortedLayer | None,
         pool: Tensor | None,
@@ -117,7 +117,7 @@ class PortedReadout(nn.Module):
         shift: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.taps = Buffers({str(depth): tap for depth, tap in taps.items()})
+        self.depth_weights = Buffers({str(depth): weight for depth, weight in depth_weights.items()})
         self.register_buffer("bias", bias)
         self.layer = layer
         self.register_buffer("pool", pool)
@@ -127,8 +127,8 @@ class PortedReadout(nn.Module):
 
     @property
     def by_depth(self) -> dict[int, Tensor]:
-        """The taps by depth, 0 to L."""
-        return {int(depth): tap for depth, tap in self.taps.items()}
+        """The weights by depth, 0 to L."""
+        return {int(depth): weight for depth, weight in self.depth_weights.items()}
 
     def changed(self, *, layer: PortedLayer | None, shift: Tensor | None) -> PortedReadout:
         """The same readout with another update (`layer`) and another shift; all else is shared."""
@@ -291,7 +291,7 @@ class PortedAdapter(nn.Module):
             top_k=len(self.threshold),
             readout_size=len(self.readout.bias),
             layers={index: tuple(layer.gains) for index, layer in self.by_layer.items()},
-            taps=tuple(self.readout.by_depth),
+            readout_depths=tuple(self.readout.by_depth),
             readout_update=own is not None,
             shift=self.readout.shift is not None,
             lora_rank=0 if self.lora is None else self.lora.rank,
@@ -303,7 +303,7 @@ class PortedAdapter(nn.Module):
 
         :raises KeyError: The host has no such layer, module type or depth.
         """
-        width, atoms, size = host_map.hidden_size, structure.num_atoms, structure.readout_size
+        width, atoms, readout_size = host_map.hidden_size, structure.num_atoms, structure.readout_size
         dtype = host_map.embeddings.weight.dtype
 
         def values(*shape: int) -> Tensor:
@@ -322,17 +322,17 @@ class PortedAdapter(nn.Module):
             index: layer(edit_columns([places[index][name] for name in types], width), types)
             for index, types in structure.layers.items()
         }
-        beyond = set(structure.taps).difference(range(host_map.num_hidden_layers + 1))
+        beyond = set(structure.readout_depths).difference(range(host_map.num_hidden_layers + 1))
         if beyond:
             raise KeyError(f"depth {min(beyond)}")
         readout = PortedReadout(
-            {depth: table(size, width) for depth in structure.taps},
-            values(size),
-            layer({"readout": size}, ("readout",)) if structure.readout_update else None,
-            values(size) if kind == "sequence" else None,
-            values(num_labels, size),
+            {depth: table(readout_size, width) for depth in structure.readout_depths},
+            values(readout_size),
+            layer({"readout": readout_size}, ("readout",)) if structure.readout_update else None,
+            values(readout_size) if kind == "sequence" else None,
+            values(num_labels, readout_size),
             values(num_labels),
-            values(size) if structure.shift else None,
+            values(readout_size) if structure.shift else None,
         )
         rank, factors = structure.lora_rank, {}
         for name, module in linear_modules(host_map).items():

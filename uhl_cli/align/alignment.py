@@ -49,21 +49,21 @@ class LayerMaps:
 class Alignment:
     """All maps of one host.  `layers` has L + 1 entries; the last is for the host's final state.
 
-    The canonical features of a token at all knots, [knots * d0], are
-    `sum over l of taps[l] @ h_l + tap_offset`, with `taps[l]` [knots * d0, d].
-    `quality` is the held-out R^2 of each layer's `read`, averaged over coordinates; `tap_quality` is that of
-    the features at each knot.  Both are NaN-free, and empty where a strategy has nothing to measure.
+    The canonical coordinates of a token at all knots, [knots * d0], are
+    `sum over l of depth_weights[l] @ h_l + depth_bias`, with `depth_weights[l]` [knots * d0, d].
+    `quality` is the held-out R^2 of each layer's `read`, averaged over coordinates; `knot_quality` is that of
+    the coordinates at each knot.  Both are NaN-free, and empty where a strategy has nothing to measure.
     `features` (with a feature bank only) maps states to the features of the adapter's own readout directly, which is
-    more accurate than through canonical space.  Readouts of other tasks use the taps.
+    more accurate than through canonical space.  Readouts of other tasks use `depth_weights`.
     """
 
     strategy: str
     width: int
     layers: tuple[LayerMaps, ...]
-    taps: dict[int, Tensor]
-    tap_offset: Tensor
+    depth_weights: dict[int, Tensor]
+    depth_bias: Tensor
     quality: tuple[float, ...]
-    tap_quality: tuple[float, ...]
+    knot_quality: tuple[float, ...]
     features: FeatureMaps | None = None
 
     @property
@@ -77,18 +77,20 @@ class Alignment:
             replace(maps.each(lambda write: write.to(device)), mean=maps.mean.to(device), read=maps.read.to(device))
             for maps in self.layers
         )
-        taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
+        depth_weights = {depth: weight.to(device) for depth, weight in self.depth_weights.items()}
         features = None if self.features is None else self.features.to(device)
-        return replace(self, layers=layers, taps=taps, tap_offset=self.tap_offset.to(device), features=features)
+        return replace(
+            self, layers=layers, depth_weights=depth_weights, depth_bias=self.depth_bias.to(device), features=features
+        )
 
 
 def align_anchors(
-    bank: AnchorBank, states: WordStates, *, tap_depths: Sequence[int] | None = None, joint: bool = True
+    bank: AnchorBank, states: WordStates, *, readout_depths: Sequence[int] | None = None, joint: bool = True
 ) -> Alignment:
     """Align by the anchors' states at every depth.
 
-    :param tap_depths: Depths, 0 to L, that the readout's features are regressed on; all of them by default.
-    :param joint: False skips the regression of the readout's features on many depths at once, the most expensive
+    :param readout_depths: Depths, 0 to L, that the readout's inputs are regressed on; all of them by default.
+    :param joint: False skips the regression of the readout's inputs on many depths at once, the most expensive
         step; each knot then uses the map of the nearest depth.  This is enough when a feature bank gives the readout
         its maps.
     :raises AlignmentError: When too few anchors remain or the states are degenerate.
@@ -114,17 +116,17 @@ def align_anchors(
         quality.append(_mean_r2(inward, z))
     if not joint:
         return _with_single_taps("anchors", bank, tuple(layers), tuple(quality))
-    taps, offset, tap_quality = _fit_taps(
-        bank, states, groups, list(range(depth + 1)) if tap_depths is None else tap_depths
+    depth_weights, offset, knot_quality = _fit_depth_weights(
+        bank, states, groups, list(range(depth + 1)) if readout_depths is None else readout_depths
     )
     width = states.stream[0].shape[1]
-    return Alignment("anchors", width, tuple(layers), taps, offset, tuple(quality), tap_quality)
+    return Alignment("anchors", width, tuple(layers), depth_weights, offset, tuple(quality), knot_quality)
 
 
-def _fit_taps(
+def _fit_depth_weights(
     bank: AnchorBank, states: WordStates, groups: Tensor, depths: Sequence[int]
 ) -> tuple[dict[int, Tensor], Tensor, tuple[float, ...]]:
-    """Maps from the given depths to the features at each knot, their offset [knots * d0] and held-out R^2.
+    """Maps from the given depths to the canonical coordinates at each knot, their offset [knots * d0] and held-out R^2.
 
     Each knot is regressed on all depths at once or on the nearest one alone, whichever predicts held-out texts
     better: many depths help on a target host but only add noise on the source itself.
@@ -137,7 +139,7 @@ def _fit_taps(
     if len(depths) > 1:
         everything = coordinates.permute(1, 0, 2).reshape(int(present.sum()), -1)
         joint = fit_ridge(torch.cat(stream, dim=1), everything, groups)
-    taps: dict[int, Tensor] = {}
+    depth_weights: dict[int, Tensor] = {}
     offset = torch.zeros(len(bank.knots) * canonical)
     quality = []
     for place, knot in enumerate(bank.knots):
@@ -155,10 +157,10 @@ def _fit_taps(
             weight, mean, shift = single.weight, single.input_mean, single.output_mean
             parts = {depths[nearest]: weight}
         for index, part in parts.items():
-            taps.setdefault(index, torch.zeros(len(bank.knots) * canonical, width))[rows] = part.T
+            depth_weights.setdefault(index, torch.zeros(len(bank.knots) * canonical, width))[rows] = part.T
         offset[rows] = shift - mean @ weight
         quality.append(max(joint_r2, single_r2))
-    return taps, offset, tuple(quality)
+    return depth_weights, offset, tuple(quality)
 
 
 def align_size(bank: AnchorBank, *, hidden_size: int, num_hidden_layers: int) -> Alignment:
@@ -185,23 +187,23 @@ def cosine_basis(rows: int, columns: int) -> Tensor:
 def _with_single_taps(
     strategy: str, bank: AnchorBank, layers: tuple[LayerMaps, ...], quality: tuple[float, ...]
 ) -> Alignment:
-    taps, offset = single_taps(layers, bank.knots)
-    return Alignment(strategy, layers[0].mean.shape[0], layers, taps, offset, quality, ())
+    depth_weights, offset = single_depth_weights(layers, bank.knots)
+    return Alignment(strategy, layers[0].mean.shape[0], layers, depth_weights, offset, quality, ())
 
 
-def single_taps(layers: Sequence[LayerMaps], knots: Sequence[float]) -> tuple[dict[int, Tensor], Tensor]:
-    """Taps and offset of the readout features; each knot uses the read map of the nearest depth alone."""
+def single_depth_weights(layers: Sequence[LayerMaps], knots: Sequence[float]) -> tuple[dict[int, Tensor], Tensor]:
+    """Depth weights and offset where each knot uses the read map of the nearest depth alone."""
     canonical, width = layers[0].read.shape
     depth = len(layers) - 1
-    taps: dict[int, Tensor] = {}
+    depth_weights: dict[int, Tensor] = {}
     offset = torch.zeros(len(knots) * canonical)
     for place, knot in enumerate(knots):
         index = depth_index(knot, depth)
         rows = slice(place * canonical, (place + 1) * canonical)
-        tap = taps.setdefault(index, torch.zeros(len(knots) * canonical, width))
-        tap[rows] = layers[index].read
+        weight = depth_weights.setdefault(index, torch.zeros(len(knots) * canonical, width))
+        weight[rows] = layers[index].read
         offset[rows] = -layers[index].read @ layers[index].mean
-    return taps, offset
+    return depth_weights, offset
 
 
 def _mean_r2(fit: RidgeMap, targets: Tensor) -> float:
@@ -214,7 +216,7 @@ def align_shapes(
     bank: AnchorBank,
     host_map: HostMap,
     *,
-    tap_depths: Sequence[int],
+    readout_depths: Sequence[int],
     feature_depths: Sequence[int] | None,
     readout_size: int,
 ) -> Alignment:
@@ -236,7 +238,7 @@ def align_shapes(
     rows = len(bank.knots) * canonical
     features = None
     if feature_depths is not None:
-        taps = {index: empty(readout_size, width) for index in feature_depths}
-        features = FeatureMaps(taps, empty(readout_size), empty(0, width), empty(0), 0.0)
-    taps = {index: empty(rows, width) for index in tap_depths}
-    return Alignment("anchors", width, layers, taps, empty(rows), (), (), features)
+        depth_weights = {index: empty(readout_size, width) for index in feature_depths}
+        features = FeatureMaps(depth_weights, empty(readout_size), empty(0, width), empty(0), 0.0)
+    depth_weights = {index: empty(rows, width) for index in readout_depths}
+    return Alignment("anchors", width, layers, depth_weights, empty(rows), (), (), features)

@@ -61,12 +61,12 @@ class FeatureBank:
 class FeatureMaps:
     """Maps from a host's states straight to the readout's features.
 
-    `taps[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
+    `depth_weights[depth]` [readout_size, d] and `bias` [readout_size] are summed over depths; `head` [labels, d] and
     `head_bias` [labels] give the head-only control's logits from the final state.  `quality` is the held-out R^2 of
     the features, averaged.  Even a perfect map reaches only about 0.85 on held-out words, because the codes are coarse.
     """
 
-    taps: dict[int, Tensor]
+    depth_weights: dict[int, Tensor]
     bias: Tensor
     head: Tensor
     head_bias: Tensor
@@ -74,16 +74,16 @@ class FeatureMaps:
 
     def to(self, device: torch.device) -> FeatureMaps:
         """The same maps on a device."""
-        taps = {depth: tap.to(device) for depth, tap in self.taps.items()}
+        depth_weights = {depth: weight.to(device) for depth, weight in self.depth_weights.items()}
         head, head_bias = self.head.to(device), self.head_bias.to(device)
-        return replace(self, taps=taps, bias=self.bias.to(device), head=head, head_bias=head_bias)
+        return replace(self, depth_weights=depth_weights, bias=self.bias.to(device), head=head, head_bias=head_bias)
 
 
 @dataclass(frozen=True)
 class FeaturePrior:
-    """The same maps as derived through canonical space: `taps[depth]` [readout_size, d] and `head` [labels, d]."""
+    """The same maps through canonical space: `depth_weights[depth]` [readout_size, d] and `head` [labels, d]."""
 
-    taps: dict[int, Tensor]
+    depth_weights: dict[int, Tensor]
     head: Tensor
 
 
@@ -129,10 +129,10 @@ def align_features(
     if fitted.rows < 2 * width or held.rows < 32:
         return None
     start = None
-    if prior is not None and set(prior.taps) <= set(used):
+    if prior is not None and set(prior.depth_weights) <= set(used):
         start = torch.zeros(len(used) * width, values.shape[1])
-        for depth, tap in prior.taps.items():
-            start[used.index(depth) * width : (used.index(depth) + 1) * width, :readout_size] = tap.T
+        for depth, weight in prior.depth_weights.items():
+            start[used.index(depth) * width : (used.index(depth) + 1) * width, :readout_size] = weight.T
     weight, offset, r2 = fit_moments(fitted, held, prior=start)
     head, head_bias = torch.zeros(0, width), torch.zeros(0)
     if final in used:
@@ -141,9 +141,11 @@ def align_features(
         head_weight, head_bias, _ = fit_moments(fitted.part(span), held.part(span), prior=head_start)
         head, head_bias = head_weight[:, readout_size:].T.contiguous(), head_bias[readout_size:]
     columns = weight[:, :readout_size]
-    taps = {depth: columns[index * width : (index + 1) * width].T.contiguous() for index, depth in enumerate(used)}
+    depth_weights = {
+        depth: columns[index * width : (index + 1) * width].T.contiguous() for index, depth in enumerate(used)
+    }
     quality = float(r2[:readout_size].mean())
-    return FeatureMaps(taps, offset[:readout_size], head, head_bias, quality)
+    return FeatureMaps(depth_weights, offset[:readout_size], head, head_bias, quality)
 
 
 def _pooled_states(host: Host, batch: WordBatch, depths: Sequence[int]) -> dict[int, Tensor]:

@@ -1,7 +1,7 @@
 """Ridge regression in closed form; the strength is chosen per output on held-out texts.
 
 Guarantee: each column w of the returned map minimises `|y - x w|^2 + strength |w|^2` over the given rows, inputs
-standardised per feature.  `r2` is measured on rows whose group took no part in the fit that predicted them; the map
+standardised by column.  `r2` is measured on rows whose group took no part in the fit that predicted them; the map
 itself is then refitted on all rows.  The strength is chosen on the same rows, among few values, so `r2` is slightly
 optimistic.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from uhl_cli.errors import AlignmentError
 
-# Relative to the mean eigenvalue of the (feature or kernel) Gram matrix.
+# Relative to the mean eigenvalue of the (column or kernel) Gram matrix.
 STRENGTHS: tuple[float, ...] = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -26,7 +26,7 @@ STRENGTHS: tuple[float, ...] = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0
 class RidgeMap:
     """`y = (x - input_mean) @ weight + output_mean`, float32.
 
-    `weight` [features, outputs]; `r2` [outputs] held-out; `strengths` [outputs], each one of `STRENGTHS`.
+    `weight` [inputs, outputs]; `r2` [outputs] held-out; `strengths` [outputs], each one of `STRENGTHS`.
     """
 
     weight: Tensor
@@ -40,7 +40,7 @@ class RidgeMap:
 class _Spectrum:
     """Eigenvectors of the smaller Gram matrix; in their basis, solving for a strength is one division.
 
-    `weight(strength) = basis @ (moment / (eigenvalues + strength * scale))`, with `basis` [features, n],
+    `weight(strength) = basis @ (moment / (eigenvalues + strength * scale))`, with `basis` [inputs, n],
     `moment` [n, outputs], `eigenvalues` [n].
     """
 
@@ -50,13 +50,13 @@ class _Spectrum:
 
     @classmethod
     def of_moments(cls, gram: Tensor, cross: Tensor) -> _Spectrum:
-        """From the float64 products x'x [features, features] and x'y [features, outputs] of the centred rows."""
+        """From the float64 products x'x [inputs, inputs] and x'y [inputs, outputs] of the centred rows."""
         eigenvalues, vectors = torch.linalg.eigh(gram)
         return cls(vectors, vectors.T @ cross, eigenvalues.clamp_min(0.0))
 
     @classmethod
     def of_rows(cls, inputs: Tensor, outputs: Tensor) -> _Spectrum:
-        """From centred float64 inputs [rows, features] and outputs [rows, outputs], by x x' [rows, rows]."""
+        """From centred float64 inputs [rows, inputs] and outputs [rows, outputs], by x x' [rows, rows]."""
         eigenvalues, vectors = torch.linalg.eigh(inputs @ inputs.T)
         return cls(inputs.T @ vectors, vectors.T @ outputs, eigenvalues.clamp_min(0.0))
 
@@ -74,7 +74,7 @@ def fit_ridge(
     strengths: tuple[float, ...] = STRENGTHS,
     folds: int = 4,
 ) -> RidgeMap:
-    """Fit outputs [rows, outputs] from inputs [rows, features]; rows of one group stay on one side of a split.
+    """Fit outputs [rows, outputs] from inputs [rows, inputs]; rows of one group stay on one side of a split.
 
     :raises AlignmentError: When there are fewer than 8 rows or all inputs are constant.
     """
@@ -88,12 +88,12 @@ def fit_ridge(
     x_std = x_all.std(0, correction=0)
     if float(x_std.max()) < 1e-12:
         raise AlignmentError("the host's states are the same for all anchor words.", "Check the checkpoint.")
-    x_std = torch.where(x_std < 1e-6 * x_std.max(), torch.inf, x_std)  # a constant feature gets weight zero
+    x_std = torch.where(x_std < 1e-6 * x_std.max(), torch.inf, x_std)  # a constant column gets weight zero
     x_all, y_all = (x_all - x_mean) / x_std, y_all - y_mean
 
-    rows, features = x_all.shape
+    rows, columns = x_all.shape
     # A fold's products are those of all rows minus those of its held-out rows, which are fewer.
-    whole = (x_all.T @ x_all, x_all.T @ y_all) if features <= rows else None
+    whole = (x_all.T @ x_all, x_all.T @ y_all) if columns <= rows else None
     fold = _fold_of(groups, folds)
     errors = torch.zeros(len(strengths), outputs.shape[1], dtype=torch.float64)
     total = torch.zeros(outputs.shape[1], dtype=torch.float64)
@@ -105,7 +105,7 @@ def fit_ridge(
         fit_rows = rows - len(x_held)
         # All rows together have mean zero, so the sum over the fitted rows is minus the sum over the held-out ones.
         shift_x, shift_y = x_held.sum(0) / -fit_rows, y_held.sum(0) / -fit_rows
-        if whole is not None and features <= fit_rows:
+        if whole is not None and columns <= fit_rows:
             gram = (whole[0] - x_held.T @ x_held).addr_(shift_x, shift_x, alpha=-fit_rows)
             cross = (whole[1] - x_held.T @ y_held).addr_(shift_x, shift_y, alpha=-fit_rows)
             spectrum = _Spectrum.of_moments(gram, cross)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from uhl_cli.data.files import read_lines
 from uhl_cli.errors import AlignmentError, DataError
 
 _WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
@@ -203,18 +204,18 @@ def _share(count: int, total: int) -> bool:
 
 
 def read_texts(
-    path: Path, hint: str = "Give a UTF-8 text file with one text a line, or use --anchors general."
+    path: Path,
+    hint: str = "Give a text file with one text a line, or use --anchors general.",
+    *,
+    encoding: str | None = None,
 ) -> list[str]:
     """Lines of a text file, without empty ones.
 
-    :raises DataError: When the file is missing, is not UTF-8 text or holds no text.
+    :param encoding: Its encoding; None is UTF-8.
+    :raises UsageError: When there is no such encoding.
+    :raises DataError: When the file is missing, is not text in this encoding or holds no text.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise DataError(f"cannot read the texts {path}: {error.strerror}.", hint) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"the texts {path} are not UTF-8 text.", hint) from error
+    lines = [line for line in read_lines(path, encoding, hint=hint) if line.strip()]
     if not lines:
         raise DataError(f"the texts {path} are empty.", hint)
     return lines

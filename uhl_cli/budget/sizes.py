@@ -74,7 +74,7 @@ def file_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FileSizes:
         for name in (*PARTS, OTHER)
         if name in rows
     )
-    return FileSizes(bytes=contents.size, parameters=sum(part.parameters for part in parts), parts=parts)
+    return FileSizes(bytes=contents.file_bytes, parameters=sum(part.parameters for part in parts), parts=parts)
 
 
 def ported_sizes(contents: Contents) -> FileSizes:
@@ -90,4 +90,4 @@ def ported_sizes(contents: Contents) -> FileSizes:
         )
         for name, some in rows.items()
     )
-    return FileSizes(bytes=contents.size, parameters=sum(part.parameters for part in parts), parts=parts)
+    return FileSizes(bytes=contents.file_bytes, parameters=sum(part.parameters for part in parts), parts=parts)

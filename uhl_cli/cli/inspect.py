@@ -212,8 +212,8 @@ def _parts(parts: Sequence[Part], total: int, *, members: bool = True) -> Table:
     )
     for group in dict.fromkeys(part.group for part in parts):
         some = [part for part in parts if part.group == group]
-        size = sum(part.bytes for part in some)
-        table.row(group, "", "", "", "", f"{size:,}", _share(size / total), style="bold")
+        num_bytes = sum(part.bytes for part in some)
+        table.row(group, "", "", "", "", f"{num_bytes:,}", _share(num_bytes / total), style="bold")
         for part in some if members and group != "header" else ():
             table.row(
                 f"  {part.name}",

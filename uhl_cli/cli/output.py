@@ -11,10 +11,11 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOBase, TextIOWrapper
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from uhl_cli.errors import OutputError, UhlError
+from uhl_cli.errors import OutputError, UhlError, UhlWarning
 from uhl_cli.progress import ProgressBar, Stderr, abandon, progress_bar
 from uhl_cli.text import one_line
 
@@ -194,12 +195,13 @@ class Output:
 
     @contextmanager
     def errors(self, *, interrupted_hint: str = "") -> Iterator[None]:
-        """Turn errors into one line on stderr and an exit code.
+        """Turn errors into one line on stderr and an exit code, and each `UhlWarning` into one line, once.
 
         Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 the reader of stdout has left.
         """
         try:
-            yield
+            with self._warnings():
+                yield
         except UhlError as error:
             self._error(str(error))
             raise typer.Exit(error.exit_code) from error
@@ -220,6 +222,23 @@ class Output:
             raise typer.Exit(INTERRUPTED) from error
         if self._sink.left:
             raise typer.Exit(NOBODY_READS)
+
+    @contextmanager
+    def _warnings(self) -> Iterator[None]:
+        said = set[str]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UhlWarning)
+            others = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:  # noqa: ANN401
+                if not issubclass(category, UhlWarning):
+                    others(message, category, *where, **more)
+                elif str(message) not in said and is_main_process():
+                    said.add(str(message))
+                    self.note(str(message), "warning: ")
+
+            warnings.showwarning = show
+            yield
 
     def _error(self, text: str) -> None:
         if self._debug:

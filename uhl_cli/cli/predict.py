@@ -26,7 +26,7 @@ def _record() -> type[PredictOptions]:
     _record,
     example="uhl predict adapter.safetensors --target distilbert-base-uncased 'a fine film' 'a waste of time'",
     panels={
-        "Data": ("input", "format", "text-column", "pair-column", "tokens-column", "max-length"),
+        "Data": ("input", "format", "encoding", "text-column", "pair-column", "tokens-column", "max-length"),
         "Output": ("top-k", "threshold", "prefix"),
     },
     metavars={"texts": "TEXT", "input": "FILE"},

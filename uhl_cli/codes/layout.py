@@ -32,7 +32,7 @@ READOUT_PARAMETERS = (
 
 # In a ported adapter, each row of a table ends with its step and its smallest value, float32 each.
 TAIL_BYTES = 8
-_TABLE = re.compile(r"(.*\.)?(router|read|(edits|taps)\.\w+)")
+_TABLE = re.compile(r"(.*\.)?(router|read|(edits|depth_weights)\.\w+)")
 
 
 def is_table(name: str) -> bool:

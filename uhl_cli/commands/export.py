@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.commands.export_lesson import (
-    export_lesson,
+from uhl_cli.commands.export_data import (
+    export_data,
     labelled_data,
     refuse_other_labels,
     refuse_untaught,
@@ -27,7 +27,7 @@ from uhl_cli.commands.options import ExportOptions
 from uhl_cli.commands.outputs import claimed_run
 from uhl_cli.commands.scoring import Classes, host_record, load, references_of, versions
 from uhl_cli.commands.transfer_set import Teacher
-from uhl_cli.commands.tune_student import Lesson, compared, score_data
+from uhl_cli.commands.tune_student import DistillationData, compared, score_data
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import OutputError, first_line
@@ -122,10 +122,10 @@ def export(
     length = min(options.max_length or carried.max_length, host.max_length)
     tokenizer = standalone_tokenizer(host, length)
     judged = _ported(adapter, carried, host, options, reporter)
-    lesson, teachers = export_lesson(carried, host, judged, data, options, length, reporter)
+    distillation, teachers = export_data(carried, host, judged, data, options, length, reporter)
     config = options.training.with_defaults("lora").model_copy(update={"max_length": length, "noise": 0.0})
     reading = replace(host, tokenizer=tokenizer, max_length=length)
-    some = lesson.examples.select(range(min(_COMPARED, len(lesson.examples))))
+    some = distillation.examples.select(range(min(_COMPARED, len(distillation.examples))))
     refuse_other_ids(tokenizer, host, some.texts, some.pairs, max_length=length)
     start = judged["tuned"].adapter.lora if starts_from_lora(options) else None
     classifier = StandardClassifier(reading, task, rank=options.rank, seed=config.seed, start=start)
@@ -133,15 +133,17 @@ def export(
         "training": config.model_dump(mode="json"),
         "adapter": adapter.digest,
         "host": host.fingerprint.model_dump(mode="json"),
-        "lesson": lesson.digest,
+        "distillation": distillation.digest,
         "task_file": None if options.task_file is None else _digest(options.task_file),
         "processes": accelerator.num_processes,
     }
-    _train(classifier, reading, lesson, config, run_digest(identity), options, accelerator, files, reporter)
+    _train(classifier, reading, distillation, config, run_digest(identity), options, accelerator, files, reporter)
     if options.format == "merged":
         classifier.merge()
     judges = _Judges(
-        some if lesson.held is None else lesson.held, None if evaluation is None else evaluation.evaluation, length
+        some if distillation.held is None else distillation.held,
+        None if evaluation is None else evaluation.evaluation,
+        length,
     )
     found = {name: judges.logits(model, options, reporter, name) for name, model in judged.items()}
     found["export"] = judges.logits(classifier, options, reporter, "export")
@@ -151,8 +153,8 @@ def export(
         exact, found["export"] = found["export"], judges.logits(classifier, options, reporter, options.dtype)
         rounding = _rounding(options.dtype, exact, found["export"])
     agreement = {}
-    if lesson.held is not None:
-        references = references_of(lesson.held)
+    if distillation.held is not None:
+        references = references_of(distillation.held)
         for name, each in found.items():
             agreement[name] = score(task.metric, _classes(each.held, task), references, task.labels)
     predictions = {} if judges.scored is None else {name: _classes(each.scored, task) for name, each in found.items()}
@@ -173,9 +175,9 @@ def export(
         training=TrainingRecord(
             command=options.command(),
             config=config,
-            steps=total_steps(len(lesson.examples), config),
-            train_examples=len(lesson.examples),
-            train_digest=lesson.digest,
+            steps=total_steps(len(distillation.examples), config),
+            train_examples=len(distillation.examples),
+            train_digest=distillation.digest,
             data="; ".join(teachers)[:1000],
         ),
         versions=versions(),
@@ -202,8 +204,8 @@ def export(
         bytes=sum(sizes.values()),
         rank=record.rank,
         teachers=record.teachers,
-        train_examples=len(lesson.examples),
-        unread=lesson.unread,
+        train_examples=len(distillation.examples),
+        unread=distillation.unread,
         steps=record.training.steps,
         seconds=time.monotonic() - started,
         agreement=agreement,
@@ -245,7 +247,7 @@ def _ported(
 def _train(
     classifier: StandardClassifier,
     host: Host,
-    lesson: Lesson,
+    distillation: DistillationData,
     config: TrainingConfig,
     digest: str,
     options: ExportOptions,
@@ -262,16 +264,16 @@ def _train(
     def on_step(report: StepReport) -> None:
         reporter("exporting", report.step, report.steps, f"loss {report.loss:.3f}  agreement {report.accuracy:.3f}")
 
-    reporter("exporting", 0, total_steps(len(lesson.examples), config))
+    reporter("exporting", 0, total_steps(len(distillation.examples), config))
     run_steps(
         classifier,
         classifier.trained,
         classifier.optimizer(config),
         host,
-        lesson.examples,
+        distillation.examples,
         config,
         accelerator=accelerator,
-        targets=lesson.targets,
+        targets=distillation.targets,
         files=files,
         digest=digest,
         resume=options.resume,
@@ -302,21 +304,21 @@ class _Judges:
     def logits(self, model: Teacher, options: ExportOptions, reporter: Reporter, name: str) -> _Said:
         """A model's logits of them."""
         progress = phase(reporter, f"scoring: {name.replace('_', '-')}")
-        size = options.evaluation_batch_size
+        batch_size = options.evaluation_batch_size
         found = [
             []
             if not examples
-            else model.logits_of(examples, batch_size=size, max_length=self.max_length, progress=progress)
+            else model.logits_of(examples, batch_size=batch_size, max_length=self.max_length, progress=progress)
             for examples in (self.held, self.scored)
         ]
         return _Said(*found)
 
     def truncated(self, host: Host) -> int:
         """How many of the scored examples are cut."""
-        found, size = 0, 256
-        for start in range(0, len(self.scored or ()), size):
+        found, chunk = 0, 256
+        for start in range(0, len(self.scored or ()), chunk):
             assert self.scored is not None
-            rows = range(start, min(start + size, len(self.scored)))
+            rows = range(start, min(start + chunk, len(self.scored)))
             found += encode_examples(host, self.scored, rows, max_length=self.max_length)[0].truncated
         return found
 

@@ -63,7 +63,7 @@ def feature_bank(
         first = kept.first(count)
         no_shift = torch.zeros(adapter.manifest.config.readout_size)
         bank = quantise_features(first, values[: first.num_words], no_shift, step=step)
-        size = text_bytes(first) + len(pack_levels(bank.codes.numpy())) + 8 * columns + OVERHEAD_BYTES
-        if room is None or size <= room or count == 1:
+        num_bytes = text_bytes(first) + len(pack_levels(bank.codes.numpy())) + 8 * columns + OVERHEAD_BYTES
+        if room is None or num_bytes <= room or count == 1:
             return replace(bank, shift=update_shift(host, ported.adapter, bank))
-        count = max(1, min(count - 1, math.floor(count * room / size)))
+        count = max(1, min(count - 1, math.floor(count * room / num_bytes)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from uhl_cli.data import Examples
 from uhl_cli.data.load import metric_of
-from uhl_cli.data.stream import Row
+from uhl_cli.data.parsing import Row
 from uhl_cli.data.writer import Kind, json_line
 from uhl_cli.metrics import entities_of
 

@@ -27,6 +27,7 @@ _OF_THE_CALL = frozenset(
 _ALIGN = "alignment strategy; by default the one that the file was trained with"
 _MAX_FLOPS = "FLOP limit in percent of the target's own; parts of the adapter are left out to stay within it"
 _DEVICE = "device: cpu, cuda, cuda:1, mps, or auto for the best available"
+_ENCODING = "encoding of local text files, such as latin-1 or utf-16; by default UTF-8"
 _OVERWRITE = "replace existing output"
 _RESUME = "continue an interrupted run"
 _SAVE_EVERY = "steps between checkpoints"
@@ -77,6 +78,7 @@ class DataOptions(Options):
     tokens_column: str | None = Field(None, description="column of the words of a token task")
     limit_train: int | None = Field(None, ge=1, description="train on a random subset of this size")
     limit_evaluation: int | None = Field(None, ge=1, description="score on a random subset of this size")
+    encoding: str | None = Field(None, description=_ENCODING)
 
 
 _TRAIN_DATA = frozenset({"data.train_split", "data.limit_train"})
@@ -441,6 +443,7 @@ class PredictOptions(Options):
     format: Literal["txt", "csv", "tsv", "jsonl", "parquet", "conll"] | None = Field(
         None, description="format of the input; by default from the file extension, and txt for stdin"
     )
+    encoding: str | None = Field(None, description=_ENCODING)
     text_column: str | None = Field(None, description="column of the text; a token classifier splits it at white space")
     pair_column: str | None = Field(None, description="column of the second text")
     tokens_column: str | None = Field(None, description="column of the lists of words")
@@ -546,6 +549,8 @@ class ExportOptions(Options):
         :raises UsageError: When an option that does not apply to this export is not at its default.
         """
         idle: dict[str, str] = _idle_data(self.data, self.labelled, self.score_data)
+        if self.texts is not None:
+            idle.pop("data.encoding", None)
         if self.format == "merged":
             idle["base"] = "a merged export has no base: add --format peft"
         self.refuse_given(idle)

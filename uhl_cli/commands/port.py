@@ -136,7 +136,7 @@ def port(
         source=manifest.source.name,
         source_score=manifest.score,
         quality=() if aligned is None else depth_quality(aligned.alignment),
-        readout_quality=() if aligned is None else aligned.alignment.tap_quality,
+        readout_quality=() if aligned is None else aligned.alignment.knot_quality,
         feature_quality=None if features is None else features.quality,
         calibration=None if aligned is None else calibration_report(adapter, aligned),
         left_out=() if ported.plan is None else ported.plan.left_out,

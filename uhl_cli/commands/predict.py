@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,10 +22,11 @@ from uhl_cli.commands.scoring import load
 from uhl_cli.data import Examples, Task
 from uhl_cli.data.columns import ColumnFlags, Columns, columns_to_label
 from uhl_cli.data.load import sentences_of, texts_of, unlabelled_examples
-from uhl_cli.data.stream import STDIN, Row, Rows, find_source, open_rows
+from uhl_cli.data.parsing import Row
+from uhl_cli.data.stream import STDIN, Rows, find_source, open_rows
 from uhl_cli.data.tasks import Kind
 from uhl_cli.data.writer import open_writer, written_form
-from uhl_cli.errors import DataError, HostNotFoundError, UsageError
+from uhl_cli.errors import DataError, HostNotFoundError, UhlWarning, UsageError
 from uhl_cli.formats.folder import is_ported, ported_path, read_ported, read_tuned
 from uhl_cli.formats.ported import load_ported
 from uhl_cli.ported.model import Outputs, Progress
@@ -98,7 +100,8 @@ def _run(options: PredictOptions, reporter: Reporter, show: Callable[[Labelled],
         if source is None:
             rows = _arguments(options.texts, opened, size)
         else:
-            rows = files.enter_context(open_rows(source, size=size, words=opened.kind == "tokens"))
+            words = opened.kind == "tokens"
+            rows = files.enter_context(open_rows(source, size=size, words=words, encoding=options.encoding))
         columns = _columns(rows, opened, options)
         added = _added(opened, columns, options)
         chunks = _chunks(rows, columns, opened.kind, added)
@@ -147,11 +150,11 @@ def _part(reporter: Reporter, before: int, total: int | None) -> Progress:
 
 
 def _chunks(rows: Rows, columns: Columns, kind: Kind, added: Added) -> Iterator[Chunk]:
-    """One chunk after another.
+    """One chunk after another; null texts are empty ones, and a warning at the end gives their number.
 
     :raises DataError: A row lacks a text or a list of words, or the input already has a column of an added name.
     """
-    start = 0
+    start = nulls = 0
     _refuse_taken(rows.names, added, rows.origin)
     for chunk in rows.chunks():
         if columns.tokens is not None:
@@ -165,12 +168,15 @@ def _chunks(rows: Rows, columns: Columns, kind: Kind, added: Added) -> Iterator[
             if columns.pair is not None:
                 pairs = texts_of(_values(chunk, columns.pair, start), columns.pair, rows.origin)
             examples = unlabelled_examples(texts, pairs, kind=kind)
+            nulls += sum(row.get(columns.text) is None for row in chunk)
         for place, row in enumerate(chunk):
             where = f"row {start + place + 1} of {rows.origin}"
             _refuse_taken(row, added, where)
             _refuse_broken(texts[place] + (examples.pairs[place] if examples.pairs is not None else ""), where)
         yield Chunk(chunk, texts, examples)
         start += len(chunk)
+    if nulls:
+        warnings.warn(f"{nulls} null texts of {rows.origin} were read as empty.", UhlWarning, stacklevel=2)
 
 
 def _values(chunk: Sequence[Row], column: str, start: int) -> Iterator[tuple[int, object]]:
@@ -203,7 +209,7 @@ def _refuse_idle(options: PredictOptions) -> None:
     idle: dict[str, str] = {}
     if options.texts:
         said = "the texts are on the command line"
-        idle |= dict.fromkeys(("format", "text_column", "pair_column", "tokens_column"), said)
+        idle |= dict.fromkeys(("format", "encoding", "text_column", "pair_column", "tokens_column"), said)
     path = options.adapter
     if is_ported(path):
         idle |= dict.fromkeys(("strategy", "max_flops"), f"{path} is already aligned")

@@ -16,10 +16,9 @@ from uhl_cli.align.states import word_states
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
-from uhl_cli.commands.lessons import lessons, taught_task
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.commands.outputs import claimed_run
-from uhl_cli.commands.school import School, held_for_teachers
+from uhl_cli.commands.own_teacher import soft_targets, teacher_task
 from uhl_cli.commands.scoring import (
     Predictor,
     depth_quality,
@@ -29,6 +28,7 @@ from uhl_cli.commands.scoring import (
     references_of,
     versions,
 )
+from uhl_cli.commands.teachers import TeacherMaker, held_for_teachers
 from uhl_cli.commands.texts import anchor_texts, more_texts, ships_with_uhl
 from uhl_cli.commands.transfer_set import transfer_room, wanted_texts
 from uhl_cli.cost.flops import count_flops
@@ -68,7 +68,7 @@ def _run(options: PretrainOptions, files: RunFiles, reporter: Reporter) -> Pretr
         teacher = load_classifier(options.classifier, device=chosen, **how)
     options = options.with_defaults(None if teacher is None else teacher.base_name)
     if teacher is not None:
-        teacher, data = taught_task(teacher, options)
+        teacher, data = teacher_task(teacher, options)
     host = load(options.host.model_copy(update={"device": chosen}))
     if teacher is None:
         data = load_task(
@@ -95,7 +95,7 @@ def pretrain(
 ) -> PretrainReport:
     """Train on loaded objects and write `options.output`.
 
-    :param teacher: Gives the classes of the training examples in place of their labels; see `lessons.taught_task`.
+    :param teacher: Gives the classes of the training examples in place of their labels; see `own_teacher.teacher_task`.
     :raises BudgetError: Before training, when the file or the FLOPs exceed their limits.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
@@ -104,8 +104,8 @@ def pretrain(
         raise DataError("there is no training example.", "Check --data and --limit-train.")
     told, targets = data.train, None
     if teacher is not None:
-        size = options.evaluation_batch_size
-        told, targets = lessons(teacher, data.train, batch_size=size, progress=phase(reporter, "teacher"))
+        batch_size = options.evaluation_batch_size
+        told, targets = soft_targets(teacher, data.train, batch_size=batch_size, progress=phase(reporter, "teacher"))
         data = replace(data, train=told)
     examples, judges = held_for_teachers(told, options)
     training = options.training
@@ -114,8 +114,8 @@ def pretrain(
     adapter = CanonicalAdapter(config, seed=training.seed).to(accelerator.device)
     steps = total_steps(len(examples), training)
     manifest = manifest_of(host, data, options, adapter, prepared.bank, examples, steps)
-    size = refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
-    room = options.max_bytes - size
+    file_bytes = refuse_too_large(to_file(adapter, prepared.bank, manifest), options.max_bytes)
+    room = options.max_bytes - file_bytes
     shared = transfer_room(room, options)
     wanted = wanted_texts(data, options, config, room=shared)
     if wanted is None:
@@ -177,10 +177,10 @@ def pretrain(
     teachers: dict[str, Score] = {}
     if wanted is not None:
         ported, digest = loaded.port(aligned), run_digest(identity)
-        school = School(ported, teacher, examples, judges, data, options, accelerator, files, digest, reporter)
-        speaker, teachers = school.teacher()
+        maker = TeacherMaker(ported, teacher, examples, judges, data, options, accelerator, files, digest, reporter)
+        speaker, teachers = maker.teacher()
         left = options.max_bytes - len(to_bytes(made.file(manifest)))
-        transfer = school.taught(wanted, speaker, room=left)
+        transfer = maker.transfer_set(wanted, speaker, room=left)
         manifest = manifest.model_copy(
             update={"parts": manifest.parts.model_copy(update={"transfer": transfer.record})}
         )
@@ -240,14 +240,14 @@ def _finish(
     atoms = None if atoms is None else round(atoms, 6)
     update = {"score": scores.get("adapter"), "atoms_per_token": atoms}
     content = made.file(manifest.model_copy(update=update))
-    size = refuse_too_large(content, options.max_bytes)
+    file_bytes = refuse_too_large(content, options.max_bytes)
     if accelerator.is_main_process:
         write_adapter(options.output, content)
     accelerator.wait_for_everyone()
     record = manifest.parts.transfer
     return PretrainReport(
         output=str(options.output),
-        bytes=size,
+        bytes=file_bytes,
         source=manifest.source,
         task=data.task.name,
         train_examples=manifest.training.train_examples,
@@ -341,11 +341,11 @@ def refuse_too_large(content: AdapterFile, max_bytes: int) -> int:
 
     :raises BudgetError: When it exceeds the limit; the hint gives a number of anchors that would fit.
     """
-    size = len(to_bytes(content))
-    if size > max_bytes:
+    file_bytes = len(to_bytes(content))
+    if file_bytes > max_bytes:
         per_anchor = len(pack_levels(content.coordinates.codes)) / content.manifest.anchors.words
         # Other anchors come with other texts of unknown size; 3 % fewer anchors leave room for them.
-        fitting = math.floor(0.97 * (content.manifest.anchors.words - (size - max_bytes) / per_anchor))
+        fitting = math.floor(0.97 * (content.manifest.anchors.words - (file_bytes - max_bytes) / per_anchor))
         hint = f"Use --num-anchors {fitting}." if fitting >= 32 else "Raise --max-bytes."
-        raise BudgetError(f"the adapter file would hold {size:,} bytes; the limit is {max_bytes:,}.", hint)
-    return size
+        raise BudgetError(f"the adapter file would hold {file_bytes:,} bytes; the limit is {max_bytes:,}.", hint)
+    return file_bytes

@@ -16,7 +16,7 @@ from uhl_cli.commands.options import TuneMode, TuneOptions
 from uhl_cli.commands.scoring import references_of
 from uhl_cli.commands.tune_setup import TuningSetup, prepare, train_task
 from uhl_cli.commands.tune_student import (
-    lesson_for,
+    distillation_data_for,
     student_identity,
     student_record,
     trained_student,
@@ -197,8 +197,8 @@ def _students(
 ) -> Space:
     """A LoRA, or delta-theta without labels: trials are scored by agreement with the teacher on texts held out with
     all their spans, or by labelled examples where there are any."""
-    whole = lesson_for(adapter, host, data)
-    lesson, held = whole.split(_fraction(whole.examples), options.training.seed)
+    whole = distillation_data_for(adapter, host, data)
+    distillation, held = whole.split(_fraction(whole.examples), options.training.seed)
     aligned = adapter.align(host, strategy=options.strategy, max_flops=options.max_flops)
     zero_shot, config = adapter.port(aligned), training_of(adapter, options)
     task = adapter.manifest.task
@@ -207,15 +207,15 @@ def _students(
         changed = with_trial(options, trial)
         training = training_of(adapter, changed)
         student = trained_student(
-            adapter, aligned, lesson, training, changed, accelerator=accelerator, files=None, reporter=reporter
+            adapter, aligned, distillation, training, changed, accelerator=accelerator, files=None, reporter=reporter
         )
-        record = student_record(adapter, host, lesson, training, changed)
+        record = student_record(adapter, host, distillation, training, changed)
         tuned, _ = tuned_model(adapter, aligned, zero_shot, student, record)
         classes = tuned.classes_of(held, batch_size=options.evaluation_batch_size).for_metric(task.kind)
         return score(task.metric, classes, references_of(held), task.labels).value
 
-    identity = student_identity(adapter, host, lesson, config, options)
-    steps = total_steps(len(lesson.examples), config)
+    identity = student_identity(adapter, host, distillation, config, options)
+    steps = total_steps(len(distillation.examples), config)
     return Space(STUDENT_RANGES[options.mode], (), steps, len(held), identity, score_of)
 
 

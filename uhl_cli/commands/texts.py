@@ -74,7 +74,8 @@ def _texts(data: TaskData, options: PretrainOptions) -> tuple[list[str], str]:
         return [*data.train.texts, *(data.train.pairs or ())], f"training texts of {data.task.name}"
     if options.anchors == "general":
         return _like_the_tasks(general_texts(), data), "general"
-    return read_texts(Path(options.anchors)), f"file {Path(options.anchors).name}"
+    path = Path(options.anchors)
+    return read_texts(path, encoding=options.data.encoding), f"file {path.name}"
 
 
 def _like_the_tasks(texts: list[str], data: TaskData) -> list[str]:

@@ -110,7 +110,7 @@ def wanted_texts(data: TaskData, options: PretrainOptions, config: AdapterConfig
             raise UsageError(
                 f"--transfer-set {choice}: there is no such file.", "Give a number, general, 0, or a file of texts."
             )
-        texts, origin = single_lines(read_texts(path)), f"file {path.name}"
+        texts, origin = single_lines(read_texts(path, encoding=options.data.encoding)), f"file {path.name}"
     if general is None:
         texts, pairs = _chosen(texts, pairs, words=words, seed=options.training.seed)
     spans = 0 if words else SPANS
@@ -144,7 +144,7 @@ def _cut(text: str) -> str:
 def _fitting(texts: TransferTexts, config: AdapterConfig, *, room: int, in_file: bool) -> TransferTexts | None:
     """The first texts, as many as may take at most `room` bytes."""
 
-    def size(count: int) -> float:
+    def bytes_of(count: int) -> float:
         some = texts.first(count)
         _, predictions = count_examples(some)
         outputs = predictions * (config.num_labels - 1) * _BYTES_PER_OUTPUT[config.kind]
@@ -156,14 +156,14 @@ def _fitting(texts: TransferTexts, config: AdapterConfig, *, room: int, in_file:
     low, high = 0, min(len(texts), MAX_TEXTS)
     while low < high:  # the size grows with every text
         middle = (low + high + 1) // 2
-        if size(middle) <= room:
+        if bytes_of(middle) <= room:
             low = middle
         else:
             high = middle - 1
     return texts.first(low) if low >= min(MIN_TEXTS, len(texts)) and low else None
 
 
-def taught(
+def make_transfer_set(
     wanted: Wanted,
     teacher: Teacher,
     name: str,

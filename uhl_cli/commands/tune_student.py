@@ -47,11 +47,11 @@ HELD_OUT, MOST_HELD_OUT = 0.05, 500
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationData:
     """What a student learns from: examples with targets, and held-out examples.
 
     :param held: Held-out examples with the teacher's classes; None with labels.
-    :param unread: How many examples were left out, see `lesson_of`.
+    :param unread: How many examples were left out, see `distillation_data`.
     :param owners: The number of the text that each example is from.
     """
 
@@ -63,14 +63,14 @@ class Lesson:
     unread: int = 0
     owners: tuple[int, ...] = ()
 
-    def part(self, rows: list[int]) -> Lesson:
-        """The lesson of some of its examples."""
+    def part(self, rows: list[int]) -> DistillationData:
+        """Some of its examples."""
         targets, owners = self.targets, tuple(self.owners[row] for row in rows)
         chosen = None if targets is None else lambda some: targets([rows[row] for row in some])
         return replace(self, examples=self.examples.select(rows), targets=chosen, owners=owners)
 
-    def split(self, fraction: float, seed: int) -> tuple[Lesson, Examples]:
-        """The lesson without a random part of its texts, drawn by the seed, and that part's examples.
+    def split(self, fraction: float, seed: int) -> tuple[DistillationData, Examples]:
+        """The data without a random part of its texts, drawn by the seed, and that part's examples.
 
         :raises DataError: When there are fewer than two texts.
         """
@@ -81,8 +81,8 @@ class Lesson:
         return rest, self.examples.select(row for row in rows if self.owners[row] in held)
 
 
-def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
-    """The transfer set as a lesson; a text is held out with all its spans.
+def distillation_data(transfer: TransferSet, host: Host | None = None) -> DistillationData:
+    """The transfer set as data of a distillation; a text is held out with all its spans.
 
     :param host: Examples without any token that its tokenizer knows are left out: they teach nothing.
     :raises DataError: When too few texts are left.
@@ -109,7 +109,7 @@ def lesson_of(transfer: TransferSet, host: Host | None = None) -> Lesson:
     def targets(rows: list[int]) -> torch.Tensor:
         return torch.cat([chosen[row] for row in rows])
 
-    return Lesson(
+    return DistillationData(
         examples.select(fitted),
         targets,
         examples.select(held),
@@ -156,7 +156,7 @@ def tune_student(
     """
     started = time.monotonic()
     evaluation = evaluation if data is None else data
-    lesson = lesson_for(adapter, host, data)
+    distillation = distillation_data_for(adapter, host, data)
     if aligned is None:
         aligned = adapter.align(
             host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
@@ -164,12 +164,12 @@ def tune_student(
     zero_shot = adapter.port(aligned)
     config = training_of(adapter, options)
     student = trained_student(
-        adapter, aligned, lesson, config, options, accelerator=accelerator, files=files, reporter=reporter
+        adapter, aligned, distillation, config, options, accelerator=accelerator, files=files, reporter=reporter
     )
-    record = student_record(adapter, host, lesson, config, options)
+    record = student_record(adapter, host, distillation, config, options)
     tuned, content = tuned_model(adapter, aligned, zero_shot, student, record)
     judged = {"zero_shot": zero_shot, "tuned": tuned}
-    agreement = {} if lesson.held is None else _agreement(adapter, judged, lesson.held, options, reporter)
+    agreement = {} if distillation.held is None else _agreement(adapter, judged, distillation.held, options, reporter)
     predictions, atoms, truncated = _predictions(adapter, judged, evaluation, options, reporter)
     scores, gains = compared(predictions, evaluation)
     output = options.output_path(adapter.manifest.task.name)
@@ -195,8 +195,8 @@ def tune_student(
         lora_bytes=0 if content is not None else 2 * sum(value.numel() for value in lora.buffers()),
         readout_bytes=0 if content is not None else sum(value.nbytes for value in tuned.adapter.readout.buffers()),
         bytes=(output / FILE_NAME).stat().st_size if content is None else len(task_to_bytes(content)),
-        train_examples=len(lesson.examples),
-        unread=lesson.unread,
+        train_examples=len(distillation.examples),
+        unread=distillation.unread,
         steps=record.training.steps,
         seconds=time.monotonic() - started,
         agreement=agreement,
@@ -209,12 +209,12 @@ def tune_student(
     )
 
 
-def lesson_for(adapter: UniversalAdapter, host: Host, data: TaskData | None) -> Lesson:
+def distillation_data_for(adapter: UniversalAdapter, host: Host, data: TaskData | None) -> DistillationData:
     """What a student on this host learns from: labelled examples, else the adapter's transfer set.
 
     :raises DataError: When there is nothing to learn from, or the labels are not the adapter's own.
     """
-    return lesson_of(adapter.transfer_set(), host) if data is None else _labelled(adapter, data)
+    return distillation_data(adapter.transfer_set(), host) if data is None else _labelled(adapter, data)
 
 
 def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConfig:
@@ -226,7 +226,7 @@ def training_of(adapter: UniversalAdapter, options: TuneOptions) -> TrainingConf
 def trained_student(
     adapter: UniversalAdapter,
     aligned: AlignedHost,
-    lesson: Lesson,
+    distillation: DistillationData,
     config: TrainingConfig,
     options: TuneOptions,
     *,
@@ -258,17 +258,17 @@ def trained_student(
     def on_step(report: StepReport) -> None:
         reporter("tuning", report.step, report.steps, f"loss {report.loss:.3f}  agreement {report.accuracy:.3f}")
 
-    identity = student_identity(adapter, host, lesson, config, options) | {"processes": accelerator.num_processes}
-    reporter("tuning", 0, total_steps(len(lesson.examples), config))
+    identity = student_identity(adapter, host, distillation, config, options) | {"processes": accelerator.num_processes}
+    reporter("tuning", 0, total_steps(len(distillation.examples), config))
     run_steps(
         StudentModel(student, host),
         student,
         student.optimizer(config),
         host,
-        lesson.examples,
+        distillation.examples,
         config,
         accelerator=accelerator,
-        targets=lesson.targets,
+        targets=distillation.targets,
         files=files,
         digest=run_digest(identity),
         resume=options.resume,
@@ -279,14 +279,14 @@ def trained_student(
 
 
 def student_identity(
-    adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
+    adapter: UniversalAdapter, host: Host, distillation: DistillationData, config: TrainingConfig, options: TuneOptions
 ) -> dict[str, object]:
     """Everything that affects the result of a run: options, and digests of what they name."""
     return options.deciding() | {
         "training": config.model_dump(mode="json"),
         "adapter": adapter.digest,
         "host": host.fingerprint.model_dump(mode="json"),
-        "lesson": lesson.digest,
+        "distillation": distillation.digest,
     }
 
 
@@ -306,7 +306,7 @@ def compared(
     return scores, gains
 
 
-def _labelled(adapter: UniversalAdapter, data: TaskData) -> Lesson:
+def _labelled(adapter: UniversalAdapter, data: TaskData) -> DistillationData:
     own = adapter.manifest.task
     if data.train is None or len(data.train) == 0:
         raise DataError("there is no training example.", "Check --data and --limit-train.")
@@ -315,11 +315,13 @@ def _labelled(adapter: UniversalAdapter, data: TaskData) -> Lesson:
             f"a LoRA starts from the adapter's readout of {own.name}, whose labels are {', '.join(own.labels[:8])}.",
             "Give data with these labels, or tune with --parameters delta-theta.",
         )
-    return Lesson(data.train, None, None, data.train.digest(), data.source, owners=tuple(range(len(data.train))))
+    return DistillationData(
+        data.train, None, None, data.train.digest(), data.source, owners=tuple(range(len(data.train)))
+    )
 
 
 def student_record(
-    adapter: UniversalAdapter, host: Host, lesson: Lesson, config: TrainingConfig, options: TuneOptions
+    adapter: UniversalAdapter, host: Host, distillation: DistillationData, config: TrainingConfig, options: TuneOptions
 ) -> TaskRecord:
     """The student's record for a task file, without the scores."""
     manifest = adapter.manifest
@@ -333,14 +335,14 @@ def student_record(
         training=TrainingRecord(
             command=options.command(manifest.task.name),
             config=config,
-            steps=total_steps(len(lesson.examples), config),
-            train_examples=len(lesson.examples),
-            train_digest=lesson.digest,
-            data=lesson.source[:1000],
+            steps=total_steps(len(distillation.examples), config),
+            train_examples=len(distillation.examples),
+            train_digest=distillation.digest,
+            data=distillation.source[:1000],
         ),
         versions=versions(),
         parameters="low-rank",
-        supervision="labels" if lesson.held is None else "transfer set",
+        supervision="labels" if distillation.held is None else "transfer set",
     )
 
 

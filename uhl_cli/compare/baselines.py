@@ -91,8 +91,8 @@ class Retrained(nn.Module):
         head = 2 * sum(value.numel() for value in self.head.parameters())
         if self.shared is not None:
             return self.shared.stored_bytes() + head
-        size = 2 if self.method == "lora" else 4
-        return size * sum(value.numel() for value in self.model.parameters() if value.requires_grad) + head
+        itemsize = 2 if self.method == "lora" else 4
+        return itemsize * sum(value.numel() for value in self.model.parameters() if value.requires_grad) + head
 
     @torch.no_grad()
     def as_stored(self) -> Retrained:

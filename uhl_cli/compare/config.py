@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DataOptions, HostOptions, tuning_defaults
@@ -87,6 +94,12 @@ class DatasetSection(DataOptions):
     """The data set; `task` is required."""
 
     task: str
+
+    @model_serializer(mode="wrap")
+    def _content(self, usual: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out an encoding that is not named, so that runs kept by earlier versions are still the same runs."""
+        content: dict[str, object] = usual(self)
+        return content if self.encoding is not None else {k: v for k, v in content.items() if k != "encoding"}
 
 
 class TrainingSection(Frozen):

@@ -119,22 +119,22 @@ def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
     aligned_file = _own_task(run, resources.aligned_file(run), data)
     adapter, host = aligned_file.adapter, aligned_file.host
     predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter)
-    size = aligned_file.path.stat().st_size
+    file_bytes = aligned_file.path.stat().st_size
     if run.method == "majority-class":
         return Outcome(predictor.majority_class(), nothing_costs(), aligned_file=aligned_file)
     if run.method == "head-only":
         parameters = (
             aligned_file.adapter.stored["head_weight"].numel() + aligned_file.adapter.stored["head_bias"].numel()
         )
-        costs = Costs(adapter_bytes=size, memory_mb=4e-6 * parameters, flops_percent=0.0)
+        costs = Costs(adapter_bytes=file_bytes, memory_mb=4e-6 * parameters, flops_percent=0.0)
         return Outcome(predictor.head_only(host, aligned_file.aligned.alignment), costs, aligned_file=aligned_file)
     ported = ported_by(run, aligned_file)
     if run.method == "random-update":
         predictions = predictor.random_update(ported, run.seed)
-        costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=None)
+        costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=None)
         return Outcome(predictions, costs, aligned_file=aligned_file)
     found = predictor.predicted(ported, run.method)
-    costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=found.atoms_per_token)
+    costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=found.atoms_per_token)
     return Outcome(found.classes, costs, aligned_file=aligned_file)
 
 
@@ -215,8 +215,8 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
         bare = adapter.port(aligned)
         before = classes(bare, _evaluation(data), "zero-shot")[0]
     (folder / "search.task.safetensors").unlink(missing_ok=True)
-    size = aligned_file.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
-    costs = ported_costs(ported, host, run.evaluation, file_bytes=size, atoms=atoms)
+    file_bytes = aligned_file.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
+    costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=atoms)
     curve = tuple(curve_of_log(files.log))
     shutil.rmtree(files.folder)  # its checkpoint is no longer needed
     return Outcome(predictions, costs, seconds, search, curve, before, aligned_file)

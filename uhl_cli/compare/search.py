@@ -23,8 +23,8 @@ def split_for_search(examples: Examples, limit: int) -> tuple[Examples, Examples
     A tenth is held out, at most `limit`; of a small set a quarter, up to 500, since fewer would choose by chance.
     """
     order = np.random.default_rng(5).permutation(len(examples))
-    size = max(1, min(limit, max(len(examples) // 10, min(500, len(examples) // 4))))
-    return examples.select(order[:size].tolist()), examples.select(order[size:].tolist())
+    held_out = max(1, min(limit, max(len(examples) // 10, min(500, len(examples) // 4))))
+    return examples.select(order[:held_out].tolist()), examples.select(order[held_out:].tolist())
 
 
 def search_rate(search: SearchSection, attempt: Callable[[float], float], held_out: int) -> Search:

@@ -32,7 +32,7 @@ class PortPlan:
 
     types: tuple[str, ...]
     layers: tuple[int, ...]
-    tap_depths: tuple[int, ...]
+    readout_depths: tuple[int, ...]
     left_out: tuple[str, ...] = ()
     max_flops: float = math.inf
 
@@ -71,7 +71,7 @@ def adapter_flops_per_token(
             total += 2 * chosen * (linear.out_features if linear.fused else width)
     if "readout" in plan.types:
         total += routing + 2 * chosen * readout
-    total += 2 * readout * width * len(plan.tap_depths)
+    total += 2 * readout * width * len(plan.readout_depths)
     return total + (4 * readout if config.kind == "sequence" else 2 * config.num_labels * (readout + sequence_length))
 
 
@@ -124,11 +124,11 @@ def _reductions(plan: PortPlan, depth: int, config: AdapterConfig) -> list[PortP
     plans.append(plan)
     needed = {depth_index(knot, depth) for knot in config.knots}
     spare = sorted(
-        (index for index in plan.tap_depths if index not in needed),
+        (index for index in plan.readout_depths if index not in needed),
         key=lambda index: (-min(abs(index - place) for place in needed), index),
     )
     for index in spare:
-        kept_depths = tuple(place for place in plan.tap_depths if place != index)
-        plan = replace(plan, tap_depths=kept_depths, left_out=(*plan.left_out, f"{_DEPTH}{index}"))
+        kept_depths = tuple(place for place in plan.readout_depths if place != index)
+        plan = replace(plan, readout_depths=kept_depths, left_out=(*plan.left_out, f"{_DEPTH}{index}"))
         plans.append(plan)
     return plans

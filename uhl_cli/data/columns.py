@@ -1,6 +1,7 @@
 """Find the columns of the text and the labels: by flag, by the task's row, or by name when only one fits.
 
-If two columns fit, none is chosen: the error lists the columns and names the flag that decides.
+A name fits whatever its case and the spaces around it, unless one fits exactly.  If two columns fit, none is
+chosen: the error lists the columns and names the flag that decides.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
+from uhl_cli.data.labels import MULTI_LABEL_HINT
+from uhl_cli.data.parsing import shown_columns
 from uhl_cli.data.tasks import TASKS, Kind, Task, TaskRow
 from uhl_cli.errors import DataError, UsageError
 
@@ -84,7 +87,7 @@ def resolve_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Co
     :raises DataError: If a column is absent, or two fit and no flag decides.
     :raises UsageError: If the flags ask for a text task and a token task at once.
     """
-    _check(table, flags)
+    flags = _checked(table, flags)
     if row is not None:
         return _row_columns(table, row, flags)
     if flags.tokens is not None:
@@ -110,13 +113,18 @@ def unlabelled_columns(table: Named, row: TaskRow | None, flags: ColumnFlags) ->
     :raises DataError: If a column is absent, or two fit and no flag decides.
     :raises UsageError: If the flags ask for a text task and a token task at once.
     """
-    _check(table, flags)
+    flags = _checked(table, flags)
+    return None if has_labels(table, row, flags) else _texts_or_words(table, row, flags)
+
+
+def has_labels(table: Named, row: TaskRow | None, flags: ColumnFlags) -> bool:
+    """Whether the table has a column of labels: the one of the flag, or one with a usual name."""
+    if flags.label is not None:
+        return find_column(table, flags.label) is not None
     labels: tuple[str, ...] = (*LABEL_NAMES, *TAGS_NAMES)
     if row is not None:
         labels = (row.label_column, *row.aliases.get(row.label_column, ()))
-    if flags.label is not None or any(name in table.names for name in labels):
-        return None
-    return _texts_or_words(table, row, flags)
+    return any(find_column(table, name) is not None for name in labels)
 
 
 def columns_to_label(table: Named, kind: Kind, task: Task | None, flags: ColumnFlags) -> Columns:
@@ -130,20 +138,28 @@ def columns_to_label(table: Named, kind: Kind, task: Task | None, flags: ColumnF
     :raises DataError: If a column is absent, two fit and no flag decides, or a task on two texts finds only one.
     :raises UsageError: If the flags contradict each other or the model.
     """
-    _check(table, flags)
+    flags = _checked(table, flags)
     if kind == "tokens" and flags.pair:
         raise UsageError("The model tags words; it takes no second text.", "Leave out --pair-column.")
     row = None if task is None else TASKS.get(task.name)
     if row is not None and row.kind != kind:  # another task with the same name
         row = None
     if task is not None and row is None and flags == ColumnFlags():
-        own = {name: getattr(task, f"{name}_column") for name in ("text", "pair", "tokens")}
-        fits = {name: each in table.names and table.is_list(each) == (name == "tokens") for name, each in own.items()}
-        flags = ColumnFlags(**{name: column for name, column in own.items() if fits[name]})
-    found = _texts_or_words(table, row, flags)
-    if task is not None and task.pair_column is not None and found.pair is None:
+        own = {name: find_column(table, getattr(task, f"{name}_column")) for name in ("text", "pair", "tokens")}
+        found = {name: each for name, each in own.items() if each and table.is_list(each) == (name == "tokens")}
+        flags = ColumnFlags(**found)
+    columns = _texts_or_words(table, row, flags)
+    if task is not None and task.pair_column is not None and columns.pair is None:
         raise _problem(table, f"one text a row, and {task.name} takes two", "--pair-column")
-    return found
+    return columns
+
+
+def find_column(table: Named, name: str | None) -> str | None:
+    """The column of this name, else the only one of this name in another case or with spaces around it, else None."""
+    if name is None or name in table.names:
+        return name
+    found = [each for each in table.names if each.strip().casefold() == name.strip().casefold()]
+    return found[0] if len(found) == 1 else None
 
 
 def _texts_or_words(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Columns:
@@ -160,7 +176,8 @@ def _texts_or_words(table: Named, row: TaskRow | None, flags: ColumnFlags) -> Co
     return Columns(label="", text=text, pair=pair)
 
 
-def _check(table: Named, flags: ColumnFlags) -> None:
+def _checked(table: Named, flags: ColumnFlags) -> ColumnFlags:
+    """The flags with the columns' names as in the table."""
     if flags.tokens and (flags.text or flags.pair):
         raise UsageError(
             "A tokens column and a text column exclude each other.",
@@ -168,8 +185,9 @@ def _check(table: Named, flags: ColumnFlags) -> None:
         )
     for flag in fields(flags):
         name = getattr(flags, flag.name)
-        if name is not None and name not in table.names:
+        if name is not None and find_column(table, name) is None:
             raise _problem(table, f"no column {name!r}", f"--{flag.name}-column")
+    return ColumnFlags(**{flag.name: find_column(table, getattr(flags, flag.name)) for flag in fields(flags)})
 
 
 def _row_columns(table: Named, row: TaskRow, flags: ColumnFlags) -> Columns:
@@ -195,8 +213,9 @@ def _row_column(table: Named, row: TaskRow, column: str | None, flag: str) -> st
     assert column is not None  # the table of tasks is checked by a test
     names = (column, *row.aliases.get(column, ()))
     for name in names:
-        if name in table.names:
-            return name
+        found = find_column(table, name)
+        if found is not None:
+            return found
     raise _problem(table, f"no column {' or '.join(repr(name) for name in names)} for {row.name}", flag)
 
 
@@ -205,8 +224,9 @@ def _text_columns(table: Named, flags: ColumnFlags) -> tuple[str, str | None]:
         return flags.text, flags.pair
     found = [name for name in _present(table, TEXT_NAMES) if name not in (flags.pair, flags.label)]
     if flags.pair is None:
-        for text, pair in PAIR_NAMES:
-            if text in found and pair in table.names and set(found) <= {text, pair}:
+        for names in PAIR_NAMES:
+            text, pair = (find_column(table, name) for name in names)
+            if text in found and pair is not None and set(found) <= {text, pair}:
                 return text, pair
     if len(found) == 1:
         return found[0], flags.pair
@@ -215,13 +235,16 @@ def _text_columns(table: Named, flags: ColumnFlags) -> tuple[str, str | None]:
 
 
 def _present(table: Named, names: Sequence[str], lists: bool = False) -> list[str]:
-    return [name for name in names if name in table.names and table.is_list(name) == lists]
+    present = (find_column(table, name) for name in names)
+    return [name for name in present if name is not None and table.is_list(name) == lists]
 
 
 def _only(table: Named, names: Sequence[str], lists: bool, what: str) -> str:
     found = _present(table, names, lists)
     if len(found) == 1:
         return found[0]
+    if not found and what == "label" and (listed := _present(table, names, lists=True)):
+        raise DataError(f"Column {listed[0]!r} of {table.origin} holds lists: multi-label data.", MULTI_LABEL_HINT)
     problem = f"several {what} columns ({', '.join(found)})" if found else f"no known {what} column"
     raise _problem(table, problem, "--tokens-column" if what == "tokens" else "--label-column")
 
@@ -230,4 +253,4 @@ def _problem(table: Named, problem: str, flag: str) -> DataError:
     hint = f"Name the column with {flag}."
     if table.origin.endswith((".csv", ".tsv")):
         hint += " The first line of the file must hold the column names."
-    return DataError(f"{table.origin} has {problem}; its columns are {', '.join(table.names)}.", hint)
+    return DataError(f"{table.origin} has {problem}; its columns are {shown_columns(table.names)}.", hint)

@@ -114,10 +114,11 @@ def _unreachable(error: BaseException) -> bool:
 
 def _explain(hub: str, config: str | None, offline: bool, error: Exception) -> DataError:
     text = str(error)
+    choices = f"Give {', '.join(TASKS)}, a hub id as owner/name, or the path of a file or folder."
     if "Config name is missing" in text or "BuilderConfig" in text:
         what = f"has no configuration {config!r}" if config else "has several configurations"
-        choices = " ".join(text.replace("\n", " ").split())[:300]
-        return DataError(f"{hub} {what}: {choices}", "Name one with --config.")
+        configurations = " ".join(text.replace("\n", " ").split())[:300]
+        return DataError(f"{hub} {what}: {configurations}", "Name one with --config.")
     if "scripts are no longer supported" in text or "trust_remote_code" in text:
         return DataError(
             f"{hub} is loaded by a script, which uhl does not run.",
@@ -125,10 +126,14 @@ def _explain(hub: str, config: str | None, offline: bool, error: Exception) -> D
         )
     if offline or _unreachable(error):
         state = "is not cached, and uhl is offline" if offline else "is not cached, and the hub cannot be reached"
+        if "/" not in hub:  # hardly a hub id; rather a task's name that is wrong
+            return DataError(f"{hub!r} is no task of this package; as a hub data set it {state}.", choices)
         return DataError(f"{hub} {state}.", "Run once while online, or give a local file or folder with --data.")
     if isinstance(error, FileNotFoundError):
         return DataError(
             f"There is no data set {hub!r} on the hub, and no such local path ({cause(error)}).",
-            f"Give {', '.join(TASKS)}, a hub id as owner/name, or the path of a file or folder.",
+            choices,
         )
+    if "/" not in hub:
+        return data_error(f"{hub!r} is no task of this package, and cannot be loaded as a hub data set", error, choices)
     return data_error(f"Cannot load {hub}", error, "Download the data and give the folder with --data.")

@@ -1,4 +1,4 @@
-"""Convert the values of a label column to class ids: bools, ints, names, or numbers written as text.
+"""Convert the values of a label column to class ids: bools, whole numbers, names, or numbers written as text.
 
 Two guarantees: the same names give the same ids on every run (given names keep their order, others are sorted), and a
 label that is not among the given names is an error, never a new class.
@@ -7,17 +7,23 @@ label that is not among the given names is an error, never a new class.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from uhl_cli.errors import DataError, LabelError
+from uhl_cli.errors import DataError, LabelError, NoLabelsError
 
 MOST_LABELS = 1000
 LONGEST_NAME = 200
+MULTI_LABEL_HINT = "uhl gives each text one class; write one label a row, or choose another --label-column."
 Label = str | int | bool
 
 _CHOOSE = "Choose another --label-column."
-_INTEGER = re.compile(r"-?(0|[1-9]\d*)")
+# What spreadsheets and pandas write for a missing value.  "None" is not among them: it is a common name of a class.
+_MISSING = frozenset({"nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "Null"})
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,99})")
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,99}))\.0{0,99}")  # what pandas makes of whole numbers beside a missing value
+_LIST = re.compile(r"\[.*\]", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -30,25 +36,34 @@ class LabelMap:
 
 
 def map_labels(
-    values: Iterable[object], class_names: Sequence[str] | None, known: Sequence[str] | None, origin: str
+    values: Iterable[object],
+    class_names: Sequence[str] | None,
+    known: Sequence[str] | None,
+    origin: str,
+    *,
+    words: bool = False,
 ) -> LabelMap:
     """Class ids for the distinct raw `values` of a label column.
 
-    Null, -1 and the empty string mean "unlabelled".  With `known` names, text and class names are matched by name (then
+    Null, -1 and the empty string mean "unlabelled"; so do "nan", "NA" and the like, except as tags of words or
+    where they are known names.  1.0 is 1.  With `known` names, text and class names are matched by name (then
     without regard to case), bools as (known[0], known[1]), ints by name and then by position.
 
     :param class_names: Names that the data declares for its ints (ClassLabel), or None.
     :param known: The names that the labels must map to, or None to use those of the data.
     :param origin: Where the values come from, for messages.
-    :raises DataError: If these are not class labels: floats, lists, mixed types, one class, over 1000.
+    :param words: The values are tags of words.
+    :raises DataError: If these are not class labels: fractions, lists (also written as text), mixed types, one class,
+        over 1000.
     :raises LabelError: If a label is not among the known names.
     """
     raw = _distinct(values, origin)
-    named = {value: _named(value, class_names, origin) for value in raw}
+    missing = frozenset() if words else _MISSING.difference(known or (), class_names or ())
+    named = {value: _named(value, class_names, missing, origin) for value in raw}
     meaning = _read_text(named, known, origin)
     labelled = {label for label in meaning.values() if label is not None}
     if not labelled:
-        raise DataError(
+        raise NoLabelsError(
             f"No row of {origin} has a label.",
             "Choose another --label-column, or a split whose labels are public.",
         )
@@ -68,20 +83,38 @@ def map_labels(
     return LabelMap(names, {value: None if label is None else by_label[label] for value, label in meaning.items()})
 
 
+def as_iob2(tags: list[Any], known: Sequence[str] | None = None) -> list[Any]:
+    """A sentence's tags in IOB2, where every entity begins with B-; IOB1 has that only between entities of one type.
+
+    Both schemes mark the same entities, and metrics read them alike; as classes of words they would differ.  Tags that
+    are no text, and schemes with other prefixes (IOBES), stay.
+
+    :param known: Names of the classes, if given; a tag stays when its IOB2 form is not among them.
+    """
+    if not all(isinstance(tag, str) and (tag == "O" or tag[:2] in ("B-", "I-")) for tag in tags):
+        return tags
+    found = []
+    for before, tag in zip(["O", *tags], tags, strict=False):
+        begins = tag.startswith("I-") and before[2:] != tag[2:]
+        first = f"B-{tag[2:]}"
+        found.append(first if begins and (known is None or first.strip() in known) else tag)
+    return found
+
+
 def _distinct(values: Iterable[object], origin: str) -> set[object]:
     distinct: set[object] = set()
     kinds: set[type] = set()
     for value in values:
+        if isinstance(value, list):
+            raise DataError(f"The labels of {origin} are lists: multi-label data.", MULTI_LABEL_HINT)
         if value is not None:
-            kinds.add(type(value))
-            if not isinstance(value, (str, int)):  # bool is an int
-                what = "not a classification task" if isinstance(value, float) else "not labels"
-                raise DataError(
-                    f"The labels of {origin} are of type {type(value).__name__}: {what}.",
-                    "Choose another --label-column, or write the classes as whole numbers or names.",
-                )
+            if isinstance(value, float) and not value.is_integer():
+                raise _decimal(origin)
+            if not isinstance(value, (str, int, float)):  # bool is an int
+                raise DataError(f"The labels of {origin} are of type {type(value).__name__}: not labels.", _CHOOSE)
+            kinds.add(int if isinstance(value, float) else type(value))
         distinct.add(value)
-        if len(distinct) > MOST_LABELS + 3:  # null, -1 and the empty string are not labels
+        if len(distinct) > MOST_LABELS + len(_MISSING) + 3:  # null, -1 and the empty string are not labels
             raise _too_many(origin)
     if len(kinds) > 1:
         types = " and ".join(sorted(kind.__name__ for kind in kinds))
@@ -89,12 +122,13 @@ def _distinct(values: Iterable[object], origin: str) -> set[object]:
     return distinct
 
 
-def _named(value: object, class_names: Sequence[str] | None, origin: str) -> Label | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
+def _named(value: object, class_names: Sequence[str] | None, missing: Collection[str], origin: str) -> Label | None:
+    if value is None or (isinstance(value, str) and value.strip() in ("", *missing)):
         return None
     if isinstance(value, bool):
         return value
-    if isinstance(value, int):
+    if isinstance(value, (int, float)):
+        value = int(value)
         if value == -1:
             return None
         if class_names is None:
@@ -115,14 +149,17 @@ def _read_text(
     texts = {label for label in named.values() if isinstance(label, str)}
     if not texts or (known is not None and texts <= set(known)):
         return named
-    if all(_INTEGER.fullmatch(text) for text in texts):
-        integers = {text: None if int(text) == -1 else int(text) for text in texts}
+    if any(_LIST.fullmatch(text) for text in texts):
+        example = min(text for text in texts if _LIST.fullmatch(text))
+        raise DataError(
+            f"The labels of {origin} are lists, such as {example[:60]}: multi-label data.", MULTI_LABEL_HINT
+        )
+    numbers = {text: whole[1] if (whole := _WHOLE.fullmatch(text)) else text for text in texts}
+    if all(_INTEGER.fullmatch(number) for number in numbers.values()):
+        integers = {text: None if int(number) == -1 else int(number) for text, number in numbers.items()}
         return {value: integers.get(str(label)) if label is not None else None for value, label in named.items()}
     if all(_NUMBER.fullmatch(text) for text in texts):
-        raise DataError(
-            f"The labels of {origin} are decimal numbers: not a classification task.",
-            "Choose another --label-column, or write the classes as whole numbers or names.",
-        )
+        raise _decimal(origin)
     if {text.casefold() for text in texts} <= {"true", "false"}:
         return {v: label.casefold() == "true" if isinstance(label, str) else None for v, label in named.items()}
     return named
@@ -155,6 +192,13 @@ def _match(labelled: set[Label], names: tuple[str, ...], origin: str) -> dict[La
     raise LabelError(
         f"{origin} has the labels {have}; known are {', '.join(names[:20])}.",
         "Rename the labels in the data, or choose another --label-column.",
+    )
+
+
+def _decimal(origin: str) -> DataError:
+    return DataError(
+        f"The labels of {origin} are decimal numbers: not a classification task.",
+        "Choose another --label-column, or write the classes as whole numbers or names.",
     )
 
 

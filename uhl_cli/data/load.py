@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from uhl_cli.data.columns import ColumnFlags, Columns, resolve_columns, unlabelled_columns
+from uhl_cli.data.columns import ColumnFlags, Columns, find_column, has_labels, resolve_columns, unlabelled_columns
 from uhl_cli.data.examples import Examples, TaskData, split_indices, subset_indices, token_examples
-from uhl_cli.data.files import read_files
-from uhl_cli.data.labels import LabelMap, map_labels
+from uhl_cli.data.files import read_files, read_lines
+from uhl_cli.data.labels import LabelMap, as_iob2, map_labels
 from uhl_cli.data.splits import HELD_OUT, Splits, Wanted, hub_splits, local_source, local_splits
 from uhl_cli.data.table import Table, quiet_datasets
 from uhl_cli.data.tasks import TASKS, Kind, Metric, Task, TaskRow
-from uhl_cli.errors import DataError, UsageError
+from uhl_cli.errors import DataError, NoLabelsError, UhlWarning, UsageError
 
+# As many different labels as a table with one in most rows needs for a warning.
+_MANY = 10
+# Labels that a warning lists.
+_SHOWN = 10
 _ENTITY_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 
 
@@ -38,11 +45,16 @@ def load_task(
     offline: bool = False,
     limit_train: int | None = None,
     limit_evaluation: int | None = None,
+    encoding: str | None = None,
     seed: int = 0,
     need_train: bool = True,
     need_evaluation: bool = True,
 ) -> TaskData:
     """The examples of a task, the same for the same data, options and seed.
+
+    Rows without a label are left out, and null texts are empty ones.  IOB1's tags become IOB2's.  Warns (`UhlWarning`)
+    of rows left out, of an evaluation split without labels, of classes that the training part lacks, and of labels that
+    are nearly all different.
 
     :param name: A task of the table, a hub id, or a local file or folder.
     :param data: Location of the data if `name` is not it: a local path or a hub id.
@@ -51,17 +63,20 @@ def load_task(
     :param labels: Names that the data's labels must map to, such as an adapter's.
     :param offline: Open no connection; use caches only.
     :param limit_train: Maximum number of training examples, a seeded random subset.
+    :param encoding: Encoding of local text files; None is UTF-8.
     :param seed: For subsets, and for the tenth held out if there is no evaluation split.
     :param need_train: Whether to read training examples; if not, `train` is None.
     :raises DataError: If the data cannot be found or read, or is not a classification task.
     :raises LabelError: If the labels of the data are not among the known ones.
-    :raises UsageError: If options contradict each other.
+    :raises UsageError: If options contradict each other, or there is no such encoding.
     """
     if not (need_train or need_evaluation):
         raise UsageError("Neither training nor evaluation data is asked for.", "Ask for one of them.")
     row = TASKS.get(name)
-    wanted = Wanted(need_train, need_evaluation, train_split, evaluation_split)
     flags = ColumnFlags(text_column, pair_column, label_column, tokens_column)
+    wanted = Wanted(
+        need_train, need_evaluation, train_split, evaluation_split, encoding, lambda table: _labelled(table, row, flags)
+    )
     path = local_source(name, data)
     with quiet_datasets():
         if path is not None:
@@ -76,9 +91,11 @@ def load_task(
                 # A flag overrides the row; the row's config and revision belong to its own dataset only.
                 hub, config, revision = row.hub, config or row.config, revision or row.revision
             splits = hub_splits(hub, config, revision, row, wanted, offline)
-        columns = _columns(splits, row, flags)
+        splits, columns = _columns(splits, row, flags)
         known = tuple(labels) if labels is not None else row.labels if row is not None else None
         label_map = _label_map(splits, columns, known)
+        if known is None:
+            _warn_of_ids(splits, columns, label_map)
         task = _task(_label(name, data) if row is None else name, row, columns, label_map.names)
         notes: list[str] = []
         parts = _parts(splits, columns, label_map, wanted, seed, notes)
@@ -89,6 +106,8 @@ def load_task(
             if len(chosen) < len(indices):
                 notes.append(f"{part} limited to {len(chosen)} of {len(indices)} (seed {seed})")
             read[part] = _read_rows(table, columns, label_map, chosen)
+    if limit_train is None:
+        _warn_of_unseen(read, task)
     source = "; ".join([", ".join(table.origin for table in splits.tables), *notes])
     return TaskData(task, read.get("train"), read.get("evaluation"), source)
 
@@ -121,6 +140,7 @@ def load_unlabelled(
     tokens_column: str | None = None,
     offline: bool = False,
     limit: int | None = None,
+    encoding: str | None = None,
     seed: int = 0,
 ) -> Unlabelled | None:
     """The texts of unlabelled data; None if the data has labels, so that `load_task` can read it.
@@ -135,15 +155,15 @@ def load_unlabelled(
     row = TASKS.get(name)
     path = local_source(name, data)
     flags = ColumnFlags(text_column, pair_column, label_column, tokens_column)
-    wanted = Wanted(train=True, evaluation=False, train_split=train_split)
+    wanted = Wanted(train=True, evaluation=False, train_split=train_split, encoding=encoding)
     shown = _label(name, data) if row is None else name
     columns, pairs = Columns(label="", text="text"), None
     with quiet_datasets():
         if path is not None and path.is_file() and path.suffix.casefold() == ".txt":
-            if kind == "tokens" and _reads_as_conll(path):
+            if kind == "tokens" and _reads_as_conll(path, encoding):
                 return None
             origin = f"{path.absolute().parent.name}/{path.name}"
-            texts: list[Any] = _lines(path)
+            texts: list[Any] = read_lines(path, encoding)
         else:
             if path is not None:
                 table = local_splits(path, wanted).train
@@ -186,49 +206,72 @@ def unlabelled_examples(
     return Examples(whole, None if pairs is None else tuple(pairs), labels=(0,) * len(whole))
 
 
-def _lines(path: Path) -> list[str]:
+def _reads_as_conll(path: Path, encoding: str | None) -> bool:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {path.name}: {error.strerror}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
-
-
-def _reads_as_conll(path: Path) -> bool:
-    try:
-        read_files([path])
+        read_files([path], encoding)
     except DataError:
         return False
     return True
 
 
-def _columns(splits: Splits, row: TaskRow | None, flags: ColumnFlags) -> Columns:
+def _labelled(table: Table, row: TaskRow | None, flags: ColumnFlags) -> bool:
+    """Whether a split has a label; one whose column cannot be told has, so that the error is that of its columns."""
+    if not has_labels(table, row, flags):
+        return False
+    try:
+        columns = resolve_columns(table, row, flags)
+        map_labels(_tags_or_labels(table, columns), table.class_names(columns.label), None, table.origin)
+    except NoLabelsError:
+        return False
+    except DataError:
+        return True
+    return True
+
+
+def _columns(splits: Splits, row: TaskRow | None, flags: ColumnFlags) -> tuple[Splits, Columns]:
+    """The columns of the first split, and all splits with its columns' names.
+
+    :raises DataError: A split has no row, lacks a column, or the columns cannot be told.
+    """
     for table in splits.tables:
         if len(table) == 0:
             raise DataError(f"{table.origin} has no rows.", "Give data with labelled rows.")
     columns = resolve_columns(splits.tables[0], row, flags)
-    for table in splits.tables[1:]:
-        missing = [name for name in columns.used if name not in table.names]
-        if missing:
-            raise DataError(
-                f"{table.origin} lacks the column(s) {', '.join(missing)} of {splits.tables[0].origin}.",
-                "Give training and evaluation data the same column names.",
-            )
-    return columns
+    if splits.train is None or splits.evaluation is None:
+        return splits, columns
+    found = {name: find_column(splits.evaluation, name) for name in columns.used}
+    missing = [name for name, own in found.items() if own is None]
+    if missing:
+        raise DataError(
+            f"{splits.evaluation.origin} lacks the column(s) {', '.join(missing)} of {splits.train.origin}.",
+            "Give training and evaluation data the same column names.",
+        )
+    names = {own: name for name, own in found.items() if own is not None and own != name}
+    return replace(splits, evaluation=splits.evaluation.renamed(names)), columns
 
 
 def _label_map(splits: Splits, columns: Columns, known: tuple[str, ...] | None) -> LabelMap:
-    def values() -> Iterator[object]:
-        for table in splits.tables:
-            for value in table.column(columns.label):
-                if columns.kind == "tokens" and isinstance(value, list):
-                    yield from value
-                else:
-                    yield value
-
+    values = chain.from_iterable(_tags_or_labels(table, columns, known) for table in splits.tables)
     origin = " and ".join(table.origin for table in splits.tables)
-    return map_labels(values(), splits.tables[0].class_names(columns.label), known, origin)
+    words = columns.kind == "tokens"
+    return map_labels(values, splits.tables[0].class_names(columns.label), known, origin, words=words)
+
+
+def _tags_or_labels(table: Table, columns: Columns, known: Sequence[str] | None = None) -> Iterator[object]:
+    """The values of the label column, of a token task those in its lists."""
+    for value in _labels(table, columns, known):
+        if columns.kind == "tokens" and isinstance(value, list):
+            yield from value
+        else:
+            yield value
+
+
+def _labels(
+    table: Table, columns: Columns, known: Sequence[str] | None, indices: Sequence[int] | None = None
+) -> Iterator[object]:
+    """The values of the label column, lists of IOB1's tags as IOB2's."""
+    for value in table.column(columns.label, indices):
+        yield as_iob2(value, known) if columns.kind == "tokens" and isinstance(value, list) else value
 
 
 def _label(name: str, data: str | None) -> str:
@@ -275,12 +318,17 @@ def _parts(
 ) -> dict[str, tuple[Table, list[int]]]:
     """The rows of each part that is needed, as indices into its table."""
     parts: dict[str, tuple[Table, list[int]]] = {}
+    if splits.unlabelled is not None:
+        notes.append(f"{splits.unlabelled} has no labels")
+        _warn(f"{splits.unlabelled} has no labels: the scores are of training rows that are held out.")
     for part, table in (("train", splits.train), ("evaluation", splits.evaluation)):
         if table is None:
             continue
         indices = _labelled_rows(table, columns, label_map)
         if len(indices) < len(table):
-            notes.append(f"{len(table) - len(indices)} unlabelled or empty rows of {table.origin} left out")
+            left_out = f"{len(table) - len(indices)} unlabelled or empty rows of {table.origin} left out"
+            notes.append(left_out)
+            _warn(f"{left_out}, of {len(table)}.")
         if not splits.held_out:
             parts[part] = (table, indices)
             continue
@@ -298,7 +346,7 @@ def _labelled_rows(table: Table, columns: Columns, label_map: LabelMap) -> list[
     :raises DataError: If there are none, or a sentence has tags on some of its words only.
     """
     indices = []
-    for index, value in enumerate(table.column(columns.label)):
+    for index, value in enumerate(_labels(table, columns, label_map.names)):
         if columns.kind == "sequence":
             if label_map.ids[value] is not None:
                 indices.append(index)
@@ -326,13 +374,18 @@ def _labelled_rows(table: Table, columns: Columns, label_map: LabelMap) -> list[
 def _read_rows(table: Table, columns: Columns, label_map: LabelMap, indices: Sequence[int]) -> Examples:
     """The examples in the rows at `indices`, all of which have labels.
 
-    :raises DataError: If a text is null or not text, or words and tags differ in number.
+    :raises DataError: If a text is not text, no text holds anything, or words and tags differ in number.
     """
-    raw_labels = table.column(columns.label, indices)
+    raw_labels = list(_labels(table, columns, label_map.names, indices))
     if columns.tokens is None:
         assert columns.text is not None  # resolve_columns gives either tokens or text
+        texts = _texts(table, columns.text, indices)
+        if not any(text.strip() for text in texts):
+            raise DataError(
+                f"Column {columns.text!r} of {table.origin} holds no text.", "Choose another --text-column."
+            )
         return Examples(
-            texts=_texts(table, columns.text, indices),
+            texts=texts,
             pairs=None if columns.pair is None else _texts(table, columns.pair, indices),
             labels=tuple(_class_id(label_map, value) for value in raw_labels),
         )
@@ -356,7 +409,10 @@ def _sentences(table: Table, column: str, indices: Sequence[int]) -> list[list[s
 
 
 def _texts(table: Table, column: str, indices: Sequence[int]) -> tuple[str, ...]:
-    return tuple(texts_of(zip(indices, table.column(column, indices), strict=True), column, table.origin))
+    values = table.column(column, indices)
+    if None in values:
+        _warn(f"{values.count(None)} null texts in column {column!r} of {table.origin} were read as empty.")
+    return tuple(texts_of(zip(indices, values, strict=True), column, table.origin))
 
 
 def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[list[str]]:
@@ -366,23 +422,54 @@ def sentences_of(values: Iterable[tuple[int, object]], column: str, origin: str)
     """
     sentences: list[list[str]] = []
     for index, sentence in values:
-        if not isinstance(sentence, list) or not all(isinstance(word, str) for word in sentence):
+        if not isinstance(sentence, list):
             raise _bad(origin, index, column, "a list of words", sentence)
+        if not all(isinstance(word, str) for word in sentence):
+            raise DataError(
+                f"Column {column!r} is not a list of words alone in row {index + 1} of {origin}.",
+                "Write each word as text, not null or a number.",
+            )
         sentences.append(sentence)
     return sentences
 
 
 def texts_of(values: Iterable[tuple[int, object]], column: str, origin: str) -> list[str]:
-    """The values of a column of texts, given with their indices, after checking that they are texts.
+    """The values of a column of texts, given with their indices, after checking that they are texts; null is empty.
 
     :raises DataError: If one is not; names its row.
     """
     texts: list[str] = []
     for index, value in values:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            value = ""
         if not isinstance(value, str):
             raise _bad(origin, index, column, "text", value)
         texts.append(value)
     return texts
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UhlWarning, stacklevel=2)
+
+
+def _warn_of_ids(splits: Splits, columns: Columns, label_map: LabelMap) -> None:
+    """Warn when most rows of a table have a label of their own, as a column of ids has."""
+    rows = sum(len(table) for table in splits.tables)
+    if columns.kind == "sequence" and len(label_map.names) >= _MANY and 2 * len(label_map.names) > rows:
+        _warn(
+            f"column {columns.label!r} of {splits.tables[0].origin} has {len(label_map.names)} different labels in "
+            f"{rows} rows, like ids; another column may be the label's (--label-column)."
+        )
+
+
+def _warn_of_unseen(read: Mapping[str, Examples], task: Task) -> None:
+    """Warn of classes in the evaluation part that the training part lacks, so that they cannot be learnt."""
+    if len(read) == 2:
+        train, scored = (part.label_counts(len(task.labels)) for part in (read["train"], read["evaluation"]))
+        unseen = [name for name, own, other in zip(task.labels, train, scored, strict=True) if other and not own]
+        if unseen:
+            more = f" and {len(unseen) - _SHOWN} more" if len(unseen) > _SHOWN else ""
+            _warn(f"no training example has the label {', '.join(unseen[:_SHOWN])}{more}, but evaluation examples do.")
 
 
 def _class_id(label_map: LabelMap, value: object) -> int:

@@ -1,11 +1,12 @@
 """Find the training and evaluation splits for a name or a path.
 
-If the data has no evaluation split, a seeded tenth of the training rows is held out, and the description mentions it.
+If the data has no evaluation split, or only one whose labels are kept secret, a seeded tenth of the training rows is
+held out, and the description mentions it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,13 @@ class Splits:
 
     :param train: Rows for training, or to hold out from; None if not requested.
     :param evaluation: Rows for evaluation; None if not requested or held out.
+    :param unlabelled: Name of an evaluation split that is not used because it has no labels.
     """
 
     train: Table | None
     evaluation: Table | None
     held_out: bool = False
+    unlabelled: str | None = None
 
     @property
     def tables(self) -> list[Table]:
@@ -39,12 +42,18 @@ class Splits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The caller's request: the parts needed, and the names of splits if given."""
+    """The caller's request: the parts needed, the names of splits if given, and the encoding of text files.
+
+    :param labelled: Whether a table has labels.  An evaluation split without is not used, unless it is named or the
+        only data.
+    """
 
     train: bool
     evaluation: bool
     train_split: str | None = None
     evaluation_split: str | None = None
+    encoding: str | None = None
+    labelled: Callable[[Table], bool] = lambda _: True
 
 
 def local_source(name: str, data: str | None = None) -> Path | None:
@@ -82,7 +91,7 @@ def local_splits(path: Path, wanted: Wanted) -> Splits:
                 f"{path.name} is one file and has no splits to choose from.",
                 "Give the folder, or leave out --train-split and --evaluation-split.",
             )
-        table = read_files([path])
+        table = read_files([path], wanted.encoding)
         if not wanted.train:
             return Splits(None, table)
         return Splits(table, None, held_out=wanted.evaluation)
@@ -99,12 +108,22 @@ def local_splits(path: Path, wanted: Wanted) -> Splits:
             f"The folder {path.name} has no {missing} split; it holds {found}.",
             "Name the files train.* and dev.* (or valid, test), or use --train-split and --evaluation-split.",
         )
-    held_out = wanted.evaluation and not evaluation_files
-    return Splits(
-        read_files(train_files) if wanted.train or held_out else None,
-        read_files(evaluation_files) if wanted.evaluation and evaluation_files else None,
-        held_out,
+    return _splits(
+        wanted,
+        (lambda: read_files(train_files, wanted.encoding)) if train_files else None,
+        (lambda: read_files(evaluation_files, wanted.encoding)) if evaluation_files else None,
     )
+
+
+def _splits(wanted: Wanted, train: Callable[[], Table] | None, evaluation: Callable[[], Table] | None) -> Splits:
+    """The splits of what reads them, at least one that is wanted or can be held out from."""
+    scored = evaluation() if wanted.evaluation and evaluation is not None else None
+    unlabelled: str | None = None
+    if scored is not None and train is not None and wanted.evaluation_split is None and not wanted.labelled(scored):
+        unlabelled, scored = scored.origin, None
+    held_out = wanted.evaluation and scored is None
+    trained = train() if train is not None and (wanted.train or held_out) else None
+    return Splits(trained, scored, held_out, unlabelled)
 
 
 def hub_splits(
@@ -114,7 +133,10 @@ def hub_splits(
 
     :param row: The task's row, whose splits are used if the data has them.
     :raises DataError: If the dataset or a required split is missing.
+    :raises UsageError: If an encoding is named.
     """
+    if wanted.encoding is not None:
+        raise UsageError("--encoding belongs to local text files; the data is on the hub.", "Leave it out.")
     loaded = read_hub(hub, config, revision, offline)
     train = _choose(hub, loaded, wanted.train_split, ((row.train_split,) if row else ()) + ("train",))
     evaluation = _choose(
@@ -122,16 +144,11 @@ def hub_splits(
     )
     if (wanted.train and train is None) or (wanted.evaluation and evaluation is None and train is None):
         raise _no_split(hub, loaded, "training" if wanted.train else "evaluation")
-    held_out = wanted.evaluation and evaluation is None
 
-    def table(name: str | None) -> Table | None:
-        return None if name is None else Table(loaded[name], f"{hub} ({name})")
+    def reader(name: str | None) -> Callable[[], Table] | None:
+        return None if name is None else lambda: Table(loaded[name], f"{hub} ({name})")
 
-    return Splits(
-        table(train) if wanted.train or held_out else None,
-        table(evaluation) if wanted.evaluation else None,
-        held_out,
-    )
+    return _splits(wanted, reader(train), reader(evaluation))
 
 
 def _stems(given: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,21 +9,28 @@ This module imports neither torch nor datasets.
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from uhl_cli.data.columns import Columns
-from uhl_cli.data.files import conll_sentences, delimited_rows, tag_column
+from uhl_cli.data.parsing import (
+    HEAD_BYTES,
+    Row,
+    checked_encoding,
+    conll_sentences,
+    delimited_rows,
+    json_records,
+    tag_column,
+    text_lines,
+)
 from uhl_cli.data.table import data_error
 from uhl_cli.errors import DataError, UsageError
 
-Row = dict[str, Any]
 Form = Literal["txt", "csv", "tsv", "jsonl", "parquet", "conll"]
 STDIN = "-"
 FORMS: Mapping[str, Form] = {
@@ -34,7 +41,6 @@ FORMS: Mapping[str, Form] = {
     ".parquet": "parquet",
     ".conll": "conll",
 }
-_PEEKED = 4096
 _TEXT = Columns(label="", text="text")
 
 
@@ -120,7 +126,7 @@ def find_source(name: str, form: Form | None) -> Source:
 
 
 @contextmanager
-def open_rows(source: Source, *, size: int, words: bool = False) -> Iterator[Rows]:
+def open_rows(source: Source, *, size: int, words: bool = False, encoding: str | None = None) -> Iterator[Rows]:
     """The rows of a file or of stdin, in chunks of `size`.
 
     A txt file is read as `text`, one per line.  A sentence of a CoNLL file has its words in `tokens` and, if a column
@@ -128,30 +134,28 @@ def open_rows(source: Source, *, size: int, words: bool = False) -> Iterator[Row
 
     :param words: For a model that labels words: a .txt file that begins with a sentence in CoNLL's columns is read as
         CoNLL.
-    :raises DataError: It is empty, damaged, binary or not UTF-8; raised when opening it, or during reading.
+    :param encoding: Of a text file; None is UTF-8.
+    :raises UsageError: There is no such encoding, or the file is no text file.
+    :raises DataError: It is empty, damaged, binary or in another encoding; raised when opening it, or during reading.
     """
     if source.form == "parquet":
+        if encoding is not None:
+            raise UsageError(f"--encoding has no effect on {source.origin}, which is parquet.", "Leave it out.")
         assert source.path is not None  # find_source gives no other
         with _parquet(source, source.path, size) as rows:
             yield rows
         return
     with _opened(source) as binary:
-        head = binary.peek(_PEEKED)[:_PEEKED]
-        if b"\0" in head:
-            hint = "Say --format parquet." if head.startswith(b"PAR1") else "Save it as text in UTF-8."
-            raise DataError(f"{source.origin} is binary, not {source.form}.", hint)
         form = source.form
-        if words and form == "txt" and source.guessed and _begins_as_conll(head):
+        head = binary.peek(HEAD_BYTES)[:HEAD_BYTES]
+        if words and form == "txt" and source.guessed and _begins_as_conll(head, checked_encoding(encoding)):
             form = "conll"
         newline = "" if form in ("csv", "tsv") else None if form == "txt" else "\n"
-        lines = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline)
-        try:
+        with text_lines(binary, source.origin, encoding=encoding, newline=newline) as lines:
             yield _rows_of(source.origin, form, lines, size)
-        finally:
-            lines.detach()  # stdin is not ours to close
 
 
-def _rows_of(origin: str, form: Form, lines: IO[str], size: int) -> Rows:
+def _rows_of(origin: str, form: Form, lines: Iterator[str], size: int) -> Rows:
     if form == "txt":
         rows = ({"text": line.rstrip("\n")} for line in lines)
         return Rows(origin, _guarded(rows, origin), size=size, columns=_TEXT)
@@ -163,7 +167,7 @@ def _rows_of(origin: str, form: Form, lines: IO[str], size: int) -> Rows:
         rows = (_sentence(fields, tags) for fields in chain(first, sentences))
         return Rows(origin, rows, size=size, columns=columns)
     if form == "jsonl":
-        return Rows(origin, _guarded(_records(lines, origin), origin), size=size)
+        return Rows(origin, _guarded(json_records(lines, origin), origin), size=size)
     fields = _guarded(delimited_rows(lines, origin, tabs=form == "tsv"), origin)
     names = next(fields)
     return Rows(origin, (dict(zip(names, row, strict=True)) for row in fields), size=size)
@@ -174,25 +178,10 @@ def _sentence(fields: Sequence[Sequence[str]], tags: int | None) -> Row:
     return row if tags is None else row | {"gold_tags": [word[tags] for word in fields]}
 
 
-def _records(lines: IO[str], origin: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise data_error(f"{origin}: line {number} is not JSON", error, "Write one JSON record a line.") from error
-        if not isinstance(record, dict):
-            what = "a whole array" if isinstance(record, list) else f"a {type(record).__name__}"
-            hint = 'Write one JSON record a line, such as {"text": "..."}.'
-            raise DataError(f"{origin}: line {number} is {what}, not a record.", hint)
-        yield record
-
-
-def _begins_as_conll(head: bytes) -> bool:
-    lines = head.decode("utf-8-sig", "replace").split("\n")
+def _begins_as_conll(head: bytes, encoding: str) -> bool:
+    lines = head.decode(encoding, "replace").split("\n")
     try:
-        sentence = next(conll_sentences(lines[:-1] if len(head) == _PEEKED else lines, ""), None)
+        sentence = next(conll_sentences(lines[:-1] if len(head) == HEAD_BYTES else lines, ""), None)
     except DataError:
         return False
     return sentence is not None and tag_column([sentence]) is not None
@@ -228,7 +217,7 @@ def _parquet(source: Source, path: Path, size: int) -> Iterator[Rows]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
         raise _unreadable(source.origin, error) from error
     with file:
         names = file.schema_arrow.names
@@ -247,8 +236,6 @@ def _guarded(values: Iterator[Any], origin: str, *kinds: type[Exception]) -> Ite
     failures: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield from values
-    except UnicodeDecodeError as error:
-        raise DataError(f"{origin} is not UTF-8: {error.reason}.", "Save the file as UTF-8.") from error
     except failures as error:
         raise _unreadable(origin, error) from error
 

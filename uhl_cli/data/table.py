@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,12 +49,16 @@ class Table:
         return None if names is None else tuple(str(each) for each in names)
 
     def column(self, name: str, indices: Sequence[int] | None = None) -> list[object]:
-        """The values of a column, as Python objects; only of the rows at `indices` if given."""
+        """The values of a column, as Python objects, None for NaN; only of the rows at `indices` if given."""
         # One column only: other columns may need decoders (images, audio) that are not installed.
         dataset = self.dataset.select_columns([name])
         if indices is not None:
             dataset = dataset.select(indices)
-        return list(dataset[:][name])
+        return [None if isinstance(value, float) and math.isnan(value) else value for value in dataset[:][name]]
+
+    def renamed(self, names: Mapping[str, str]) -> Table:
+        """The same rows with other names of columns, given by their names now."""
+        return Table(self.dataset.rename_columns(dict(names)), self.origin) if names else self
 
 
 @contextmanager
@@ -111,7 +116,8 @@ def cause(error: BaseException) -> str:
     """The first line of the root error of a chain, at most 200 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
+    lines = said.strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
 
 

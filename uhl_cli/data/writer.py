@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from uhl_cli.data.stream import Row
+from uhl_cli.data.parsing import Row
 from uhl_cli.data.table import data_error
 from uhl_cli.errors import DataError, UsageError
 from uhl_cli.files import atomic_path

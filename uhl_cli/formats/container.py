@@ -90,7 +90,7 @@ TASK = Kind(
 PORTED = Kind(
     "uhl-ported",
     "ported adapter",
-    "6.1",
+    "7.0",
     4_000_000_000,
     "Make it again with `uhl port ADAPTER --target HOST --output DIR`.",
 )
@@ -142,7 +142,7 @@ class Contents:
 
     :param record: The record's JSON.
     :param digest: The file's `sha256`; empty in formats that have none.
-    :param size: Bytes of the file, `header_bytes` of them before the first tensor.
+    :param file_bytes: Bytes of the file, `header_bytes` of them before the first tensor.
     """
 
     kind: Kind
@@ -150,7 +150,7 @@ class Contents:
     record: str
     tensors: Mapping[str, Stored]
     digest: str
-    size: int
+    file_bytes: int
     header_bytes: int
 
 
@@ -237,14 +237,14 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytearray:
             model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
             hint = "It holds a model, which `uhl predict` takes." if model else "Give the .safetensors file in it."
             raise FormatError(f"{path} is a folder, not a file.", hint)
-        size = path.stat().st_size
+        num_bytes = path.stat().st_size
         if not path.is_file():  # opening a pipe would block
             raise FormatError(f"{path} is not a regular file.", "Write it to a file first.")
-        if size > limit:
-            raise FormatError(f"{path} holds {size:,} bytes; no {noun} is larger than {limit:,}.", DAMAGED)
-        data = bytearray(size)
+        if num_bytes > limit:
+            raise FormatError(f"{path} holds {num_bytes:,} bytes; no {noun} is larger than {limit:,}.", DAMAGED)
+        data = bytearray(num_bytes)
         with path.open("rb") as file:
-            if file.readinto(data) != size or file.read(1):
+            if file.readinto(data) != num_bytes or file.read(1):
                 raise FormatError(f"{path} changed while it was read.", "Try again.")
     except FileNotFoundError as error:
         raise FormatError(f"there is no file {path}.", "Check the path.") from error

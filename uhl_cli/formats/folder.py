@@ -1,4 +1,4 @@
-"""The file in a ported adapter's folder, format 6.1: its record and the rules for its tensors, read without torch.
+"""The file in a ported adapter's folder, format 7.0: its record and the rules for its tensors, read without torch.
 
 The tensors are the `state_dict` of an `adapter.module.PortedAdapter`: float16, bfloat16 or float32, or packed tables
 (see `adapter.sparse`).  A LoRA has for each linear module X of the host, its dots written as slashes:

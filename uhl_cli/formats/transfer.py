@@ -95,12 +95,12 @@ def parse_transfer(
 
 def _codes(record: TransferRecord, config: AdapterConfig, tensors: Mapping[str, Stored]) -> Codes:
     shape = (config.num_labels - 1, record.predictions)
-    size = shape[0] * shape[1]
-    content = unsqueeze(_bytes("transfer.outputs", tensors), limit=size, name="transfer.outputs")
-    if len(content) != size:
-        raise FormatError(f"transfer.outputs holds {len(content):,} codes; {size:,} are needed")
+    num_codes = shape[0] * shape[1]
+    content = unsqueeze(_bytes("transfer.outputs", tensors), limit=num_codes, name="transfer.outputs")
+    if len(content) != num_codes:
+        raise FormatError(f"transfer.outputs holds {len(content):,} codes; {num_codes:,} are needed")
     planes = np.frombuffer(content, dtype=np.uint8).reshape(shape)
-    if size and (int(planes.min()) < 1 or int(planes.max()) > 2 * MAX_LEVEL + 1):
+    if num_codes and (int(planes.min()) < 1 or int(planes.max()) > 2 * MAX_LEVEL + 1):
         raise FormatError(f"transfer.outputs has a code outside -{MAX_LEVEL}..{MAX_LEVEL}")
     # Always in eight bits, because the largest allowed set has 16 million codes.
     codes: Codes = np.ascontiguousarray(np.subtract(planes, _SHIFT, dtype=np.uint8).view(np.int8).T)

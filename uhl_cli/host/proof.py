@@ -115,23 +115,23 @@ class _Runner:
 
     def noise(self, like: Tensor, *shape: int) -> Tensor:
         """Gaussian noise of the size of `like`'s root mean square, or 1 where that is zero."""
-        size = like.float().pow(2).mean().sqrt().item() or 1.0
-        noise = torch.randn(shape, generator=self.generator) * size
+        scale = like.float().pow(2).mean().sqrt().item() or 1.0
+        noise = torch.randn(shape, generator=self.generator) * scale
         return noise.to(device=like.device, dtype=like.dtype)
 
     def final_state(self) -> Tensor:
         """[1, tokens, hidden_size]; also checks that every layer gets a stream, and records it."""
-        size = self.host_map.hidden_size
+        hidden_size = self.host_map.hidden_size
         self.streams = {}
 
         def check(layer: HostLayer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 stream = read_layer_input(args, kwargs)
-                if stream.shape != (1, _TOKENS, size):
+                if stream.shape != (1, _TOKENS, hidden_size):
                     raise HostMapError(
-                        f"Layer {layer.index} gets {tuple(stream.shape)}, not a stream of {size}.", _HINT
+                        f"Layer {layer.index} gets {tuple(stream.shape)}, not a stream of {hidden_size}.", _HINT
                     )
-                self.streams[layer.index] = stream.float().reshape(_TOKENS, size)
+                self.streams[layer.index] = stream.float().reshape(_TOKENS, hidden_size)
 
             return hook
 

@@ -52,10 +52,10 @@ def compare_files(first: Opened, second: Opened) -> InspectReport:
         file=str(first.path),
         kind=KINDS[first.contents.kind.key],
         format_version=first.contents.version,
-        bytes=first.contents.size,
+        bytes=first.contents.file_bytes,
         comparison=Comparison(
             other=str(second.path),
-            other_bytes=second.contents.size,
+            other_bytes=second.contents.file_bytes,
             identical=first.contents == second.contents,
             fields=fields,
             parts=parts,

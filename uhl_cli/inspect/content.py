@@ -140,7 +140,7 @@ def describe(opened: Opened, *, anchors: bool = False, transfer: bool = False) -
         file=str(path),
         kind=KINDS[contents.kind.key],
         format_version=contents.version,
-        bytes=contents.size,
+        bytes=contents.file_bytes,
         adapter=adapter,
         task=task,
         ported=ported,
@@ -228,7 +228,7 @@ def ported_parts(contents: Contents) -> tuple[Part, ...]:
                 shape=(tensor.shape[0], tensor.shape[1] - TAIL_BYTES) if table else tensor.shape,
                 scales=2 * tensor.shape[0] if table else 0,
                 bytes=tensor.nbytes,
-                share=tensor.nbytes / contents.size,
+                share=tensor.nbytes / contents.file_bytes,
             )
         )
     return tuple(parts)
@@ -239,7 +239,7 @@ def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tup
 
     :param shapes: Shape of the values of every part, by its name; any other tensor is a part by itself.
     """
-    total = contents.size
+    total = contents.file_bytes
     parts = [_header(contents)]
     left = dict(contents.tensors)
     for name, shape in shapes.items():
@@ -247,7 +247,7 @@ def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tup
             continue
         codes, scales = left.pop(name), left.pop(_SCALE_OF.get(name, f"{name}.scale"), None)
         bits: float | None = round(8 * codes.nbytes / max(math.prod(shape), 1), 2) if name in _CODED else bits_of(name)
-        size = codes.nbytes + (0 if scales is None else scales.nbytes)
+        num_bytes = codes.nbytes + (0 if scales is None else scales.nbytes)
         parts.append(
             Part(
                 name=name,
@@ -256,8 +256,8 @@ def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tup
                 bits=_BITS.get(name, bits),
                 shape=shape,
                 scales=0 if scales is None else math.prod(scales.shape),
-                bytes=size,
-                share=size / total,
+                bytes=num_bytes,
+                share=num_bytes / total,
             )
         )
     for name, tensor in left.items():
@@ -277,7 +277,7 @@ def file_parts(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> tup
 
 
 def _header(contents: Contents) -> Part:
-    size = contents.header_bytes
+    num_bytes = contents.header_bytes
     return Part(
         name="header",
         group="header",
@@ -285,8 +285,8 @@ def _header(contents: Contents) -> Part:
         bits=None,
         shape=(),
         scales=0,
-        bytes=size,
-        share=size / contents.size,
+        bytes=num_bytes,
+        share=num_bytes / contents.file_bytes,
     )
 
 
@@ -387,7 +387,7 @@ def _task_files_beside(path: Path, digest: str) -> tuple[tuple[TaskFileSummary, 
             continue
         try:
             record = read_task(beside).record
-            size = beside.stat().st_size
+            num_bytes = beside.stat().st_size
         except (FormatError, OSError):
             unreadable.append(beside.name)
             continue
@@ -400,7 +400,7 @@ def _task_files_beside(path: Path, digest: str) -> tuple[tuple[TaskFileSummary, 
                     own_task=record.own_task,
                     before=record.before,
                     score=record.score,
-                    bytes=size,
+                    bytes=num_bytes,
                 )
             )
     return tuple(found), tuple(unreadable)

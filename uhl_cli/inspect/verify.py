@@ -35,9 +35,9 @@ def verify_file(path: Path) -> InspectReport:
     problems = Problems(path, collect=True)
     kind = version = None
     file = ported_path(path) if is_ported(path) else path
-    size = file.stat().st_size if file.is_file() else 0
-    if size > MAX_BYTES and not is_ported(path):
-        problems.add(FormatError(f"the file holds {size:,} bytes; at most {MAX_BYTES:,} are allowed"))
+    num_bytes = file.stat().st_size if file.is_file() else 0
+    if num_bytes > MAX_BYTES and not is_ported(path):
+        problems.add(FormatError(f"the file holds {num_bytes:,} bytes; at most {MAX_BYTES:,} are allowed"))
     before = len(problems.found)
     try:
         contents = read_any(path, problems)
@@ -45,7 +45,7 @@ def verify_file(path: Path) -> InspectReport:
         if len(problems.found) == before:  # nothing was read
             raise
     else:
-        kind, version, size = KINDS[contents.kind.key], contents.version, contents.size
+        kind, version, num_bytes = KINDS[contents.kind.key], contents.version, contents.file_bytes
         content = parse_any(contents, problems)
         if isinstance(content, AdapterFile) and content.transfer is not None:
             with suppress(DataError):  # texts of another version cannot be compared here
@@ -57,7 +57,7 @@ def verify_file(path: Path) -> InspectReport:
         file=str(path),
         kind=kind,
         format_version=version,
-        bytes=size,
+        bytes=num_bytes,
         verification=Verification(problems=tuple(problems.found)),
     )
 

@@ -104,4 +104,4 @@ def align_host(
     if states is None:
         with bare(host.map.base):
             states = word_states(host, bank.anchors, progress=progress)
-    return align_anchors(bank, states, tap_depths=None if plan is None else plan.tap_depths, joint=joint)
+    return align_anchors(bank, states, readout_depths=None if plan is None else plan.readout_depths, joint=joint)

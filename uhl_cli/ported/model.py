@@ -106,7 +106,7 @@ class PortedModel(nn.Module):
         self.max_length = max_length
 
     def __repr__(self) -> str:
-        readout = f"readout on depths {', '.join(self.adapter.readout.taps)}"
+        readout = f"readout on depths {', '.join(self.adapter.readout.depth_weights)}"
         carried = f"updates in {len(self.adapter.layers)} layers" if self.adapter.updates else "no updates"
         if self.adapter.lora is not None:
             carried += f", LoRA of rank {self.adapter.lora.rank}"
@@ -264,8 +264,8 @@ class PortedModel(nn.Module):
                 refuse_not_finite(self.host, found, counts, [examples.texts[row] for row in rows], encoded)
                 truncated += encoded.truncated
                 logits.update(zip(rows, torch.split(found, counts), strict=True))
-                size = int(encoded.content_mask.sum())
-                active, tokens = active + float(mean_active.detach()) * size, tokens + size
+                count = int(encoded.content_mask.sum())
+                active, tokens = active + float(mean_active.detach()) * count, tokens + count
                 if progress:
                     progress(min(start + batch_size, len(order)), len(order))
         return _Run([logits[row] for row in range(len(examples))], active / max(tokens, 1), truncated)

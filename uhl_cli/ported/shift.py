@@ -30,13 +30,13 @@ def update_shift(host: Host, adapter: PortedAdapter, bank: FeatureBank) -> Tenso
     The features without updates are the bank's, which the readout's maps were fitted to.  A shift that the adapter
     already has is ignored.
     """
-    size = adapter.readout.bias.shape[0]
-    values = bank.values[:, :size]
-    total, words = torch.zeros(size), 0
+    readout_size = adapter.readout.bias.shape[0]
+    values = bank.values[:, :readout_size]
+    total, words = torch.zeros(readout_size), 0
     with evaluating(host.map.base), attach(host.map, adapter.with_shift(None)) as attachment:
         for batch in word_batches(host, bank.anchors, every=_EVERY):
             final = host.map.base(**batch.encoded.model_inputs()).last_hidden_state
-            features = attachment.readout_features(final).reshape(-1, size).float()
+            features = attachment.readout_features(final).reshape(-1, readout_size).float()
             total += (batch.weights @ features).sum(0).cpu() - values[batch.rows].sum(0)
             words += len(batch.rows)
     return total / max(words, 1)

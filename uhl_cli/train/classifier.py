@@ -180,13 +180,19 @@ def load_classifier(
         located = locate(base_name, offline=offline, with_code=trust_remote_code)
         config = load_config(base_name, located.folder, trust_remote_code, as_host=False)
         kind = (None if peft is None else peft.kind) or _kind_of(name, config)
-        size = None if peft is None else peft.num_labels(config, kind, trust_remote_code)
-        if size is not None:
-            config.num_labels = size
-            _name_labels(config, peft, size)
+        num_labels = None if peft is None else peft.num_labels(config, kind, trust_remote_code)
+        if num_labels is not None:
+            config.num_labels = num_labels
+            _name_labels(config, peft, num_labels)
         labels, named = _labels_of(name, config)
         model, missing, _ = from_pretrained(
-            _AUTO[kind], base_name, located.folder, config, dtype, trust_remote_code, other_shapes=size is not None
+            _AUTO[kind],
+            base_name,
+            located.folder,
+            config,
+            dtype,
+            trust_remote_code,
+            other_shapes=num_labels is not None,
         )
         if peft is not None:
             missing = [key for key in missing if key not in peft.shapes]
@@ -304,9 +310,9 @@ def _kind_of(name: str, config: Any) -> Kind:  # noqa: ANN401 - any family's con
     )
 
 
-def _name_labels(config: Any, peft: _Peft | None, size: int) -> None:  # noqa: ANN401
+def _name_labels(config: Any, peft: _Peft | None, num_labels: int) -> None:  # noqa: ANN401
     """Name the labels of a PEFT folder's own head from a file beside it, if there is one: its base has other labels."""
-    names = {str(index): f"LABEL_{index}" for index in range(size)}
+    names = {str(index): f"LABEL_{index}" for index in range(num_labels)}
     found: Any = None
     if peft is not None and is_export(peft.folder):
         found = {str(index): label for index, label in enumerate(read_export(peft.folder).task.labels)}

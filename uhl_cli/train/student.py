@@ -129,7 +129,10 @@ class StudentModel(nn.Module):
 
 
 def _values(readout: PortedReadout) -> dict[str, Tensor]:
-    found = {f"tap:{depth}": row_values(tap).detach().float().clone() for depth, tap in readout.by_depth.items()}
+    found = {
+        f"depth_weight:{depth}": row_values(weight).detach().float().clone()
+        for depth, weight in readout.by_depth.items()
+    }
     others = {
         "bias": readout.bias,
         "pool": readout.pool,
@@ -140,5 +143,11 @@ def _values(readout: PortedReadout) -> dict[str, Tensor]:
 
 
 def _readout(values: Mapping[str, Tensor]) -> PortedReadout:
-    taps = {int(name.removeprefix("tap:")): value for name, value in values.items() if name.startswith("tap:")}
-    return PortedReadout(taps, values["bias"], None, values.get("pool"), values["out_weight"], values["out_bias"])
+    depth_weights = {
+        int(name.removeprefix("depth_weight:")): value
+        for name, value in values.items()
+        if name.startswith("depth_weight:")
+    }
+    return PortedReadout(
+        depth_weights, values["bias"], None, values.get("pool"), values["out_weight"], values["out_bias"]
+    )

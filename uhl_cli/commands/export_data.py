@@ -14,7 +14,7 @@ from uhl_cli.align.texts import read_texts
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import ExportOptions
 from uhl_cli.commands.transfer_set import SPANS
-from uhl_cli.commands.tune_student import Lesson, lesson_of
+from uhl_cli.commands.tune_student import DistillationData, distillation_data
 from uhl_cli.data import TaskData, load_task, name_to_load
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import DataError
@@ -39,7 +39,7 @@ def refuse_untaught(carried: UniversalAdapter, options: ExportOptions, *, labell
     """
     task = carried.manifest.task
     if options.texts is not None:
-        _own_texts(task, options.texts)
+        _own_texts(task, options.texts, options.data.encoding)
     elif carried.transfer is not None:
         carried.transfer_set()
     elif not labelled:
@@ -76,7 +76,7 @@ def refuse_other_labels(task: Task, data: TaskData) -> None:
         raise DataError("there is no training example.", "Check --data and --limit-train.")
 
 
-def export_lesson(
+def export_data(
     carried: UniversalAdapter,
     host: Host,
     judged: dict[str, PortedModel],
@@ -84,40 +84,40 @@ def export_lesson(
     options: ExportOptions,
     length: int,
     reporter: Reporter,
-) -> tuple[Lesson, list[str]]:
+) -> tuple[DistillationData, list[str]]:
     """What the classifier learns from, with distributions as targets, and the names of its teachers."""
-    lesson: Lesson | None = None
+    distillation: DistillationData | None = None
     teachers = []
     if options.texts is not None:
         speaker, named = ("tuned", "tuned") if "tuned" in judged else ("zero_shot", "ported")
-        texts = _own_texts(carried.manifest.task, options.texts)
+        texts = _own_texts(carried.manifest.task, options.texts, options.data.encoding)
         said = _said(texts, judged[speaker], options, length, reporter)
-        lesson = lesson_of(said, host)
+        distillation = distillation_data(said, host)
         teachers.append(f"the {named} model, on {texts.origin}")
     elif carried.transfer is not None:
-        lesson = lesson_of(carried.transfer_set(), host)
-        teachers.append(lesson.source)
+        distillation = distillation_data(carried.transfer_set(), host)
+        teachers.append(distillation.source)
         if "tuned" in judged and not starts_from_lora(options):
-            lesson = _averaged(lesson, judged["tuned"], options, length, reporter)
+            distillation = _averaged(distillation, judged["tuned"], options, length, reporter)
             teachers.append("the adapter, tuned on this target")
     if starts_from_lora(options):
         teachers.append("a LoRA tuned on this target, as the start")
     if data is not None:
-        lesson = _with_labels(lesson, data)
+        distillation = _with_labels(distillation, data)
         teachers.append(f"labels: {data.source}")
-    assert lesson is not None  # see refuse_untaught
-    return lesson, [teacher[:1000] for teacher in teachers]
+    assert distillation is not None  # see refuse_untaught
+    return distillation, [teacher[:1000] for teacher in teachers]
 
 
-def _own_texts(task: Task, path: Path) -> TransferTexts:
+def _own_texts(task: Task, path: Path, encoding: str | None) -> TransferTexts:
     """The texts that `--texts` names, with their spans.
 
     :raises DataError: When there are fewer than two different texts, or the task is on pairs.
     """
-    hint = "Give a UTF-8 text file with two or more different texts, one per line."
+    hint = "Give a text file with two or more different texts, one per line."
     if task.pair_column is not None:
         raise DataError(f"{task.name} is on pairs of texts, and --texts has none.", "Give labelled data with --data.")
-    texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint))))
+    texts = tuple(dict.fromkeys(single_lines(read_texts(path, hint, encoding=encoding))))
     if len(texts) < 2:
         raise DataError(f"{path} holds only one text.", hint)
     words = task.kind == "tokens"
@@ -137,12 +137,14 @@ def _said(
     return TransferSet(texts, quantised_log_odds(torch.cat(logits).numpy()), "the model itself")
 
 
-def _averaged(lesson: Lesson, model: PortedModel, options: ExportOptions, length: int, reporter: Reporter) -> Lesson:
-    """The lesson with the mean of its targets and a second teacher's probabilities as targets."""
-    first = lesson.targets
+def _averaged(
+    distillation: DistillationData, model: PortedModel, options: ExportOptions, length: int, reporter: Reporter
+) -> DistillationData:
+    """The data with the mean of its targets and a second teacher's probabilities as targets."""
+    first = distillation.targets
     assert first is not None
     said = model.logits_of(
-        lesson.examples,
+        distillation.examples,
         batch_size=options.evaluation_batch_size,
         max_length=length,
         progress=phase(reporter, "second teacher"),
@@ -152,30 +154,30 @@ def _averaged(lesson: Lesson, model: PortedModel, options: ExportOptions, length
     def targets(rows: list[int]) -> Tensor:
         return (first(rows) + torch.cat([probabilities[row] for row in rows])) / 2
 
-    return replace(lesson, targets=targets)
+    return replace(distillation, targets=targets)
 
 
-def _with_labels(lesson: Lesson | None, data: TaskData) -> Lesson:
-    """The lesson's examples, followed by the labelled ones with one-hot targets."""
-    examples, size = data.train, len(data.task.labels)
+def _with_labels(distillation: DistillationData | None, data: TaskData) -> DistillationData:
+    """The examples with soft targets, followed by the labelled ones with one-hot targets."""
+    examples, num_labels = data.train, len(data.task.labels)
     assert examples is not None  # see refuse_other_labels
 
     def certain(rows: list[int]) -> Tensor:
-        return functional.one_hot(torch.tensor(targets_of(examples, rows), dtype=torch.long), size).float()
+        return functional.one_hot(torch.tensor(targets_of(examples, rows), dtype=torch.long), num_labels).float()
 
     owners = tuple(range(len(examples)))
-    if lesson is None:
-        return Lesson(examples, certain, None, examples.digest(), data.source, owners=owners)
-    first, count = lesson.targets, len(lesson.examples)
+    if distillation is None:
+        return DistillationData(examples, certain, None, examples.digest(), data.source, owners=owners)
+    first, count = distillation.targets, len(distillation.examples)
     assert first is not None
 
     def targets(rows: list[int]) -> Tensor:
         return torch.cat([first([row]) if row < count else certain([row - count]) for row in rows])
 
     return replace(
-        lesson,
-        examples=lesson.examples.followed_by(examples),
+        distillation,
+        examples=distillation.examples.followed_by(examples),
         targets=targets,
-        digest=hashlib.sha256((lesson.digest + examples.digest()).encode()).hexdigest(),
-        owners=(*lesson.owners, *(max(lesson.owners) + 1 + owner for owner in owners)),
+        digest=hashlib.sha256((distillation.digest + examples.digest()).encode()).hexdigest(),
+        owners=(*distillation.owners, *(max(distillation.owners) + 1 + owner for owner in owners)),
     )

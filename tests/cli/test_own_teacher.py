@@ -13,8 +13,8 @@ from tiny_classifiers import fine_tuned, save, tiny_classifier, with_lora
 from tiny_hosts import SENTENCES, save_tiny_host
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.commands.lessons import lessons, taught_task
 from uhl_cli.commands.options import DEFAULT_HOST, DataOptions, HostOptions, PretrainOptions
+from uhl_cli.commands.own_teacher import soft_targets, teacher_task
 from uhl_cli.data import Examples
 from uhl_cli.errors import DataError, LabelError
 from uhl_cli.formats.adapter import read_adapter
@@ -56,7 +56,7 @@ def load(path: Path) -> Classifier:
 
 
 def task_of(teacher: Classifier, **data: object) -> tuple[Classifier, object]:
-    return taught_task(teacher, PretrainOptions(teacher="x", data=DataOptions(**data), host=HostOptions(name="x")))
+    return teacher_task(teacher, PretrainOptions(teacher="x", data=DataOptions(**data), host=HostOptions(name="x")))
 
 
 def classes(teacher: Classifier, examples: Examples) -> list[int]:
@@ -141,7 +141,7 @@ def test_lessons_are_the_teachers_classes_and_probabilities(folder):
         ("tagger", task_of(load(folder / "tagger"))[1].train.select(range(20))),
     ):
         teacher = load(folder / name)
-        told, targets = lessons(teacher, examples, batch_size=8)
+        told, targets = soft_targets(teacher, examples, batch_size=8)
         logits = teacher.logits_of(examples, batch_size=8)
         rows = [3, 0, 7]
         wanted = torch.cat([logits[row] for row in rows])

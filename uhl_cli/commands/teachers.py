@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from uhl_cli.commands.options import PretrainOptions
 from uhl_cli.commands.scoring import references_of
-from uhl_cli.commands.transfer_set import Teacher, Wanted, taught
+from uhl_cli.commands.transfer_set import Teacher, Wanted, make_transfer_set
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.transfer import StoredTransfer
@@ -34,7 +34,7 @@ def held_for_teachers(examples: Examples, options: PretrainOptions) -> tuple[Exa
 
 
 @dataclass(frozen=True)
-class School:
+class TeacherMaker:
     """Makes the teachers of a transfer set and records the outputs of the chosen one.
 
     :param ported: The finished adapter on its source.
@@ -68,17 +68,19 @@ class School:
             return (lora, _NAMES["lora"]), scores
         return (self.ported, _NAMES["adapter"]), scores
 
-    def taught(self, wanted: Wanted, teacher: tuple[Teacher, str], *, room: int) -> StoredTransfer:
-        """The transfer set with the teacher's outputs, see `transfer_set.taught`.  The user's own reads whole texts."""
+    def transfer_set(self, wanted: Wanted, teacher: tuple[Teacher, str], *, room: int) -> StoredTransfer:
+        """The transfer set with the teacher's outputs, see `make_transfer_set`.  The user's own reads whole texts."""
         model, name = teacher
         evaluation = self.data.evaluation
         found = None if not evaluation else self._score(model, evaluation)
         length = None if model is self.own else self.options.training.max_length
-        size = self.options.evaluation_batch_size
+        batch_size = self.options.evaluation_batch_size
         progress = phase(self.reporter, "transfer set")
         # Outputs are stored in coarse steps, so the precision of training is enough.
         with self.accelerator.autocast():
-            return taught(wanted, model, name, found, room=room, batch_size=size, max_length=length, progress=progress)
+            return make_transfer_set(
+                wanted, model, name, found, room=room, batch_size=batch_size, max_length=length, progress=progress
+            )
 
     def _lora(self) -> PortedModel:
         def on_step(report: StepReport) -> None:

@@ -22,11 +22,11 @@ from uhl_cli.train.loop import Targets
 from uhl_cli.transfer.general import VERSION, transfer_texts
 
 
-def taught_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifier, TaskData]:
+def teacher_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifier, TaskData]:
     """The classifier, with the data's class names if it has none of its own, and the task with its examples.
 
-    Classes of the training examples have no meaning until `lessons` sets them; those of evaluation examples are the
-    data's, as the classifier's ids.
+    Classes of the training examples have no meaning until `soft_targets` sets them; those of evaluation examples
+    are the data's, as the classifier's ids.
 
     :raises DataError: The data cannot be found or read, or holds no text.
     :raises LabelError: Its labels differ from the classifier's.
@@ -60,7 +60,7 @@ def taught_task(teacher: Classifier, options: PretrainOptions) -> tuple[Classifi
     return teacher, TaskData(task, found.train, evaluation, found.source)
 
 
-def lessons(
+def soft_targets(
     teacher: Classifier, examples: Examples, *, batch_size: int, progress: Progress | None = None
 ) -> tuple[Examples, Targets]:
     """The examples with the classifier's most probable classes, and its probabilities as targets."""
