@@ -40,8 +40,8 @@ class Operations:
             # shutil.rmtree removes by names that are relative to an open folder; no library does that elsewhere.
             within = event in ("os.remove", "os.rmdir") and isinstance(arguments[-1], int) and arguments[-1] >= 0
             if within or any(self._covers(arguments[place]) for place in places):
-                # Only shutil.rmtree opens folders.
-                opendir = event == "open" and isinstance(arguments[0], (str, Path)) and Path(arguments[0]).is_dir()
+                # Only shutil.rmtree calls os.open, whose event has no mode, to read: a folder.
+                opendir = event == "open" and arguments[1] is None and not int(str(arguments[2])) & os.O_CREAT
                 self._add("opendir" if opendir else _KINDS.get(event, event.removeprefix("os.")), act)
 
         fsync = os.fsync
