@@ -1,7 +1,12 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders whole or not at all, and one run at a time.
+
+A write happens in a hidden folder beside its target, which the writer locks.  A lock ends with its process, so the next
+write or run of the same target can tell what a killed one has left, and removes it.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -11,60 +16,47 @@ from pathlib import Path
 
 from uhl_cli.errors import OutputError
 
+_HIDDEN = ".uhl-tmp"
+# What `flock` raises on file systems without locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, synced to disk, when the block ends without an error.
+    """A temporary path that takes the place of `path`, synced to disk, when the block ends without an error.
 
-    :raises OutputError: When it cannot be written; nothing is left behind then, and an old file stays.
+    For a link, its target is replaced.
+
+    :raises OutputError: When it cannot be written, or is no regular file; nothing is left then, and an old file stays.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror}.", "Choose another --output.") from error
-    temporary = Path(name)
-    try:
+    path = _target(path)
+    refuse_special(path)
+    with _folder_above(path), _reported(path), _hidden_folder(path) as hidden:
+        temporary = hidden / "new"
         yield temporary
-        # mkstemp makes files private; results get the permissions that any new file would.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}.", "Free some space or choose another --output.") from error
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place, synced to disk, when the block ends without an error.
+    """A temporary folder that takes the place of `path`, synced to disk, when the block ends without an error.
 
-    Anything that was at `path` is then removed; for a link, its target is replaced.
+    The folder that was at `path` is then removed; for a link, its target is replaced.
 
-    :raises OutputError: When it cannot be written; nothing is left behind then, and an old folder stays.
+    :raises OutputError: When it cannot be written, or is no folder; nothing is left then, and an old folder stays.
     """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror}.", "Choose another --output.") from error
-    try:
+    path = _target(path)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is not a folder.", "Name a folder with --output.")
+    with _folder_above(path), _reported(path), _hidden_folder(path) as hidden:
+        temporary, old = hidden / "new", hidden / "old"
+        temporary.mkdir()
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)  # mkdtemp makes folders private
         for file in (each for each in temporary.rglob("*") if each.is_file()):
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
-        old = temporary.with_suffix(".old")
         if path.exists():
             path.rename(old)
         try:
@@ -73,12 +65,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}.", "Free some space or choose another --output.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -96,3 +82,186 @@ def write_text(path: Path, content: str) -> None:
     :raises OutputError: When the file cannot be written.
     """
     write_bytes(path, content.encode())
+
+
+def refuse_special(path: Path) -> None:
+    """:raises OutputError: When `path` is a folder, a device, a pipe or a socket, which no file may replace."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder.", "Name a file with --output.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a regular file.", "Name a file with --output.")
+
+
+def refuse_unwritable_cache(folder: str | Path, error: BaseException) -> None:
+    """Return if `error`, of a library that caches in `folder`, has another reason than that folder.
+
+    :raises OutputError: When nothing can be written there.
+    """
+    links: BaseException | None = error
+    while links is not None and not isinstance(links, OSError):
+        links = links.__cause__ or links.__context__
+    if links is None:
+        return
+    try:
+        if links.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise links
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as reason:
+        problem = f"cannot write to the cache {folder}: {reason.strerror or reason}."
+        raise OutputError(problem, "Set HF_HOME to a folder with space that you may write to.") from error
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if there is one.  A process that is killed meanwhile leaves the whole folder, or none.
+
+    :raises OutputError: When it cannot be removed.
+    """
+    if path.is_dir():
+        with _reported(path, "remove"), _hidden_folder(path) as hidden:
+            path.rename(hidden / "new")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writes of `path`, or of a name that continues it, have left.
+
+    A folder that such a write had moved aside is put back.  What cannot be removed stays for the next write.
+    """
+    with suppress(OSError):
+        for left in [each for each in path.parent.iterdir() if each.name.startswith(f".{path.name}.")]:
+            if left.suffix != _HIDDEN or left.is_symlink():
+                continue
+            handle = _locked(left / "lock", certainly=True)
+            if handle is None:
+                continue
+            try:
+                written = left.with_name(Path(left.stem).stem[1:])
+                if (left / "old").exists() and not written.exists():
+                    (left / "old").rename(written)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Let no other process claim `path` inside the block, and remove what killed writes of it have left.
+
+    The claim is a lock on a hidden file beside `path`, and ends with the process, however that ends.  A file system
+    without locks gives no protection.
+
+    :raises OutputError: When another process has claimed it, or nothing can be written beside it.
+    """
+    path = _target(path)
+    claim = path.with_name(f".{path.name}.uhl-lock")
+    with _folder_above(path):
+        try:
+            handle = _locked(claim)
+        except OSError as error:
+            raise _cannot_write_to(path.parent, error) from error
+        if handle is None:
+            raise OutputError(f"another run is writing {path}.", "Wait for its end, or choose another --output.")
+        try:
+            remove_leftovers(path)
+            yield
+        finally:
+            with suppress(OSError):  # without its lock, the file hinders nobody
+                claim.unlink()
+            os.close(handle)
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _cannot_write_to(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write to {folder}: {error.strerror or error}.", "Choose another --output.")
+
+
+@contextmanager
+def _reported(path: Path, verb: str = "write") -> Iterator[None]:
+    """:raises OutputError: In place of an `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot {verb} {path}: {reason}.", "Free some space or choose another --output.") from error
+
+
+@contextmanager
+def _folder_above(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; if the block fails, those that are new and empty are removed again.
+
+    :raises OutputError: When one cannot be made.
+    """
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write_to(path.parent, error) from error
+        yield
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _hidden_folder(path: Path) -> Iterator[Path]:
+    """A locked temporary folder beside `path`, with room for `new` and `old`."""
+    remove_leftovers(path)
+    hidden, handle = path, None
+    try:
+        while handle is None:  # another process may take it for a leftover before it is locked
+            hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_HIDDEN))
+            with suppress(FileNotFoundError):
+                handle = _locked(hidden / "lock")
+        yield hidden
+    finally:
+        if hidden != path:
+            shutil.rmtree(hidden, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(path: Path, *, certainly: bool = False) -> int | None:
+    """A handle on the file, which is made if it is missing and locked; None if another process has locked it.
+
+    :param certainly: None also where there are no locks.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            free = _lock(handle)
+            if free is None:
+                free = not certainly
+            # Its last owner may have removed it before it was locked here; then it is made again.
+            there = free and path.exists() and os.path.samestat(os.fstat(handle), path.stat())
+        except BaseException:
+            os.close(handle)
+            raise
+        if there:
+            return handle
+        os.close(handle)
+        if not free:
+            return None
+
+
+def _lock(handle: int) -> bool | None:
+    """Whether the file is now locked, or was by another process; None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True

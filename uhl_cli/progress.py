@@ -63,7 +63,7 @@ class ProgressBar:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
         self._progress = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),

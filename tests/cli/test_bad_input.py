@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_hosts import save_tiny_host
 
+from uhl_cli.files import claimed
+
 
 def files_in(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -64,7 +66,7 @@ def damaged(place: Workplace, here: Path, damage: str) -> Path:
 )
 def test_adapter_file(place, here, damage, words):
     adapter = damaged(place, here, damage)
-    refused(here, port_arguments(adapter, place.target, place.data), 1, words)
+    refused(here, port_arguments(adapter, place.target, place.data), 1, words, str(adapter))
 
 
 def broken_host(place: Workplace, here: Path, damage: str) -> str:
@@ -99,9 +101,9 @@ def broken_host(place: Workplace, here: Path, damage: str) -> str:
 def test_host(place, here, damage, words, command):
     host = broken_host(place, here, damage)
     if command == "port":
-        arguments = port_arguments(place.adapter, host, place.data)
+        arguments = [*port_arguments(place.adapter, host, place.data), "--output", "new/ported"]
     else:
-        arguments = pretrain_arguments(host, place.data, "out.safetensors")
+        arguments = pretrain_arguments(host, place.data, "new/out.safetensors")
     refused(here, arguments, 1, words)
 
 
@@ -325,8 +327,44 @@ def test_interrupt_is_exit_code_130(place, here, monkeypatch, command):
     if command == "port":
         called = call(*port_arguments(place.adapter, place.target, place.data))
     else:
-        called = call(*pretrain_arguments(place.host, place.data, "out.safetensors"))
+        called = call(*pretrain_arguments(place.host, place.data, "new/out.safetensors"))
     assert called.code == 130
     assert called.error.startswith("error: interrupted.")
-    assert ("--resume" in called.error) == (command == "pretrain")
+    assert "--resume" not in called.error  # there is no checkpoint yet
     assert files_in(here) == {}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "port", "port into", "export", "predict"])
+def test_a_pipe_is_never_replaced(place, here, command):
+    """Nor is a device: with --overwrite too."""
+    os.mkfifo(here / "pipe.csv")
+    arguments = {
+        "pretrain": pretrain_arguments(place.host, place.data, "pipe.csv"),
+        "port": [*port_arguments(place.adapter, place.target, place.data), "--output", "pipe.csv"],
+        "port into": [*port_arguments(place.adapter, place.target, place.data), "--output", "folder"],
+        "export": ["export", str(place.adapter), "--target", str(place.target), "--output", "pipe.csv"],
+        "predict": ["predict", str(place.adapter), "--target", str(place.target), "x", "--output", "pipe.csv"],
+    }[command]
+    if command == "port into":
+        (here / "folder").mkdir()
+        (here / "pipe.csv").rename(here / "folder" / "ported.safetensors")
+    called = call(*arguments, "--overwrite")
+    assert called.code == 1
+    said = ("error: cannot write to", "error: folder/ported.safetensors is not", "error: pipe.csv")
+    assert called.error.startswith(said)
+    (left,) = [path for path in here.rglob("*") if not path.is_dir()]
+    assert left.is_fifo()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "port", "export", "predict", "tune"])
+def test_a_second_run_of_one_output_is_refused_by_name(place, here, command):
+    data, name = str(place.data), "out.csv" if command == "predict" else "out"
+    arguments = {
+        "pretrain": pretrain_arguments(place.host, place.data, name),
+        "port": [*port_arguments(place.adapter, place.target, place.data), "--output", name],
+        "export": ["export", str(place.adapter), "--target", str(place.target), "--output", name],
+        "predict": ["predict", str(place.adapter), "--target", str(place.target), "x", "--output", name],
+        "tune": ["tune", str(place.adapter), "--target", str(place.target), "--data", data, "--output", name],
+    }[command]
+    with claimed(here / name / "ported.safetensors" if command == "port" else here / name):
+        refused(here, [*arguments, "--overwrite"], 1, "another run is writing", name)

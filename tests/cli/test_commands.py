@@ -11,7 +11,9 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
+import pandas
 import pytest
 from accelerate.state import AcceleratorState
 from command_runs import PROGRESS, ROOT, Called, call, port_arguments, pretrain_arguments, start, write_data
@@ -105,45 +107,73 @@ def test_adapter_without_data_is_ported_and_says_why_it_is_not_scored(place, her
     assert json.loads(call(*arguments, "--json").out)["scores"] == {}
 
 
+@pytest.mark.integration
+def test_a_home_that_cannot_be_written_is_named(place, here):
+    """As in a container; the data are there, so that "not scored" would be wrong."""
+    home = here / "home"
+    home.write_text("")
+    data = here / "dev.parquet"
+    pandas.DataFrame({"sentence": SENTENCES, "label": [0, 1] * (len(SENTENCES) // 2)}).to_parquet(data)
+    arguments = port_arguments(place.adapter, place.target, data)
+    called = start(*arguments, cwd=here, env={"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")})
+    assert called.code == 1
+    assert f"cannot write to the cache {home}" in called.error
+    assert "HF_HOME" in called.error
+    assert sorted(here.iterdir()) == [data, home]
+
+
 def test_nothing_is_overwritten_unasked(place, here):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
     assert call(*arguments).code == 0
     first = (here / "out.safetensors").read_bytes()
-    called = call(*arguments, "--seed", "5")
-    assert called.code == 1
-    assert "--overwrite" in called.error
-    assert (here / "out.safetensors").read_bytes() == first
-    called = call(*arguments, "--seed", "5", "--resume")
-    assert called.code == 1
-    assert "other options" in called.error
-    assert call(*arguments, "--resume").code == 0
-    assert (here / "out.safetensors").read_bytes() == first
+    for more in ([], ["--resume"]):
+        called = call(*arguments, "--seed", "5", *more)
+        assert called.code == 1
+        assert "--overwrite" in called.error
+        assert (here / "out.safetensors").read_bytes() == first
     assert call(*arguments, "--seed", "5", "--overwrite").code == 0
-    second = (here / "out.safetensors").read_bytes()
-    assert second != first
-    shutil.rmtree(here / "out.safetensors.uhl-run")
-    called = call(*arguments, "--resume")
-    assert called.code == 1
-    assert "already exists" in called.error
-    assert (here / "out.safetensors").read_bytes() == second
+    assert (here / "out.safetensors").read_bytes() != first
+    assert [path.name for path in here.iterdir()] == ["out.safetensors"]
+
+
+def interrupted(arguments: list[str]) -> Called:
+    """The call, interrupted when only the file is left to write."""
+
+    def interrupt(*_arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uhl_cli.commands.pretrain._finish", interrupt)
+        return call(*arguments)
 
 
 def test_unfinished_run_is_not_begun_anew_unasked(place, here):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
-    assert call(*arguments).code == 0
-    whole = (here / "out.safetensors").read_bytes()
-    (here / "out.safetensors").unlink()
-    called = call(*arguments)
-    assert called.code == 1
+    called = interrupted(arguments)
+    assert called.code == 130
     assert "--resume" in called.error
+    for more, words in (([], "--resume"), (["--resume", "--seed", "5"], "other options")):
+        called = call(*arguments, *more)
+        assert called.code == 1
+        assert words in called.error
     assert call(*arguments, "--resume").code == 0
-    assert (here / "out.safetensors").read_bytes() == whole
+    assert (here / "out.safetensors").read_bytes() == place.adapter.read_bytes()
+    assert [path.name for path in here.iterdir()] == ["out.safetensors"]
+
+
+def test_starting_over_takes_nothing_from_the_unfinished_run(place, here):
+    arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
+    interrupted([*arguments, "--seed", "5"])
+    called = interrupted([*arguments, "--overwrite"])
+    assert called.code == 130
+    assert call(*arguments, "--resume").code == 0
+    assert (here / "out.safetensors").read_bytes() == place.adapter.read_bytes()
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
 def test_damaged_checkpoint_says_how_to_begin_anew(place, here, damage):
     arguments = pretrain_arguments(place.host, place.data, "out.safetensors")
-    assert call(*arguments).code == 0
+    interrupted(arguments)
     (here / "out.safetensors.uhl-run" / "checkpoint.safetensors").write_bytes(damage)
     called = call(*arguments, "--resume")
     assert called.code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from tiny_hosts import save_rebuilt_host, save_tiny_host
 from uhl_cli.formats.adapter import read_adapter, write_adapter
 from uhl_cli.formats.container import ADAPTER
 from uhl_cli.host.checkpoint import load_host
+from uhl_cli.progress import progress_bar
 
 # Markup that is not opened, two kinds of escape, a bidirectional override, and every kind of line break.
 HOSTILE = "x [/red] y\x1b[2J\x9b31m\u202egnp\r\nerror: z\u2028\t."
@@ -213,15 +215,19 @@ def run(*arguments: str, stdout: object = subprocess.PIPE, **more: object) -> su
     )
 
 
-@pytest.mark.parametrize("form", [[], ["--json"], ["--max-bytes", "1"]])
-def test_a_reader_that_leaves_changes_no_exit_code(place, form):
-    """`uhl budget FILE | true`"""
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["budget"], 141), (["budget", "--json"], 141), (["budget", "--max-bytes", "1"], 3), (["--help"], 141)],
+)
+def test_a_reader_that_leaves_is_exit_code_141(place, arguments, code):
+    """`uhl budget FILE | true`; an error keeps its own code."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = run("budget", str(place.adapter), *form, stdout=writer)
+    given = arguments if "--help" in arguments else [*arguments, str(place.adapter)]
+    done = run(*given, stdout=writer)
     os.close(writer)
-    assert done.returncode == (3 if "--max-bytes" in form else 0)
-    assert len(done.stderr.splitlines()) == (1 if "--max-bytes" in form else 0)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == (1 if code == 3 else 0)
     assert "Traceback" not in done.stderr
 
 
@@ -263,6 +269,27 @@ def test_an_encoding_without_the_signs(hostile, monkeypatch):
         )
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout.decode("ascii")
+
+
+def test_help_in_an_encoding_without_the_signs():
+    """On a narrow terminal, an ellipsis cuts the help of long options."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    command = [sys.executable, "-m", "uhl_cli", "pretrain", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "\\u2026" in done.stdout.decode("ascii")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_progress_on_a_terminal_of_any_encoding(monkeypatch, encoding):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, encoding, errors="strict", write_through=True))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar(quiet=False) as bar:
+        bar("reading", 1, 3)
+        bar("reading", 3, 3)
+    assert "reading" in written.getvalue().decode(encoding)
 
 
 def test_long_lines_are_not_folded_for_a_pipe(hostile, place, here):

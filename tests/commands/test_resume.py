@@ -95,8 +95,7 @@ def test_killed_at_random_moments_and_resumed_is_the_same_file(workplace, whole)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     assert (workplace / "killed.safetensors").read_bytes() == whole
-    log = (workplace / "killed.safetensors.uhl-run" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log] == [20, 40, 60]
+    assert not (workplace / "killed.safetensors.uhl-run").exists()
 
 
 @pytest.mark.slow

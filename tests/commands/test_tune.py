@@ -182,7 +182,7 @@ def test_a_task_file_fits_its_own_adapter_alone(adapter, tmp_path):
 
 
 def test_an_output_that_is_there_is_not_replaced(adapter, tmp_path):
-    from uhl_cli.commands.scoring import refuse_overwriting
+    from uhl_cli.commands.outputs import refuse_overwriting
 
     there = tmp_path / "task.safetensors"
     there.write_bytes(b"mine")

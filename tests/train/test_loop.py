@@ -1,11 +1,15 @@
 """Training changes the adapter and nothing else; schedule, checkpoints and the head-only control are exact."""
 
 import math
+import warnings
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from tiny_hosts import SENTENCES, SWEEP, tiny_host
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
@@ -24,7 +28,7 @@ from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import head_logits, mean_final_states
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import AdapterConfig, TrainingConfig
-from uhl_cli.train.head import fit_head
+from uhl_cli.train.head import fit_head, regression
 from uhl_cli.train.loop import RunFiles, learning_rate_factor, optimizer_for, total_steps, train
 from uhl_cli.train.model import TrainedModel
 
@@ -272,3 +276,14 @@ def test_head_never_predicts_a_class_that_is_missing(toy, present, labels):
     states, _ = mean_final_states(toy.host, Examples(texts=SENTENCES, labels=(0,) * len(SENTENCES)))
     predicted = set(head_logits(states, weight, bias, toy.own).argmax(-1).tolist())
     assert predicted <= set(present)
+
+
+def test_a_head_that_does_not_converge_says_nothing():
+    """scikit-learn's warning would reach a user who asked for --quiet."""
+    draw = np.random.default_rng(0)
+    features, targets = draw.standard_normal((200, 30)) * 10.0 ** draw.uniform(-3, 4, 30), draw.integers(0, 2, 200)
+    with pytest.warns(ConvergenceWarning):
+        LogisticRegression(C=10.0, max_iter=500).fit(features, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regression(features, targets, 10.0)

@@ -28,7 +28,7 @@ def _record() -> type[ExportOptions]:
         "Data": ("score-data",),
         "Output": ("format", "base", "dtype"),
     },
-    interrupted="Continue from the last checkpoint with --resume.",
+    interrupted="There is no checkpoint yet; run it again.",
 )
 def export(options: ExportOptions, output: Output) -> None:
     """Make a standard checkpoint, or a peft LoRA, from an adapter file and a target; the result needs no uhl.

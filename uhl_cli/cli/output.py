@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOBase
+from io import TextIOBase, TextIOWrapper
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import typer
@@ -197,7 +197,7 @@ class Output:
     def errors(self, *, interrupted_hint: str = "") -> Iterator[None]:
         """Turn errors into one line on stderr and an exit code, and each `UhlWarning` into one line, once.
 
-        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 stdout was closed.
+        Exit codes: 1 an error, 2 wrong usage, 3 beyond a budget, 130 interrupted, 141 the reader of stdout has left.
         """
         try:
             with self._warnings():
@@ -218,8 +218,10 @@ class Output:
             self._error("out of memory. Use a smaller --batch-size or host.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            self._error(f"interrupted. {interrupted_hint}".rstrip())
+            self._error(f"interrupted. {str(error) or interrupted_hint}".rstrip())
             raise typer.Exit(INTERRUPTED) from error
+        if self._sink.left:
+            raise typer.Exit(NOBODY_READS)
 
     @contextmanager
     def _warnings(self) -> Iterator[None]:
@@ -247,7 +249,10 @@ class Output:
 
 @contextmanager
 def finished() -> Iterator[None]:
-    """Context of the whole process: on a closed pipe or full disk, even `--help` ends without a traceback."""
+    """Context of the whole process: no traceback on a closed pipe, a full disk or in any encoding, even of `--help`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             yield
@@ -256,9 +261,16 @@ def finished() -> Iterator[None]:
                 sys.stdout.flush()
     except OSError as error:
         abandon(sys.stdout)
-        if error.errno != errno.EPIPE:
-            Stderr().say(f"cannot write to stdout: {error.strerror or error}.", label="error: ", style="bold red")
-            raise SystemExit(1) from None
+        if error.errno == errno.EPIPE:
+            raise SystemExit(NOBODY_READS) from None
+        Stderr().say(f"cannot write to stdout: {error.strerror or error}.", label="error: ", style="bold red")
+        raise SystemExit(1) from None
+    except SystemExit as left:
+        # click ends the process with 1 when the reader of `--help` leaves.
+        if isinstance(left.__context__, OSError) and left.__context__.errno == errno.EPIPE:
+            abandon(sys.stdout)
+            raise SystemExit(NOBODY_READS) from None
+        raise
 
 
 def is_main_process() -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from uhl_cli.cli.options import command
-from uhl_cli.cli.output import NOBODY_READS, Output, Table
+from uhl_cli.cli.output import Output, Table
 
 if TYPE_CHECKING:
     from uhl_cli.commands.labelled import Labelled
@@ -52,17 +50,12 @@ def predict(options: PredictOptions, output: Output) -> None:
         _warn(output, report)
         output.result(report, quiet=[(report.output,)], table=_table)
         return
-    read_on = True
 
     def show(labelled: Labelled) -> bool:
-        nonlocal read_on
-        read_on = output.part(labelled.json(), quiet=lambda: _quiet(labelled), table=lambda: _rows(labelled))
-        return read_on
+        return output.part(labelled.json(), quiet=lambda: _quiet(labelled), table=lambda: _rows(labelled))
 
     with bar as reporter:
         report = run_predict(options, reporter, show)
-    if not read_on:
-        raise typer.Exit(NOBODY_READS)
     _warn(output, report)
 
 

@@ -35,7 +35,7 @@ def _record() -> type[PretrainOptions]:
         ),
         "Training": ("resume", "save-every"),
     },
-    interrupted="Continue from the last checkpoint with --resume.",
+    interrupted="There is no checkpoint yet; run it again.",
 )
 def pretrain(options: PretrainOptions, output: Output) -> None:
     """Train a universal adapter on a frozen host and write one file under 1 MB."""

@@ -28,7 +28,7 @@ def _record() -> type[TuneOptions]:
         "Data": ("score-data",),
     },
     metavars={"optimise": "N"},
-    interrupted="Continue from the last checkpoint with --resume.",
+    interrupted="There is no checkpoint yet; run it again.",
 )
 def tune(options: TuneOptions, output: Output) -> None:
     """Tune a target: without labels on the texts in the adapter file, or with the labels of --task or --data.

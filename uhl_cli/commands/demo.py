@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from uhl_cli.commands.options import (
@@ -21,6 +22,7 @@ from uhl_cli.commands.port import run_port
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.tune import run_tune
 from uhl_cli.errors import OutputError
+from uhl_cli.files import claimed
 from uhl_cli.reports import DemoReport, Reporter, silent
 from uhl_cli.schema import TrainingConfig
 
@@ -75,6 +77,16 @@ def _folder(output: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="uhl-demo-") as name:
             yield Path(name)
         return
-    if (output / ADAPTER_NAME).exists():
-        raise OutputError(f"{output / ADAPTER_NAME} already exists.", "Choose another --output.")
-    yield output
+    with claimed(output / "demo"):
+        if (output / ADAPTER_NAME).exists():
+            raise OutputError(f"{output / ADAPTER_NAME} already exists.", "Choose another --output.")
+        before = set(output.iterdir())
+        try:
+            yield output
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                error.args = ()  # a step's advice to resume it
+            for made in set(output.iterdir()) - before:
+                with suppress(OSError):
+                    shutil.rmtree(made) if made.is_dir() else made.unlink()
+            raise

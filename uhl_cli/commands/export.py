@@ -24,13 +24,14 @@ from uhl_cli.commands.export_data import (
     starts_from_lora,
 )
 from uhl_cli.commands.options import ExportOptions
-from uhl_cli.commands.scoring import Classes, host_record, load, references_of, refuse_overwriting, versions
+from uhl_cli.commands.outputs import claimed_run
+from uhl_cli.commands.scoring import Classes, host_record, load, references_of, versions
 from uhl_cli.commands.transfer_set import Teacher
 from uhl_cli.commands.tune_student import DistillationData, compared, score_data
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import OutputError, first_line
-from uhl_cli.files import atomic_folder, write_text
+from uhl_cli.files import atomic_folder
 from uhl_cli.formats.card import model_card
 from uhl_cli.formats.checkpoint import run_digest
 from uhl_cli.formats.export import BASE_FOLDER, CARD_FILE, RECORD_FILE, ExportRecord, is_export
@@ -57,8 +58,15 @@ def run_export(options: ExportOptions, reporter: Reporter = silent) -> ExportRep
     """
     options.refuse_idle()
     adapter = UniversalAdapter.load(options.adapter)
-    files = RunFiles.beside(options.output)
-    _refuse_output(options, files)
+    output = options.output
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
+        raise OutputError(f"{output} already exists and is not an export of uhl.", "Choose another --output.")
+    shown_by = output / RECORD_FILE
+    with claimed_run(output, shown_by=shown_by, resume=options.resume, overwrite=options.overwrite) as files:
+        return _run(adapter, options, files, reporter)
+
+
+def _run(adapter: UniversalAdapter, options: ExportOptions, files: RunFiles, reporter: Reporter) -> ExportReport:
     carried = _carried(adapter, options)
     refuse_untaught(carried, options, labelled=options.labelled)
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
@@ -206,14 +214,6 @@ def export(
         truncated=judges.truncated(reading),
         rounding=rounding,
     )
-
-
-def _refuse_output(options: ExportOptions, files: RunFiles) -> None:
-    """:raises OutputError: The folder may not or cannot be written.  Only an export is ever replaced."""
-    output = options.output
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
-        raise OutputError(f"{output} already exists and is not an export of uhl.", "Choose another --output.")
-    refuse_overwriting(output / RECORD_FILE, files, resume=options.resume, overwrite=options.overwrite)
 
 
 def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdapter:
@@ -388,8 +388,8 @@ def _write(
                 base = str((output / BASE_FOLDER).absolute())
             classifier.save(folder, base=base, revision=record.revision)
             save_standalone(tokenizer, folder)
-            write_text(folder / CARD_FILE, model_card(record, arguments))
-            write_text(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
+            (folder / CARD_FILE).write_text(model_card(record, arguments), encoding="utf-8")
+            (folder / RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except SafetensorError as error:
         raise OutputError(f"cannot write {output}: {first_line(error)}.", "Free some space, then --resume.") from error
 

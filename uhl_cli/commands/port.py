@@ -7,6 +7,7 @@ from pathlib import Path
 
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import PortOptions
+from uhl_cli.commands.outputs import claimed_output
 from uhl_cli.commands.scoring import (
     Classes,
     Predictor,
@@ -15,11 +16,10 @@ from uhl_cli.commands.scoring import (
     host_record,
     load,
     references_of,
-    refuse_unwritable,
 )
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import TaskData, evaluation_data
-from uhl_cli.errors import DataError, LabelError, OutputError, UsageError
+from uhl_cli.errors import DataError, LabelError, UsageError
 from uhl_cli.formats.folder import FILE_NAME, TunedRecord, is_ported, ported_path, read_tuned
 from uhl_cli.formats.ported import save_ported
 from uhl_cli.formats.task import TaskRecord, read_task
@@ -37,12 +37,13 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
 
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
-    if options.output is not None and (options.output / FILE_NAME).exists() and not options.overwrite:
-        raise OutputError(
-            f"{options.output / FILE_NAME} already exists.", "Choose another --output, or add --overwrite."
-        )
-    if options.output is not None:
-        refuse_unwritable(options.output / FILE_NAME)
+    if options.output is None:
+        return _run(options, reporter)
+    with claimed_output(options.output / FILE_NAME, overwrite=options.overwrite):
+        return _run(options, reporter)
+
+
+def _run(options: PortOptions, reporter: Reporter) -> tuple[PortedModel, PortReport]:
     adapter = UniversalAdapter.load(options.adapter)
     tuned = None
     if options.task_file is not None:  # an error before the host is loaded

@@ -17,7 +17,8 @@ from typing import Protocol
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.labelled import Added, Labelled, OfTexts, OfWords
 from uhl_cli.commands.options import HostOptions, PredictOptions
-from uhl_cli.commands.scoring import load, refuse_unwritable
+from uhl_cli.commands.outputs import claimed_output
+from uhl_cli.commands.scoring import load
 from uhl_cli.data import Examples, Task
 from uhl_cli.data.columns import ColumnFlags, Columns, columns_to_label
 from uhl_cli.data.load import sentences_of, texts_of, unlabelled_examples
@@ -25,7 +26,7 @@ from uhl_cli.data.parsing import Row
 from uhl_cli.data.stream import STDIN, Rows, find_source, open_rows
 from uhl_cli.data.tasks import Kind
 from uhl_cli.data.writer import open_writer, written_form
-from uhl_cli.errors import DataError, HostNotFoundError, OutputError, UhlWarning, UsageError
+from uhl_cli.errors import DataError, HostNotFoundError, UhlWarning, UsageError
 from uhl_cli.formats.folder import is_ported, ported_path, read_ported, read_tuned
 from uhl_cli.formats.ported import load_ported
 from uhl_cli.ported.model import Outputs, Progress
@@ -83,11 +84,14 @@ def run_predict(
     :param show: Without an output, takes one chunk after another; when it returns False, reading stops.
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
-    if options.output is not None:
-        written_form(options.output)
-        refuse_unwritable(options.output)
-        if options.output.exists() and not options.overwrite:
-            raise OutputError(f"{options.output} already exists.", "Choose another --output, or add --overwrite.")
+    if options.output is None:
+        return _run(options, reporter, show)
+    written_form(options.output)
+    with claimed_output(options.output, overwrite=options.overwrite):
+        return _run(options, reporter, show)
+
+
+def _run(options: PredictOptions, reporter: Reporter, show: Callable[[Labelled], bool]) -> PredictReport:
     _refuse_idle(options)
     source = None if options.texts else find_source(_named(options), options.format)
     opened = _open(options)

@@ -17,6 +17,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.packing import pack_levels
 from uhl_cli.commands.feature_bank import feature_bank
 from uhl_cli.commands.options import PretrainOptions
+from uhl_cli.commands.outputs import claimed_run
 from uhl_cli.commands.own_teacher import soft_targets, teacher_task
 from uhl_cli.commands.scoring import (
     Predictor,
@@ -25,7 +26,6 @@ from uhl_cli.commands.scoring import (
     host_record,
     load,
     references_of,
-    refuse_overwriting,
     versions,
 )
 from uhl_cli.commands.teachers import TeacherMaker, held_for_teachers
@@ -55,8 +55,11 @@ def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> Pretr
 
     :raises UhlError: Any of its kinds; nothing half-written is left.
     """
-    files = RunFiles.beside(options.output)
-    refuse_overwriting(options.output, files, resume=options.resume, overwrite=options.overwrite)
+    with claimed_run(options.output, resume=options.resume, overwrite=options.overwrite) as files:
+        return _run(options, files, reporter)
+
+
+def _run(options: PretrainOptions, files: RunFiles, reporter: Reporter) -> PretrainReport:
     accelerator = accelerator_for(options.host.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.host.device == "auto" else options.host.device
     teacher: Classifier | None = None

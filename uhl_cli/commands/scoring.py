@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,6 @@ from uhl_cli.commands.options import HostOptions
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.passes import SEQUENCE_LENGTH
 from uhl_cli.data import Examples
-from uhl_cli.errors import OutputError
 from uhl_cli.host.checkpoint import Host, load_host
 from uhl_cli.metrics import majority_class
 from uhl_cli.ported.calibrate import Judge
@@ -28,7 +26,6 @@ from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import update_shift
 from uhl_cli.reports import DepthQuality, FlopReport, Reporter, phase
 from uhl_cli.schema import HostRecord
-from uhl_cli.train.loop import RunFiles
 
 Classes = list[int] | list[list[int]]
 
@@ -39,40 +36,6 @@ def load(options: HostOptions) -> Host:
     :raises HostError: When it cannot be found, loaded or used.
     """
     return load_host(**options.model_dump())
-
-
-def refuse_unwritable(path: Path) -> None:
-    """Refuse an output that cannot be written, before any work is done; writes nothing itself.
-
-    :raises OutputError: When it is a folder, its folder is not writable, or its name is not UTF-8.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:  # neither JSON nor the tokenizers take it
-        raise OutputError(f"the name {path} is not UTF-8.", "Choose another --output.") from error
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder.", "Name a file with --output.")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise OutputError(f"cannot write to {path.parent}.", "Choose another --output.")
-
-
-def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output that already exists, or that an unfinished run is making; writes nothing itself.
-
-    :raises OutputError: When it may not or cannot be written.
-    """
-    refuse_unwritable(output)
-    unfinished = files.checkpoint.exists() or files.search.exists()
-    if overwrite or (resume and unfinished):
-        return
-    if output.exists():
-        raise OutputError(f"{output} already exists.", "Choose another --output, or add --overwrite.")
-    if unfinished:
-        raise OutputError(
-            f"there is an unfinished run in {files.folder}.",
-            "Continue with --resume, or start over with --overwrite.",
-        )
 
 
 def versions() -> dict[str, str]:

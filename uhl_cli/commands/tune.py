@@ -10,12 +10,8 @@ from accelerate import Accelerator
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.commands.options import TuneOptions
-from uhl_cli.commands.scoring import (
-    Classes,
-    flop_report,
-    load,
-    refuse_overwriting,
-)
+from uhl_cli.commands.outputs import claimed_run
+from uhl_cli.commands.scoring import Classes, flop_report, load
 from uhl_cli.commands.search import optimise
 from uhl_cli.commands.tune_setup import prepare, train_task
 from uhl_cli.commands.tune_student import compared, score_data, tune_student
@@ -39,9 +35,16 @@ def run_tune(options: TuneOptions, reporter: Reporter = silent) -> TuneReport:
     own = adapter.manifest.task
     name = name_to_load(own, options.data.model_dump()) if options.labelled else own.name
     output = options.output_path(name)
-    files = RunFiles.beside(output)
-    written = output / FILE_NAME if options.parameters == "lora" else output
-    refuse_overwriting(written, files, resume=options.resume, overwrite=options.overwrite)
+    lora = options.parameters == "lora"
+    shown_by = output / FILE_NAME if lora else None
+    with claimed_run(
+        output, shown_by=shown_by, within=lora, resume=options.resume, overwrite=options.overwrite
+    ) as files:
+        return _run(adapter, name, options, files, reporter)
+
+
+def _run(adapter: UniversalAdapter, name: str, options: TuneOptions, files: RunFiles, reporter: Reporter) -> TuneReport:
+    own = adapter.manifest.task
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     search = data = evaluation = None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import traceback
 from collections.abc import Callable
 
 from pydantic import Field
 
-from uhl_cli.commands.scoring import refuse_unwritable
+from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
 from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
@@ -20,7 +19,7 @@ from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.tracking import refuse_missing, report_run
 from uhl_cli.errors import OutputError, UhlError, UsageError
-from uhl_cli.files import write_text
+from uhl_cli.files import claimed, remove_folder, write_text
 from uhl_cli.reports import Reporter, silent
 from uhl_cli.schema import Frozen
 
@@ -104,10 +103,12 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     searches = KeptSearches(options.results_dir / "searches.json")
 
     def make(run: RunConfig) -> None:
-        if options.overwrite:
-            shutil.rmtree(RunFolder(options.results_dir, run.run_id).path, ignore_errors=True)
-        metrics = make_run(run, resources, options.mode, searches)
-        _draw_run(metrics, options)
+        folder = RunFolder(options.results_dir, run.run_id).path
+        with claimed(folder):
+            if options.overwrite:
+                remove_folder(folder)
+            metrics = make_run(run, resources, options.mode, searches)
+            _draw_run(metrics, options)
         report_run(options.report_to, metrics, options.results_dir)
 
     def time(run: RunConfig) -> None:

@@ -24,6 +24,7 @@ from uhl_cli.data.parsing import (
 )
 from uhl_cli.data.table import Table, data_error, load_failures, offline_datasets
 from uhl_cli.errors import DataError, UsageError
+from uhl_cli.files import refuse_unwritable_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,6 +85,7 @@ def read_files(paths: list[Path], encoding: str | None = None) -> Table:
     :param encoding: Of a text file; None is UTF-8.
     :raises UsageError: There is no such encoding, or the file is no text file.
     :raises DataError: If a file cannot be read, is damaged, or has no rows; names the file.
+    :raises OutputError: If the cache of `datasets`, which parquet needs, cannot be written.
     """
     origin = f"{paths[0].absolute().parent.name}/{paths[0].name}"
     if len(paths) > 1:
@@ -182,6 +184,7 @@ def _parquet(paths: Sequence[Path], origin: str) -> Dataset:
     import pyarrow
     import pyarrow.parquet
     from datasets import load_dataset
+    from datasets.config import HF_DATASETS_CACHE
 
     hint = "Check that the file is whole."
     for path in paths:
@@ -196,4 +199,5 @@ def _parquet(paths: Sequence[Path], origin: str) -> Dataset:
         with offline_datasets():
             return load_dataset("parquet", data_files={"train": [str(path) for path in paths]}, split="train")
     except load_failures() as error:
+        refuse_unwritable_cache(HF_DATASETS_CACHE, error)
         raise data_error(f"Cannot read {origin}", error, hint) from error

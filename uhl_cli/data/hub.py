@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from uhl_cli.data.table import cause, data_error, load_failures, offline_datasets
 from uhl_cli.data.tasks import TASKS
 from uhl_cli.errors import DataError
+from uhl_cli.files import refuse_unwritable_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +31,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, offline: bool) 
     :param offline: Do not open any connection.
     :raises DataError: If there is no such dataset or configuration, the hub cannot be reached and nothing is cached, or
         the data are damaged.
+    :raises OutputError: If the cache of `datasets` cannot be written.
     """
     import datasets.config
 
@@ -40,6 +42,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, offline: bool) 
         except load_failures() as error:
             snapshot = _snapshot(hub, config, revision) if offline or _unreachable(error) else None
             if snapshot is None:
+                refuse_unwritable_cache(datasets.config.HF_DATASETS_CACHE, error)
                 raise _explain(hub, config, offline, error) from error
             return snapshot
 
@@ -68,6 +71,9 @@ def _snapshot(hub: str, config: str | None, revision: str | None) -> Mapping[str
 
 
 def _explain_snapshot(hub: str, folder: Path, error: Exception) -> DataError:
+    from datasets.config import HF_DATASETS_CACHE
+
+    refuse_unwritable_cache(HF_DATASETS_CACHE, error)
     if isinstance(error, FileNotFoundError) or "Config name is missing" in str(error):
         parts = ", ".join(sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")))
         return DataError(

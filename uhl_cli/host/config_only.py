@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoModel
 
 from uhl_cli.errors import HostError, HostNotFoundError, UsageError, first_line
+from uhl_cli.files import refuse_unwritable_cache
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.fingerprint import shape_fingerprint
@@ -73,6 +75,7 @@ def _config_path(name: str, revision: str | None, offline: bool) -> Path:
     try:
         return Path(hf_hub_download(name, CONFIG_FILE, revision=revision, local_files_only=offline))
     except (OSError, RuntimeError, ValueError, EntryNotFoundError, _HTTP_ERROR) as error:
+        refuse_unwritable_cache(HF_HUB_CACHE, error)
         raise HostNotFoundError(
             f"The configuration of '{name}' could not be fetched: {first_line(error)}",
             "Check the id and the network, or pass a config.json.",

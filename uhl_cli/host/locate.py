@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
 from uhl_cli.errors import HostError, HostNotFoundError, first_line
+from uhl_cli.files import refuse_unwritable_cache
 from uhl_cli.host.builtin import PREFIX, builtin_path
 
 CONFIG_FILE = "config.json"
@@ -206,6 +208,7 @@ def _snapshot(
             "Run once with network access and without offline mode, or pass a local folder.",
         ) from error
     except (OSError, RuntimeError, EntryNotFoundError, _HTTP_ERROR) as error:
+        refuse_unwritable_cache(cache_dir or HF_HUB_CACHE, error)
         raise HostNotFoundError(
             f"{where} could not be fetched: {first_line(error)}",
             "Check the network and the disk, then run again; finished files are kept.",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -45,11 +48,11 @@ def fit_head(
     held = generator.permutation(len(targets)) < len(targets) // 10
     best, best_right = INVERSE_STRENGTHS[0], -1
     for strength in INVERSE_STRENGTHS if held.any() and len(np.unique(targets[~held])) > 1 else ():
-        model = LogisticRegression(C=strength, max_iter=500).fit(features[~held], targets[~held])
+        model = regression(features[~held], targets[~held], strength)
         right = int((model.predict(features[held]) == targets[held]).sum())
         if right > best_right:
             best, best_right = strength, right
-    model = LogisticRegression(C=best, max_iter=500).fit(features, targets)
+    model = regression(features, targets, best)
     present = model.classes_
     rows, offsets = model.coef_, model.intercept_
     if len(present) == 2:  # scikit-learn keeps one row for two classes, that of the second against the first
@@ -58,3 +61,12 @@ def fit_head(
     # Some present class has a logit of at least 0, so a class absent from training is never predicted.
     bias[np.setdiff1d(np.arange(num_labels), present)] = offsets.min() - 10.0
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+
+
+def regression(
+    features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], inverse_strength: float
+) -> LogisticRegression:
+    """A logistic regression; without scikit-learn's warnings, as a control needs no optimum to the last digit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LogisticRegression(C=inverse_strength, max_iter=500).fit(features, targets)

@@ -67,6 +67,11 @@ class RunFiles:
         return self.folder / "checkpoint.safetensors"
 
     @property
+    def unfinished(self) -> bool:
+        """Whether there is something to resume."""
+        return self.checkpoint.exists() or self.search.exists()
+
+    @property
     def search(self) -> Path:
         """The finished trials of a search for hyper-parameters."""
         return self.folder / "search.json"

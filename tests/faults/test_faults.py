@@ -1,0 +1,44 @@
+"""A small seeded part of the campaigns, whose summaries are beside them, and what the campaigns would find."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kills import torn
+from runs import RUNS
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks of a process that has imported everything")
+@pytest.mark.parametrize("campaign", [("kills.py", "--kills", "5"), ("disk.py", "--most", "2")], ids=["kills", "disk"])
+def test_a_part_of_the_campaign(campaign):
+    name, *more = campaign
+    command = [sys.executable, str(HERE / name), *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["problems"] == []
+
+
+@pytest.mark.parametrize("name", ["kills.json", "disk.json"])
+def test_the_summary_states_no_problem(name):
+    assert json.loads((HERE / name).read_text())["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        ({"out": b"whole", "out.uhl-run": None, "out.uhl-run/log.jsonl": b""}, None),
+        ({".out.abc.uhl-tmp": None, ".out.abc.uhl-tmp/new": b"wh", ".out.uhl-lock": b""}, None),
+        ({"out": b"who"}, "a torn output"),
+        ({"tmpabc": b""}, "tmpabc is not documented"),
+    ],
+)
+def test_what_is_found_after_a_kill(found, problem):
+    run = RUNS[0].__class__("run", (), "out")
+    assert torn(run, found, {"out": b"whole"}) == ([] if problem is None else [problem])
