@@ -21,11 +21,11 @@ from uhl_cli.commands.options import ExportOptions, HostOptions, PortOptions, Pr
 from uhl_cli.errors import UhlError
 
 # What a call needs.
-NEEDED = {"port": ["--target", "x"], "tune": ["--target", "x"], "compare": ["--config", "c"]}
+NEEDED = {"port": ["--target", "x"], "tune": ["--target", "x"], "compare": ["--config", "c"], "hosts": ["x"]}
 NEEDED |= {"export": ["--target", "x", "--output", "o"]}
 PLACES = {"demo": "commands.demo", "pretrain": "commands.pretrain", "port": "commands.port", "tune": "commands.tune"}
 PLACES |= {"predict": "commands.predict", "export": "commands.export", "inspect": "inspect.run"}
-PLACES |= {"budget": "budget.run", "compare": "compare.experiment"}
+PLACES |= {"budget": "budget.run", "compare": "compare.experiment", "hosts": "commands.hosts"}
 COLOURLESS = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
 
@@ -68,7 +68,7 @@ def value_at(record: BaseModel, path: tuple[str, ...]) -> object:
 def bare(command: str) -> Options:
     """The record of a command that was given nothing but what it needs."""
     kind = COMMANDS[command].record()
-    needed = {"port": {"target": HostOptions(name="x")}, "compare": {"configs": ("c",)}}
+    needed = {"port": {"target": HostOptions(name="x")}, "compare": {"configs": ("c",)}, "hosts": {"name": "x"}}
     needed["export"] = {"target": HostOptions(name="x"), "output": Path("o")}
     return kind(**needed.get("port" if command == "tune" else command, {}))
 

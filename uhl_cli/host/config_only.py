@@ -16,7 +16,7 @@ from uhl_cli.files import refuse_unwritable_cache
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.fingerprint import shape_fingerprint
-from uhl_cli.host.hostmap import find_map
+from uhl_cli.host.hostmap import find_map, positions_of
 from uhl_cli.host.loading import load_config, quiet, without_weights
 from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.untrusted import FOREIGN
@@ -50,7 +50,7 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
         model.config.pad_token_id = None
         model = model.requires_grad_(False).to(_dtype(dtype, config))
         host_map = find_map(model)
-        max_length = longest_input(host_map.positions, None)
+        max_length = longest_input(positions_of(config), None)
         try:
             model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
         except FOREIGN as error:

@@ -228,7 +228,8 @@ def positions_of(config: Any) -> int | None:  # noqa: ANN401 - any family's conf
         after_padding = family_of(config).positions_after_padding
     except UnknownFamilyError:
         after_padding = False
-    return positions - (config.pad_token_id + 1 if after_padding else 0)
+    pad = config.pad_token_id if after_padding else None
+    return positions - (pad + 1 if isinstance(pad, int) else 0)
 
 
 def _module(root: nn.Module, path: str, what: str) -> nn.Module:
