@@ -146,6 +146,8 @@ def test_every_option_reaches_its_field_and_no_other(command, taken):
     for flag in kind.flags():
         arguments, value = other(flag)
         if flag.name == kind.argument:
+            if needed == ["x"]:  # its argument is all that it needs
+                continue
             Path("other").touch()
             arguments = arguments[1:]
         elif flag.name == kind.rest:
