@@ -125,7 +125,12 @@ def tiny_manifest(
     """A manifest that fits configuration, anchors and features."""
     record = None
     if features is not None:
-        record = FeatureRecord(texts=len(features.texts), words=features.num_words, digest=features.digest)
+        record = FeatureRecord(
+            texts=len(features.texts),
+            words=features.num_words,
+            digest=features.digest,
+            word_rule=features.word_rule,
+        )
     return Manifest(
         format_version=FORMAT_VERSION,
         config=config,
@@ -145,15 +150,16 @@ def tiny_manifest(
             texts=len(anchors.texts),
             words=anchors.num_words,
             digest=anchors.digest,
+            word_rule=anchors.word_rule,
         ),
         parts=Parts(features=record),
         versions={"uhl": "0"},
     )
 
 
-def fake_bank(config: AdapterConfig = SMALL, *, num_words: int = 40) -> AnchorBank:
-    """A bank of fake states on tiny anchors."""
-    anchors = tiny_anchors(num_words)
+def fake_bank(config: AdapterConfig = SMALL, *, num_words: int = 40, anchors: AnchorTexts | None = None) -> AnchorBank:
+    """A bank of fake states on tiny anchors, or on the anchors given."""
+    anchors = anchors or tiny_anchors(num_words)
     states = fake_states(anchors.num_words, width=16, depth=4, rank=12)
     return build_bank(anchors, states, knots=config.knots, canonical_size=config.canonical_size)
 

@@ -50,7 +50,17 @@ class AdapterConfig(Frozen):
         return self
 
 
-class AnchorRecord(Frozen):
+class WordRecord(Frozen):
+    """By which rule texts are cut into words, see `align.texts`; absent from the record where it is 1."""
+
+    word_rule: Literal[1, 2] = 1
+
+    @model_serializer(mode="wrap")
+    def _without_first(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {name: value for name, value in handler(self).items() if (name, value) != ("word_rule", 1)}
+
+
+class AnchorRecord(WordRecord):
     """The anchor texts' origin, number of texts and words, and digest."""
 
     origin: str = Field(max_length=200)
@@ -77,7 +87,7 @@ class PartRecord(BaseModel):
         return fields
 
 
-class FeatureRecord(Frozen):
+class FeatureRecord(WordRecord):
     """How many texts and words the feature bank has, and its texts' digest."""
 
     texts: int = Field(ge=1, le=50_000)

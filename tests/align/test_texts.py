@@ -1,5 +1,6 @@
 """Anchor texts: words, their choice, and files of texts."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from uhl_cli.align.texts import (
     MIN_WORDS,
     AnchorTexts,
     choose_anchors,
+    choose_feature_texts,
     count_words,
     general_texts,
     in_style_of,
@@ -31,8 +33,59 @@ def test_word_spans_are_words_and_single_marks():
     assert [count_words(text) for text in ("He didn't re-run it... «naïve»!", "  ", "")] == [11, 0, 0]
 
 
+# Texts of several scripts, and their words with `|` between them.
+SCRIPTS = (
+    ("我买了iPhone12手机,2020年。", "我买|了|iPhone12|手机|,|2020|年|。"),
+    ("ラーメンは美味しいです。", "ラーメン|は美|味し|いで|す|。"),
+    ("𠮷野家-々", "𠮷野|家|-|々"),
+    ("ภาษาไทยที่ดี น้ำ ๑๒", "ภา|ษา|ไท|ยที่|ดี|น้ำ|๑๒"),
+    ("ខ្មែរ မြန်မာ ລາວ", "ខ្មែរ|မြန်|မာ|ລາ|ວ"),
+    ("हिन्दी में लिखा है।", "हिन्दी|में|लिखा|है|।"),
+    ("می\u200cخواهم.", "می\u200cخواهم|."),
+    ("cafe\u0301 isn’t nai\u0308ve", "cafe\u0301|isn’t|nai\u0308ve"),
+    ("안녕하세요 세계", "안녕하세요|세계"),
+    ("Это кафе\x1fи «чай»", "Это|кафе|и|«|чай|»"),
+)
+# What both rules read alike.
+SPACED = (
+    *SENTENCES,
+    "He didn't re-run it... «naïve»! ½ of C₂ — a_b ❤️ 10°",
+    "Zürich–Genève, l’été; Ελλάδα, Москва-река, שלום עולם, مرحبا بالعالم, 안녕하세요 세계, Việt Nam",
+    "a\x1fb\u3000c\u00a0d",
+    "",
+)
+
+
+@pytest.mark.parametrize(("text", "words"), SCRIPTS)
+def test_words_of_scripts_without_spaces_and_with_marks(text, words):
+    assert words_of(text) == words.split("|")
+    assert count_words(text) == len(words.split("|"))
+
+
+def test_the_rules_differ_in_such_scripts_alone():
+    for text in SPACED:
+        assert word_spans(text, 1) == word_spans(text, 2)
+        assert word_spans(text + "é", 1) == word_spans(text + "é", 2), "not the fast way for ASCII"
+    differ = [text for text, _ in SCRIPTS if word_spans(text, 1) != word_spans(text, 2)]
+    assert len(differ) == len(SCRIPTS) - 2, "the control: all but Korean and Russian"
+
+
+def test_anchors_say_by_which_rule_their_words_are_counted():
+    spaced, others = list(SPACED), [text for text, _ in SCRIPTS]
+    for texts, rule in ((spaced, 1), (spaced + others, 2)):
+        anchors = choose_anchors(texts, num_words=10_000, origin="s")
+        features = choose_feature_texts(texts, exclude=(), num_words=10_000, origin="s")
+        assert features is not None
+        assert (anchors.word_rule, features.word_rule) == (rule, rule)
+        assert anchors.first(3).word_rule == anchors.keep([True] * anchors.num_words).word_rule == rule
+        assert anchors.counts() == [count_words(text, rule) for text in anchors.texts]
+        found = {anchors.texts[row][a:b] for row in range(len(anchors.texts)) for a, b in anchors.spans(row)}
+        assert ("我买" in found) == (rule == 2)
+    assert replace(anchors, word_rule=1).digest != anchors.digest
+
+
 def test_word_spans_cover_all_but_white_space():
-    for text in SENTENCES:
+    for text in (*SPACED, *(text for text, _ in SCRIPTS)):
         spans = word_spans(text)
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert "".join(words_of(text)) == "".join(text.split())

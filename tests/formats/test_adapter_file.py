@@ -35,7 +35,7 @@ from tiny_adapters import SMALL, fake_bank, random_adapter, tiny_file, tiny_mani
 from tiny_hosts import SENTENCES, tiny_host
 
 from uhl_cli.adapter.canonical import size_gains
-from uhl_cli.align.texts import AnchorTexts
+from uhl_cli.align.texts import AnchorTexts, word_spans
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.layout import MAX_PARAMETERS, bits_of, parameter_shapes
 from uhl_cli.codes.packing import compress_text, pack_nibbles
@@ -115,6 +115,27 @@ def test_what_is_read_is_what_training_computed_with(path):
     assert loaded.digest == again.digest == header_of(path.read_bytes())["__metadata__"]["sha256"]
     assert torch.equal(stored_parameters(again)["atoms_v"], stored["atoms_v"])
     assert bank_of(again).anchors == bank.anchors
+
+
+# Enough words for an alignment, by either rule.
+MIXED = ("我们昨天去看了一部电影 and liked it, 但是", "这本书写得很好。", "หนังเรื่องนี้ดีมาก", *SENTENCES[:8])
+
+
+@pytest.mark.parametrize("rule", [1, 2])
+def test_words_are_counted_by_the_rule_of_the_file(path, rule):
+    spans = [word_spans(text, rule) for text in MIXED]
+    chosen = tuple(tuple(range(1, len(row), 2)) for row in spans)
+    anchors = AnchorTexts(MIXED, chosen, "mixed", rule)
+    bank = fake_bank(anchors=anchors)
+    data = to_bytes(to_file(random_adapter(), bank, tiny_manifest(SMALL, anchors)))
+    assert ("word_rule" in record_of(data)["anchors"]) == (rule != 1), "files of before have no such entry"
+    again = read_back(path, data)
+    assert again.anchors == anchors
+    assert again.anchors.spans(0) == spans[0][1::2]
+    assert to_bytes(again) == data
+    assert problems_of(path) == ()
+    assert word_spans(MIXED[0], 3 - rule) != spans[0], "the control: the other rule finds other words"
+    assert_refused(path, rebuilt(ADAPTER, data, setting("anchors.word_rule", 3 - rule)), "anchors")
 
 
 @pytest.mark.integration
@@ -208,6 +229,8 @@ BAD_FIELDS = [
     ("label_counts", [1, 2, -3], "at label_counts"),
     ("anchors.digest", "0" * 64, "digest of the anchors"),
     ("anchors.digest", "zz", "at anchors.digest"),
+    ("anchors.word_rule", 2, "digest of the anchors"),
+    ("anchors.word_rule", 3, "at anchors.word_rule"),
     ("anchors.words", 39, "states 39 words of anchors"),
     ("anchors.words", 10**12, "at anchors.words"),
     ("anchors.texts", 1, "states 1 texts of anchors"),

@@ -9,7 +9,7 @@ one scale per coordinate and knot: 2.5 bits a coordinate (figures: tests/benchma
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -57,10 +57,10 @@ class AnchorBank:
         texts = max(1, round(len(anchors.texts) * num_words / anchors.num_words))
         picked = np.linspace(0, len(anchors.texts) - 1, texts).round().astype(np.int64)
         words = torch.from_numpy(np.isin(anchors.groups(), picked))
-        some = AnchorTexts(
-            tuple(anchors.texts[index] for index in picked),
-            tuple(anchors.chosen[index] for index in picked),
-            anchors.origin,
+        some = replace(
+            anchors,
+            texts=tuple(anchors.texts[index] for index in picked),
+            chosen=tuple(anchors.chosen[index] for index in picked),
         )
         return AnchorBank(some, self.knots, self.codes[:, words], self.scales)
 

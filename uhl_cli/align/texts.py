@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import regex
 
 from uhl_cli.data.files import read_lines
 from uhl_cli.errors import AlignmentError, DataError
 
-_WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
+# The rules by which texts are cut into words.  A file says which one numbers its words, so none may ever change.
+_RUNS = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
+# Rule 2 differs in scripts without spaces between words, where two letters are a word and a single one is what is left
+# of a run, and at combining marks and joiners, which belong to the letter before; rule 1 takes them for punctuation.
+# On Chinese reviews pairs align two encoders better than whole runs and single letters, and as well as a dictionary.
+_LETTER = r"[[\p{L}\p{Nl}]&&[\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
+_RUN = rf"(?:[[\p{{L}}\p{{N}}_]--{_LETTER}][\p{{M}}\u200c\u200d]*)+"
+_PAIRS = regex.compile(
+    rf"(?:(?={_LETTER})\X\p{{M}}*){{1,2}}|{_RUN}(?:['’\-]{_RUN})*|[^\p{{L}}\p{{N}}_\s\x1c-\x1f]", regex.VERSION1
+)
+WORD_RULE = 2
 MAX_TEXT_CHARACTERS = 2000
 MIN_WORDS = 32
 MAX_FEATURE_TEXT_WORDS = 64
@@ -26,41 +37,59 @@ MAX_FEATURE_TEXT_WORDS = 64
 MAX_FEATURE_POOL = 100_000
 
 
-def word_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans of the words and single punctuation marks of `text`, in order."""
-    return [match.span() for match in _WORD.finditer(text)]
+def word_spans(text: str, rule: int = WORD_RULE) -> list[tuple[int, int]]:
+    """Character spans of the words and single punctuation marks of `text`, in order, by rule 1 or 2."""
+    return list(_spans(text, rule))
 
 
-def count_words(text: str) -> int:
-    """Number of `word_spans(text)`, without building the list."""
-    return sum(1 for _ in _WORD.finditer(text))
+def count_words(text: str, rule: int = WORD_RULE) -> int:
+    """Number of `word_spans(text, rule)`, without building the list."""
+    return sum(1 for _ in _spans(text, rule))
+
+
+def _spans(text: str, rule: int) -> Iterator[tuple[int, int]]:
+    # The rules agree on ASCII, where `re` is faster.
+    pattern = _RUNS if rule == 1 or text.isascii() else _PAIRS
+    return (match.span() for match in pattern.finditer(text))
+
+
+def _rule_for(texts: Sequence[str]) -> int:
+    """The oldest rule by which the texts have the same words as by the newest."""
+    return 1 if all(word_spans(text, 1) == word_spans(text) for text in texts) else WORD_RULE
 
 
 @dataclass(frozen=True)
 class AnchorTexts:
     """Texts and the chosen words in them.
 
-    `chosen[i]` lists the ordinals, among `word_spans(texts[i])`, of the anchor words of text i.
+    `chosen[i]` lists the ordinals, among `word_spans(texts[i], word_rule)`, of the anchor words of text i.
     """
 
     texts: tuple[str, ...]
     chosen: tuple[tuple[int, ...], ...]
     origin: str
+    word_rule: int = 1
 
     @property
     def num_words(self) -> int:
         """Number of anchor words in all texts."""
         return sum(len(ordinals) for ordinals in self.chosen)
 
+    def counts(self) -> list[int]:
+        """Number of words, chosen or not, of each text."""
+        return [count_words(text, self.word_rule) for text in self.texts]
+
     @property
     def digest(self) -> str:
         """SHA-256 over the texts and the chosen words."""
         content = "\n".join(self.texts) + "\0" + repr(self.chosen)
+        if self.word_rule != 1:
+            content += f"\0{self.word_rule}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     def spans(self, index: int) -> list[tuple[int, int]]:
         """Character spans of the anchor words of text `index`."""
-        spans = word_spans(self.texts[index])
+        spans = word_spans(self.texts[index], self.word_rule)
         return [spans[ordinal] for ordinal in self.chosen[index]]
 
     def groups(self) -> np.ndarray:
@@ -69,7 +98,7 @@ class AnchorTexts:
 
     def first(self, count: int) -> AnchorTexts:
         """The first `count` texts with their anchor words."""
-        return AnchorTexts(self.texts[:count], self.chosen[:count], self.origin)
+        return replace(self, texts=self.texts[:count], chosen=self.chosen[:count])
 
     def keep(self, present: Sequence[bool]) -> AnchorTexts:
         """The same texts with only those anchor words whose entry in `present` [num_words] is true.
@@ -85,7 +114,7 @@ class AnchorTexts:
                 f"the source host has room for only {left} of {self.num_words} anchor words.",
                 "Its longest input is too short for them; give shorter lines with --anchors FILE.",
             )
-        return AnchorTexts(tuple(text for text, _ in pairs), tuple(ordinals for _, ordinals in pairs), self.origin)
+        return replace(self, texts=tuple(text for text, _ in pairs), chosen=tuple(ordinals for _, ordinals in pairs))
 
 
 def choose_anchors(
@@ -122,7 +151,8 @@ def choose_anchors(
         ordinals = rng.permutation(counts[index])[:share]
         chosen.append(tuple(int(ordinal) for ordinal in np.sort(ordinals)))
     kept = [(clean[index], ordinals) for index, ordinals in zip(picked, chosen, strict=True) if ordinals]
-    return AnchorTexts(tuple(text for text, _ in kept), tuple(ordinals for _, ordinals in kept), origin)
+    found = tuple(text for text, _ in kept)
+    return AnchorTexts(found, tuple(ordinals for _, ordinals in kept), origin, _rule_for(found))
 
 
 def choose_feature_texts(
@@ -152,7 +182,8 @@ def choose_feature_texts(
     if not chosen:
         return None
     ordinals = tuple(tuple(range(int(counts[index]))) for index in chosen)
-    return AnchorTexts(tuple(found[index] for index in chosen), ordinals, origin)
+    picked = tuple(found[index] for index in chosen)
+    return AnchorTexts(picked, ordinals, origin, _rule_for(picked))
 
 
 def _first_words(text: str, count: int) -> str:

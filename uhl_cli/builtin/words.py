@@ -22,6 +22,8 @@ from uhl_cli.reports import Reporter
 Integers = NDArray[np.int64]
 # The teacher's batches, and how many of them its states are standardised by.
 BATCH_TOKENS = 8192
+# The rule of words (see `align.texts`) by which the builtin hosts were trained.
+WORD_RULE = 1
 SAMPLE_BATCHES = 40
 
 
@@ -90,7 +92,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_le
         part = list(texts[first : first + 1000])
         batch = tokenizer(part, truncation=True, max_length=max_length, padding=False)
         for text, encoding in zip(part, batch.encodings, strict=True):
-            spans = np.array(word_spans(text), dtype=np.int64).reshape(-1, 2)
+            spans = np.array(word_spans(text, WORD_RULE), dtype=np.int64).reshape(-1, 2)
             offsets = np.array(encoding.offsets, dtype=np.int64)
             word = np.searchsorted(spans[:, 1], offsets[:, 0], side="right")
             special = np.array(encoding.special_tokens_mask, dtype=bool) | (word >= len(spans))

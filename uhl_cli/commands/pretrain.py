@@ -168,7 +168,10 @@ def pretrain(
         features = feature_bank(loaded, loaded.port(prepared.aligned), own, texts, reporter, room=room - shared)
     if features is not None:
         record = FeatureRecord(
-            texts=len(features.anchors.texts), words=features.anchors.num_words, digest=features.anchors.digest
+            texts=len(features.anchors.texts),
+            words=features.anchors.num_words,
+            digest=features.anchors.digest,
+            word_rule=features.anchors.word_rule,
         )
         manifest = manifest.model_copy(update={"parts": Parts(features=record)})
         made = replace(made, features=features)
@@ -330,6 +333,7 @@ def manifest_of(
             texts=len(bank.anchors.texts),
             words=bank.anchors.num_words,
             digest=bank.anchors.digest,
+            word_rule=bank.anchors.word_rule,
         ),
         versions=versions(),
         licence=options.licence,

@@ -11,7 +11,6 @@ from uhl_cli.align.texts import (
     general_texts,
     in_style_of,
     read_texts,
-    word_spans,
 )
 from uhl_cli.codes.packing import compress_text
 from uhl_cli.commands.options import PretrainOptions
@@ -138,5 +137,4 @@ def _fitting(texts: AnchorTexts, bits_per_word: float, room: int) -> AnchorTexts
 
 
 def text_bytes(texts: AnchorTexts) -> int:
-    words = sum(len(word_spans(text)) for text in texts.texts)
-    return words // 8 + 1 + len(compress_text("\n".join(texts.texts)))
+    return sum(texts.counts()) // 8 + 1 + len(compress_text("\n".join(texts.texts)))

@@ -50,7 +50,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from uhl_cli.align.texts import AnchorTexts, count_words, word_spans
+from uhl_cli.align.texts import AnchorTexts, count_words
 from uhl_cli.codes.layout import bits_of, parameter_shapes
 from uhl_cli.codes.packing import (
     MAX_LEVEL,
@@ -445,7 +445,7 @@ def _texts(part: str, record: AnchorRecord | FeatureRecord, origin: str, tensors
     if number != record.texts:
         raise FormatError(f"the manifest states {record.texts:,} texts of {part}; the file contains {number:,}")
     texts = tuple(content.split("\n"))
-    counts = [count_words(text) for text in texts]
+    counts = [count_words(text, record.word_rule) for text in texts]
     total = sum(counts)
     bits = _array(f"{part}.words", tensors[f"{part}.words"], "uint8")
     if bits.ndim != 1 or len(bits) != (total + 7) // 8:
@@ -460,14 +460,14 @@ def _texts(part: str, record: AnchorRecord | FeatureRecord, origin: str, tensors
     for count in counts:
         chosen.append(tuple(np.flatnonzero(mask[start : start + count]).tolist()))
         start += count
-    return AnchorTexts(texts, tuple(chosen), origin)
+    return AnchorTexts(texts, tuple(chosen), origin, record.word_rule)
 
 
 def _word_mask(anchors: AnchorTexts) -> npt.NDArray[np.bool_]:
     """bool [words of all texts]: True at anchor words."""
     parts = []
-    for text, ordinals in zip(anchors.texts, anchors.chosen, strict=True):
-        mask = np.zeros(len(word_spans(text)), dtype=np.bool_)
+    for count, ordinals in zip(anchors.counts(), anchors.chosen, strict=True):
+        mask = np.zeros(count, dtype=np.bool_)
         mask[list(ordinals)] = True
         parts.append(mask)
     return np.concatenate(parts)

@@ -17,6 +17,7 @@ from uhl_cli.host.fingerprint import Fingerprint, fingerprint
 from uhl_cli.host.hostmap import HostMap, find_map
 from uhl_cli.host.loading import load_config, load_model, load_packed, quiet
 from uhl_cli.host.locate import locate
+from uhl_cli.host.plain_text import read_as_text
 from uhl_cli.host.proof import resolve
 from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer
 
@@ -154,6 +155,7 @@ def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revis
             f"Token {token!r} of the tokenizer of '{name}' has id {largest}, the model {rows} embeddings.",
             "Use the tokenizer that belongs to the checkpoint.",
         )
+    read_as_text(tokenizer)
     return Host(
         name=name,
         model=base,

@@ -9,13 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.errors import DataError, TokenizerError, UsageError
 from uhl_cli.host.checkpoint import Host
-
-_FALLBACK_LENGTH = 512
-_NO_LIMIT = 10**7
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +59,7 @@ class Encoded:
 
 
 def encode(
-    host: Host | PreTrainedTokenizerBase,
+    host: Host,
     texts: Sequence[str],
     pairs: Sequence[str] | None = None,
     *,
@@ -73,25 +69,24 @@ def encode(
 
     If the tokenizer of a decoder adds no special token at the beginning, its begin (or end) token is added: a decoder's
     first position has massive activations, so no token of the text should be there.  A pair that is too long is
-    truncated from its longer text first.
+    truncated from its longer text first.  A text that spells a special token is text, see `host.plain_text`.
 
-    :param host: A host, or a fast tokenizer alone.
     :param max_length: Longest row in tokens, special ones included; at most the host's own.
     :raises DataError: No texts, or not as many pairs as texts.
     :raises UsageError: `max_length` leaves no room for the text.
-    :raises TokenizerError: A tokenizer was given that is not fast.
+    :raises TokenizerError: The host has no tokenizer, because it has no weights.
     """
-    tokenizer: Any = host.tokenizer if isinstance(host, Host) else host
+    tokenizer: Any = host.tokenizer
     if not texts or (pairs is not None and len(pairs) != len(texts)):
         raise DataError(
             f"{len(texts)} texts and {'no' if pairs is None else len(pairs)} pairs cannot be encoded.",
             "Pass at least one text, and as many pairs as texts.",
         )
-    if not getattr(tokenizer, "is_fast", False):
-        problem = "A host without weights has no tokenizer." if tokenizer is None else "The tokenizer is not fast."
-        raise TokenizerError(problem, "Use one that gives character offsets.")
-    sink = first_token(tokenizer) if not isinstance(host, Host) or host.decoder else None
-    room = _limit(host, tokenizer, max_length) - (sink is not None)
+    if tokenizer is None:
+        raise TokenizerError("A host without weights has no tokenizer.", "Load the host's weights first.")
+    sink = first_token(tokenizer) if host.decoder else None
+    longest = host.max_length if max_length is None else min(max_length, host.max_length)
+    room = longest - (sink is not None)
     if room <= tokenizer.num_special_tokens_to_add(pairs is not None):
         raise UsageError(f"max_length {max_length} leaves no room for text.", "Pass a larger maximum length.")
     batch = tokenizer(
@@ -205,21 +200,11 @@ def first_token(tokenizer: Any) -> int | None:  # noqa: ANN401
     return None if token is None else int(token)
 
 
-def _limit(host: Any, tokenizer: Any, max_length: int | None) -> int:  # noqa: ANN401
-    if isinstance(host, Host):
-        longest = host.max_length
-    else:
-        longest = int(tokenizer.model_max_length) if tokenizer.model_max_length < _NO_LIMIT else _FALLBACK_LENGTH
-    return longest if max_length is None else min(max_length, longest)
-
-
-def takes_types(host: Host | PreTrainedTokenizerBase) -> bool:
+def takes_types(host: Host) -> bool:
     """Whether the model uses segment ids.
 
     The tokenizer alone does not tell: GPT-2 would add a word's embedding for them, RoBERTa has a table of one row.
     """
-    if not isinstance(host, Host):
-        return "token_type_ids" in host.model_input_names
     kinds = getattr(host.model.config, "type_vocab_size", 0) or 0
     taken = "token_type_ids" in inspect.signature(host.model.forward).parameters
     return taken and kinds > 1 and not host.decoder

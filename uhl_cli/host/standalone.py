@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from uhl_cli.errors import OutputError, TokenizerError, first_line
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import encode, first_token, takes_types
+from uhl_cli.host.plain_text import takes_apart
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Settings that come from the tokenizer's file, or from loading it, and must not be saved.
@@ -30,14 +31,15 @@ _HINT = "Open an issue that names the checkpoint; `uhl tune --parameters lora` n
 def standalone_tokenizer(host: Host, max_length: int) -> PreTrainedTokenizerBase:
     """A copy of the host's tokenizer that pads and truncates as `encode` does, to at most `max_length` tokens.
 
-    It adds a decoder's begin token where `encode` does.  It returns segment ids only if the model uses them.
+    It adds a decoder's begin token where `encode` does, and reads no special token in a text.  It returns segment ids
+    only if the model uses them.
     """
     tokenizer: Any = copy.deepcopy(host.tokenizer)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     token = first_token(tokenizer) if host.decoder else None
-    if token is not None:
-        tokenizer = _beginning_with(tokenizer, token)
+    if token is not None or takes_apart(tokenizer):
+        tokenizer = _generic(tokenizer, token)
     inputs = ["input_ids", *(["token_type_ids"] if takes_types(host) else []), "attention_mask"]
     settings = {"model_max_length": max_length, "padding_side": "right", "truncation_side": "right"}
     for name, value in (settings | {"model_input_names": inputs}).items():
@@ -73,6 +75,8 @@ def refuse_other_ids(
 ) -> None:
     """Check that the tokenizer, saved and loaded, returns for these texts the ids and segments of `encode`.
 
+    A text that spells the tokenizer's special tokens is among them.
+
     :raises TokenizerError: It does not.
     :raises OutputError: It cannot be saved in the temporary folder of this machine.
     """
@@ -84,9 +88,10 @@ def refuse_other_ids(
         raise OutputError(
             f"cannot write to {tempfile.gettempdir()}: {first_line(error)}.", "Free some space."
         ) from error
-    second = None if pairs is None else list(pairs)
-    plain = loaded(list(texts), second, truncation=True, padding=True, return_tensors="pt")
-    ours = encode(host, texts, pairs, max_length=max_length).model_inputs()
+    spelled = "a" + " a".join(tokenizer.all_special_tokens)
+    first, second = [*texts, spelled], None if pairs is None else [*pairs, spelled]
+    plain = loaded(first, second, truncation=True, padding=True, return_tensors="pt")
+    ours = encode(host, first, second, max_length=max_length).model_inputs()
     if set(plain) != set(ours) or any(plain[name].tolist() != ours[name].tolist() for name in ours):
         raise TokenizerError(f"the tokenizer of '{host.name}' is not the same when it is saved and loaded.", _HINT)
 
@@ -101,16 +106,17 @@ class _WriteFailures(AbstractContextManager["_WriteFailures"]):
             raise OSError(first_line(error)) from error
 
 
-def _beginning_with(tokenizer: Any, token: int) -> PreTrainedTokenizerBase:  # noqa: ANN401
-    """The tokenizer with a special token before each text.
+def _generic(tokenizer: Any, token: int | None) -> PreTrainedTokenizerBase:  # noqa: ANN401
+    """The tokenizer in the generic class, with a special token, if any, before each text.
 
-    It has the generic class, because classes of some families rebuild their post-processor when they are loaded.
+    Classes of some families rebuild their pre-tokenizer or their post-processor when they are loaded.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["post_processor"] = _begun(state["post_processor"], tokenizer.convert_ids_to_tokens(token), token)
+    if token is not None:
+        state["post_processor"] = _begun(state["post_processor"], tokenizer.convert_ids_to_tokens(token), token)
     names = {f"{role}_token": getattr(tokenizer, f"{role}_token") for role in _ROLES}
     settings = {name: value for name, value in names.items() if value is not None}
-    for name in ("add_prefix_space", "clean_up_tokenization_spaces"):
+    for name in ("add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"):
         if isinstance(getattr(tokenizer, name, None), bool):
             settings[name] = getattr(tokenizer, name)
     found: PreTrainedTokenizerBase = PreTrainedTokenizerFast(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from uhl_cli.align.texts import AnchorTexts, word_spans
+from uhl_cli.align.texts import AnchorTexts
 from uhl_cli.codes.layout import READOUT_PARAMETERS, TAIL_BYTES, UPDATE_PARAMETERS, bits_of, is_table
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import DataError, FormatError, UsageError
@@ -297,8 +297,7 @@ def transfer_shapes(record: TransferRecord, config: AdapterConfig) -> dict[str, 
 
 
 def _text_shapes(part: str, anchors: AnchorTexts) -> dict[str, tuple[int, ...]]:
-    words = sum(len(word_spans(text)) for text in anchors.texts)
-    return {f"{part}.texts": (len(anchors.texts),), f"{part}.words": (words,)}
+    return {f"{part}.texts": (len(anchors.texts),), f"{part}.words": (sum(anchors.counts()),)}
 
 
 def _group(name: str) -> Group:
