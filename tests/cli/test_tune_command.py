@@ -78,7 +78,7 @@ def test_fewer_atoms_and_a_search(place, here):
     search = json.loads(called.out)["search"]
     assert [trial["number"] for trial in search["trials"]] == [0, 1]
     assert "searching: 6/6" in called.err
-    shown = call(*arguments, "--output", "best.safetensors", "--optimise", "2", "--resume").out
+    shown = call(*arguments, "--output", "best.safetensors", "--optimise", "2", "--overwrite").out
     assert "held-out training examples" in shown
 
 

@@ -59,6 +59,7 @@ def run_export(options: ExportOptions, reporter: Reporter = silent) -> ExportRep
     options.refuse_idle()
     adapter = UniversalAdapter.load(options.adapter)
     output = options.output
+    RunFiles.beside(output)  # `.` and `/` are refused first
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_export(output)):
         raise OutputError(f"{output} already exists and is not an export of uhl.", "Choose another --output.")
     shown_by = output / RECORD_FILE
