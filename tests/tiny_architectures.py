@@ -91,6 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 32},
     "modernbert-decoder": {"global_attn_every_n_layers": 2, "local_attention": 32},
     "mpt": {"attn_config": {"attn_type": "multihead_attention"}, "expansion_ratio": 3},
+    "nemotron_h": {"n_groups": 1},
     "nystromformer": {"segment_means_seq_len": WIDTH, "num_landmarks": WIDTH},
     "opt": {"word_embed_proj_dim": WIDTH},
     "phi": {"partial_rotary_factor": 0.5},

@@ -450,6 +450,8 @@ class _Block:
             weight = key[0]._parameters.get("weight")
             if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(key[0], nn.Embedding):
                 continue
+            if not (call.usual and call.single):  # a router also returns what it chose by its logits
+                continue
             given, result = self.search_of.rows(call.input), self.search_of.rows(call.output)
             if given is None or result is None:
                 self.some_tokens.append(key)

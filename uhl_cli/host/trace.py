@@ -26,6 +26,7 @@ class Call:
         some models add in place.
     :param usual: The input is the first positional argument and the output is the result or its first part, so that a
         hook finds both.
+    :param single: The output is the result itself, not a part of it.
     :param start: When it began; `end`: when it returned.  Calls between them are inside it.
     """
 
@@ -36,6 +37,7 @@ class Call:
     start: int
     end: int
     usual: bool
+    single: bool
 
     @property
     def key(self) -> Key:
@@ -186,7 +188,7 @@ class _Recording:
             args = replaced(args, old, given)
             kwargs = {name: given if value is old else value for name, value in kwargs.items()}
         if key == self._stop and given is not None:
-            self.calls.append(Call(module, number, given, given, self._clock, self._clock, True))
+            self.calls.append(Call(module, number, given, given, self._clock, self._clock, True, True))
             raise Stopped
         kept = None if given is None else self._kept(given)
         first = bool(args) and args[0] is given
@@ -202,5 +204,6 @@ class _Recording:
             output = replaced(output, old, result)
         if given is not None and result is not None:
             usual = first and (output is result or (isinstance(output, tuple | list) and output[0] is result))
-            self.calls.append(Call(module, number, given, self._kept(result), start, self._clock, usual))
+            single = output is result
+            self.calls.append(Call(module, number, given, self._kept(result), start, self._clock, usual, single))
         return output
