@@ -49,29 +49,42 @@ SIZES = {name: size for size, names in _NAMES_OF_SIZES.items() for name in names
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
 _TURNS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
-_ROPE_OF_IMAGES = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_ROPE_OF_IMAGES = _ROPE | {"mrope_section": [2, 3, 3]}
+_LINEAR_TURNS = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+    "linear_head_dim": 16,
+    "linear_num_heads": HEADS,
+}
 # What a type needs beside small sizes; None leaves a setting at its default.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": _LINEAR_TURNS,
     "bamba": _MAMBA | {"attn_layer_indices": [1, 3]},
     "big_bird": {"attention_type": "original_full"},
     "canine": {"num_hash_buckets": 64, "num_hash_functions": 4, "downsampling_rate": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "convbert": {"head_ratio": 2, "num_groups": 1, "embedding_size": WIDTH},
     "dbrx": {
         "ffn_config": {"ffn_hidden_size": INNER, "moe_num_experts": 4, "moe_top_k": 2},
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10_000.0},
     },
     "esm": {"position_embedding_type": "rotary", "is_folding_model": False},
     "esmc": {"num_key_value_heads": HEADS},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 128},
     "falcon": {"num_kv_heads": 4, "new_decoder_architecture": False, "multi_query": False, "alibi": False},
     "fnet": {"use_tpu_fourier_optimizations": False},
-    "funnel": {"block_sizes": [2, 2], "block_repeats": [1, 1], "num_hidden_layers": None, "num_decoder_layers": 1},
+    "funnel": {"block_sizes": [2, 2], "block_repeats": [1, 1], "num_hidden_layers": None, "num_decoder_layers": 1}
+    | {"architectures": ["FunnelModel"]},
     "gemma3n_text": _TURNS
     | {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16, "laurel_rank": 8, "altup_num_inputs": 2}
     | {"activation_sparsity_pattern": [0.0] * LAYERS},
     "gemma4_text": _TURNS | {"hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0},
-    "glm5_next_text": {"qk_rope_head_dim": 0, "head_dim": None, "mlp_layer_types": ["dense"] + ["sparse"] * 3}
-    | {"layer_types": ["linear_attention", "indexed_attention"] * 2, "linear_head_dim": 16, "linear_num_heads": HEADS},
+    "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}},
+    "glm5_next_text": _LINEAR_TURNS
+    | {"layer_types": ["linear_attention", "indexed_attention"] * 2, "qk_rope_head_dim": 0, "head_dim": None},
+    "glm_image_text": {"rope_parameters": _ROPE_OF_IMAGES},
+    "glm_ocr_text": {"rope_parameters": _ROPE_OF_IMAGES},
     "glm4v_text": {"rope_parameters": _ROPE_OF_IMAGES | {"partial_rotary_factor": 1.0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
     "granitemoehybrid": _MAMBA | {"layer_types": ["attention", "mamba"] * 2, "shared_intermediate_size": INNER},
@@ -79,9 +92,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2}
     | {"use_mamba_kernels": False, "mamba_dt_rank": 4},
     "led": {"attention_window": [16] * LAYERS},
+    "kimi_linear": _LINEAR_TURNS,
+    "layoutlmv3": {"visual_embed": False, "coordinate_size": 11, "shape_size": 10},
     "lfm2": _CONVOLUTIONS | {"full_attn_idxs": None, "block_auto_adjust_ff_dim": False},
     "lfm2_moe": _CONVOLUTIONS | {"num_dense_layers": 1},
-    "lilt": {"channel_shrink_ratio": 4},
+    "lilt": {"channel_shrink_ratio": 4, "hidden_size": 96},
     "llama4_text": {"intermediate_size_mlp": INNER, "intermediate_size": 48, "interleave_moe_layer_step": 2},
     "longcat_flash": {"num_layers": 2, "num_key_value_heads": 4, "head_dim": 8, "zero_expert_num": 2, "moe_topk": 2},
     "longformer": {"attention_window": [16] * LAYERS},
