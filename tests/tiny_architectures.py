@@ -88,6 +88,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "glm4v_text": {"rope_parameters": _ROPE_OF_IMAGES | {"partial_rotary_factor": 1.0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
     "granitemoehybrid": _MAMBA | {"layer_types": ["attention", "mamba"] * 2, "shared_intermediate_size": INNER},
+    "hunyuan_vl_text": {"rope_parameters": _ROPE | {"mrope_section": [2, 2, 2, 2]}},
     "ibert": {"quant_mode": False},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2}
     | {"use_mamba_kernels": False, "mamba_dt_rank": 4},

@@ -213,6 +213,14 @@ def _limit(host: Any, tokenizer: Any, max_length: int | None) -> int:  # noqa: A
     return longest if max_length is None else min(max_length, longest)
 
 
+def without_cache(host: Host) -> dict[str, bool]:
+    """Keyword arguments with which the base model keeps no keys and values for later tokens, which no pass here uses.
+
+    Some models change such a cache in place, so that gradients cannot pass.
+    """
+    return {"use_cache": False} if "use_cache" in inspect.signature(host.map.base.forward).parameters else {}
+
+
 def takes_types(host: Host | PreTrainedTokenizerBase) -> bool:
     """Whether the model uses segment ids.
 

@@ -118,6 +118,7 @@ def _proved_parts(host_map: HostMap) -> HostMap:
     layers = []
     for layer in host_map.layers:
         kept: dict[str, TargetModule] = {}
+        others = list(layer.others)
         problems = [layer.problem] if layer.problem else []
         edited = runner.edited(layer) if layer.target_modules else None
         for group in GROUPS:
@@ -129,7 +130,9 @@ def _proved_parts(host_map: HostMap) -> HostMap:
                     kept |= part | {writer: replace(part[writer], scale=scale)}
             except HostMapError as error:
                 problems.append(error.message)
-        layers.append(replace(layer, target_modules=kept, problem="; ".join(problems)))
+                others += [linear.whole() for linear in part.values() if _is_linear(runner, linear)]
+        problem, some = "; ".join(problems), {linear.name: linear for linear in others}
+        layers.append(replace(layer, target_modules=kept, problem=problem, others=tuple(some.values())))
     return replace(host_map, layers=tuple(layers))
 
 
@@ -361,6 +364,16 @@ def _prove_weight(runner: _Runner, linear: TargetModule) -> None:
     expected = runner.rows(call.input) @ linear.weight().float().T + (0.0 if bias is None else bias.float())
     if not near(runner.rows(call.output)[..., linear.columns], expected, _ROUNDING):
         raise HostMapError(f"'{linear.name}' ({linear.type}) computes something other than its weight.", _HINT)
+
+
+def _is_linear(runner: _Runner, linear: TargetModule) -> bool:
+    """Whether its output is its input times its weight, whatever it does in the layer."""
+    try:
+        if linear.matrix:
+            _prove_weight(runner, linear)
+    except HostMapError:
+        return False
+    return linear.matrix
 
 
 def _prove_norm(runner: _Runner, layer: HostLayer) -> None:
