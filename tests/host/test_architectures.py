@@ -8,17 +8,26 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_adapters import tiny_universal
+from tiny_adapters import random_lora, tiny_universal
 from tiny_architectures import architecture_tokenizer, tiny_architecture
 from tiny_hosts import SENTENCES, tiny_host
 from torch import Tensor, nn
 
 from uhl_cli.adapter.attach import attach
-from uhl_cli.adapter.module import WRITERS, PortedAdapter, PortedLayer, PortedReadout, edit_name
-from uhl_cli.errors import HostMapError
+from uhl_cli.adapter.low_rank import Expansion
+from uhl_cli.adapter.module import (
+    WRITERS,
+    PortedAdapter,
+    PortedLayer,
+    PortedReadout,
+    edit_name,
+    linear_modules,
+)
+from uhl_cli.errors import HostError, HostMapError
 from uhl_cli.host.checkpoint import wrap_host
 from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.host.proof import resolve
@@ -38,7 +47,6 @@ SAMPLE = {
     "deepseek_v3": "some",
     "falcon_mq": "all",
     "falcon_new": "all",
-    "ernie": "all",
     "gemma3_text": "all",
     "gpt2": "all",
     "gpt_bigcode": "all",
@@ -48,7 +56,7 @@ SAMPLE = {
     "gptj": "all",
     "granite": "all",
     "jamba": "some",
-    "lfm2": "some",
+    "lfm2_moe": "some",
     "mamba": "stream",
     "mixtral": "all",
     "modernbert": "all",
@@ -63,6 +71,7 @@ SAMPLE = {
     "qwen3": "all",
     "recurrent_gemma": "some",
     "roformer": "all",
+    "rwkv": "some",
     "stablelm_par": "all",
     "t5_gated": "all",
     "xglm": "all",
@@ -92,7 +101,7 @@ def hooks_of(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_port_runs_and_leaves_the_model_bit_for_bit(adapter, name):
+def test_a_port_and_a_lora_run_and_leave_the_model_bit_for_bit(adapter, name):
     model = tiny_architecture(name)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     host = wrap_host(model, architecture_tokenizer())
@@ -105,6 +114,13 @@ def test_a_port_runs_and_leaves_the_model_bit_for_bit(adapter, name):
         assert hooks_of(model) > hooks
         edited = final_state(host.map.base)
     assert torch.equal(edited, before) == (SAMPLE[name] == "stream")
+    tuned = ported.adapter.without_updates().with_lora(random_lora(host))
+    factors = [factor.requires_grad_() for factor in tuned.lora.up.buffers()]
+    ported.with_adapter(tuned)(SENTENCES[:3], gradients=True).square().sum().backward()
+    reached = [factor.grad is not None and bool(factor.grad.any()) for factor in factors]
+    assert all(reached)
+    with torch.no_grad(), attach(host.map, tuned):
+        assert not torch.equal(final_state(host.map.base), before)
     assert hooks_of(model) == hooks
     assert torch.equal(final_state(host.map.base), before)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
@@ -114,6 +130,24 @@ def test_a_port_runs_and_leaves_the_model_bit_for_bit(adapter, name):
 def test_a_refusal_names_its_reason(name):
     with pytest.raises(HostMapError, match=REFUSED[name]):
         resolve(tiny_architecture(name))
+
+
+def test_linear_modules_whose_role_is_not_proved_get_a_lora():
+    host_map = resolve(tiny_architecture("bitnet"))
+    assert host_map.degree == "stream"
+    modules = {
+        f"layers.0.{name}_proj"
+        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    }
+    assert {linear.name for linear in host_map.layers[0].others} == modules
+    assert modules <= linear_modules(host_map).keys()
+
+
+def test_a_host_without_linear_modules_cannot_be_tuned():
+    host_map = resolve(tiny_architecture("bitnet"))
+    bare = replace(host_map, layers=tuple(replace(layer, others=()) for layer in host_map.layers))
+    with pytest.raises(HostError, match="BitNetModel has no linear module in its layers"):
+        Expansion.of(bare, 8)
 
 
 # An edit of a weight in a copy of the model, beside the same edit as the adapter makes it in the model itself.
