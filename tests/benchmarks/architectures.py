@@ -78,7 +78,7 @@ def tuned(adapter: UniversalAdapter, host: Host, trained: Trained, before: Tenso
     found: dict[str, Any] = {"modules": 0 if student.adapter().lora is None else len(student.adapter().lora.by_module)}
     if not found["modules"]:
         return found
-    optimizer = torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.005, weight_decay=0.0)
     model, encoded = StudentModel(student, host), encode(host, TEXTS)
     targets = torch.arange(len(TEXTS)) % SMALL.num_labels
     losses = []

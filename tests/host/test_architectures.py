@@ -65,7 +65,6 @@ SAMPLE = {
     "nystromformer": "all",
     "olmo2": "all",
     "opt": "all",
-    "phi": "all",
     "phi3": "all",
     "qwen2_moe": "all",
     "qwen3": "all",
@@ -73,6 +72,7 @@ SAMPLE = {
     "roformer": "all",
     "rwkv": "some",
     "stablelm_par": "all",
+    "switch_transformers": "all",
     "t5_gated": "all",
     "xglm": "all",
 }
@@ -148,6 +148,11 @@ def test_a_host_without_linear_modules_cannot_be_tuned():
     bare = replace(host_map, layers=tuple(replace(layer, others=()) for layer in host_map.layers))
     with pytest.raises(HostError, match="BitNetModel has no linear module in its layers"):
         Expansion.of(bare, 8)
+
+
+def test_a_block_of_experts_does_not_include_the_stream():
+    down = resolve(tiny_architecture("switch_transformers")).layers[1].target_modules["down"]
+    assert (down.name, down.matrix) == ("block.1.layer.1.mlp", False)
 
 
 # An edit of a weight in a copy of the model, beside the same edit as the adapter makes it in the model itself.

@@ -669,12 +669,17 @@ class _Block:
             mixes = output is not None and any(output[0] is module for module in key[0].modules())
             if not (widths and holds and call.usual) or mixes or call.key == self.block.key:
                 continue
-            if best is None or call.end - call.start > best.end - best.start:
+            if (best is None or call.end - call.start > best.end - best.start) and not self._adds_to_stream(call):
                 best = call
         if best is None:
             raise NotFound(f"{self.label}: no feed-forward part was found")
         block = _Found(self.inside[best.module], self._index(best.key), matrix=False)
         return {"up": replace(block, space="mlp"), "down": block}
+
+    def _adds_to_stream(self, call: Call) -> bool:
+        """Whether a module normalises what it gets, and adds what it makes of it to what it gets, as in T5."""
+        doubled = self._run(inputs={call.key: times(2)}, watched=[call.module])
+        return near(doubled[call.key].output, call.output + call.input)
 
     def _arrival(self, kind: str, modules: dict[str, _Found]) -> _Found:
         """The writer with how an edit of it arrives at the layer's end, the other writer held still."""
