@@ -190,8 +190,11 @@ _REFUSALS = (
 
 
 def all_names() -> list[str]:
-    """Types with a base model, in the library's order, then the variants.  Types without text are among them."""
-    return [*MODEL_MAPPING_NAMES, *VARIANTS]
+    """Types with a base model and a vocabulary, in the library's order, then the variants.
+
+    Some of them take images or sound: `tiny_architecture` makes no model of those.
+    """
+    return [*(name for name in MODEL_MAPPING_NAMES if _vocabulary(_fields(CONFIG_MAPPING[name]))), *VARIANTS]
 
 
 @lru_cache
@@ -232,10 +235,15 @@ def _fields(config_class: type) -> set[str]:
     return names
 
 
+def _vocabulary(fields: set[str]) -> str | None:
+    """The field with the number of tokens."""
+    return next((name for name in ("vocab_size", "n_words") if name in fields), None)
+
+
 def _config(model_type: str, settings: dict[str, Any]) -> Any:
     config_class = CONFIG_MAPPING[model_type]
     fields = _fields(config_class)
-    vocabulary = next((name for name in ("vocab_size", "n_words") if name in fields), None)
+    vocabulary = _vocabulary(fields)
     if vocabulary is None:
         raise NoTextModelError("no vocabulary")
     sizes = {name: size for name, size in SIZES.items() if name in fields}

@@ -395,10 +395,11 @@ class _Block:
         try:
             if output is None:
                 raise NotFound(f"{self.label}: no linear module writes what other tokens said")
-            early = [key for key in order if key in local and self.calls[key].start < self.calls[output].start]
-            roles = self._attention_roles(
-                [key for key in early if self.calls[key].input.shape[-1] == self.width], output
-            )
+            before = [key for key in order if key in local and self.calls[key].start < self.calls[output].start]
+            early = [key for key in before if self.calls[key].input.shape[-1] == self.width]
+            if not early:  # then tokens are mixed without weights, and what writes after that is no part of it
+                taken = set()
+            roles = self._attention_roles(early, output)
             modules |= self._attention_modules(roles, output)
             taken |= {key for parts in roles.values() for key, _ in parts}
         except NotFound as error:
