@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uhl_cli.adapter.module import LoraFactors, linear_modules
+from uhl_cli.adapter.module import LoraFactors, tuned_modules
 from uhl_cli.host.hostmap import HostMap
 
 RANK = 4
@@ -32,8 +32,11 @@ class Expansion:
 
     @classmethod
     def of(cls, host_map: HostMap, count: int) -> Expansion:
-        """The expansion of `count` numbers on a host."""
-        target_modules = linear_modules(host_map)
+        """The expansion of `count` numbers on a host.
+
+        :raises HostError: The host has no linear module.
+        """
+        target_modules = tuned_modules(host_map)
         device = host_map.embeddings.weight.device
         entries = [linear.module_features * RANK for linear in target_modules.values()]
         inputs = [linear.in_features * RANK for linear in target_modules.values()]

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from uhl_cli.adapter.sparse import is_packed, pack_rows
 from uhl_cli.codes.layout import TAIL_BYTES, is_table
+from uhl_cli.errors import HostError
 from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.schema import Structure
 
@@ -348,6 +349,20 @@ def linear_modules(host_map: HostMap) -> dict[str, TargetModule]:
         for linear in (*layer.target_modules.values(), *layer.others)
         if linear.matrix
     }
+
+
+def tuned_modules(host_map: HostMap) -> dict[str, TargetModule]:
+    """The linear modules that get a LoRA.
+
+    :raises HostError: There is none.
+    """
+    found = linear_modules(host_map)
+    if not found:
+        raise HostError(
+            f"{type(host_map.base).__name__} has no linear module in its layers, so nothing in it can be tuned.",
+            "Use `uhl port`: it needs none.",
+        )
+    return found
 
 
 def edit_name(linear: TargetModule) -> str:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from uhl_cli.errors import HostMapError, first_line
 from uhl_cli.host.families import MODULE_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, positions_of
-from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
+from uhl_cli.host.trace import Alone, Call, Edit, Key, Tracer, instead, plus, times
 from uhl_cli.host.untrusted import FOREIGN
 
 _BATCH, _TOKENS, _MIDDLE = 2, 5, 2
@@ -182,8 +182,9 @@ class _Search:
                     if kind in layer.modules
                 }
                 problem = layer.problem
+                others = tuple(self._target_module("other", found, block, counts) for found in layer.others)
             except NotFound as error:  # the layer lacks a module that another of its kind runs
-                modules, problem = {}, str(error)
+                modules, problem, others = {}, error.message, ()
             layers.append(
                 HostLayer(
                     index,
@@ -193,7 +194,7 @@ class _Search:
                     block.number,
                     counts[block.module],
                     problem,
-                    tuple(self._target_module("other", found, block, counts) for found in layer.others),
+                    others,
                 )
             )
         return HostMap(
@@ -368,6 +369,7 @@ class _Block:
         self.inside = {module: name for name, module in block.module.named_modules()}
         self.calls = {key: call for key, call in search.calls.items() if call.within(block)}
         self.label = type(block.module).__name__
+        self._alone = Alone(search.tracer, block, search.calls)
         self.matrices: dict[Key, bool] = {}
         # Modules with a weight matrix that is not applied to every token: experts.
         self.some_tokens: list[Key] = []
@@ -384,10 +386,11 @@ class _Block:
         try:
             if output is None:
                 raise NotFound(f"{self.label}: no linear module writes what other tokens said")
-            early = [key for key in order if key in local and self.calls[key].start < self.calls[output].start]
-            roles = self._attention_roles(
-                [key for key in early if self.calls[key].input.shape[-1] == self.width], output
-            )
+            before = [key for key in order if key in local and self.calls[key].start < self.calls[output].start]
+            early = [key for key in before if self.calls[key].input.shape[-1] == self.width]
+            if not early:  # then tokens are mixed without weights, and what writes after that is no part of it
+                taken = set()
+            roles = self._attention_roles(early, output)
             modules |= self._attention_modules(roles, output)
             taken |= {key for parts in roles.values() for key, _ in parts}
         except NotFound as error:
@@ -426,7 +429,7 @@ class _Block:
 
     def _run(self, **edits: Any) -> dict[Key, Call]:  # noqa: ANN401
         with torch.no_grad():
-            return self.search_of.tracer.run(**edits)[1]
+            return self._alone.run(**edits)[1]
 
     def _noise(self, like: Tensor, *shape: int) -> Tensor:
         scale = like.float().std().item() or 1.0
@@ -438,6 +441,8 @@ class _Block:
         for key, call in self.calls.items():
             weight = key[0]._parameters.get("weight")
             if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(key[0], nn.Embedding):
+                continue
+            if not (call.usual and call.single):  # a router also returns what it chose by its logits
                 continue
             given, result = self.search_of.rows(call.input), self.search_of.rows(call.output)
             if given is None or result is None:
@@ -656,12 +661,17 @@ class _Block:
             mixes = output is not None and any(output[0] is module for module in key[0].modules())
             if not (widths and holds and call.usual) or mixes or call.key == self.block.key:
                 continue
-            if best is None or call.end - call.start > best.end - best.start:
+            if (best is None or call.end - call.start > best.end - best.start) and not self._adds_to_stream(call):
                 best = call
         if best is None:
             raise NotFound(f"{self.label}: no feed-forward part was found")
         block = _Found(self.inside[best.module], self._index(best.key), matrix=False)
         return {"up": replace(block, space="mlp"), "down": block}
+
+    def _adds_to_stream(self, call: Call) -> bool:
+        """Whether a module normalises what it gets, and adds what it makes of it to what it gets, as in T5."""
+        doubled = self._run(inputs={call.key: times(2)}, watched=[call.module])
+        return near(doubled[call.key].output, call.output + call.input)
 
     def _arrival(self, kind: str, modules: dict[str, _Found]) -> _Found:
         """The writer with how an edit of it arrives at the layer's end, the other writer held still."""

@@ -200,6 +200,14 @@ def first_token(tokenizer: Any) -> int | None:  # noqa: ANN401
     return None if token is None else int(token)
 
 
+def without_cache(host: Host) -> dict[str, bool]:
+    """Keyword arguments with which the base model keeps no keys and values for later tokens, which no pass here uses.
+
+    Some models change such a cache in place, so that gradients cannot pass.
+    """
+    return {"use_cache": False} if "use_cache" in inspect.signature(host.map.base.forward).parameters else {}
+
+
 def takes_types(host: Host) -> bool:
     """Whether the model uses segment ids.
 

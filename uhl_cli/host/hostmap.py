@@ -88,6 +88,11 @@ class TargetModule:
         bias = getattr(self.module, "bias", None)
         return bias.detach()[self.columns] if isinstance(bias, Tensor) else None
 
+    def whole(self) -> TargetModule:
+        """The module that it is, or is a part of, without a role."""
+        total = self.module_features
+        return replace(self, type="other", out_features=total, columns=slice(0, total), space="stream", written=None)
+
     @property
     def edited(self) -> nn.Module:
         """The module whose output an edit of this one's output is added to."""

@@ -5,7 +5,7 @@ Checked on the first and the last layer of a map by a row of `families`, on all 
 1. each layer is called with a [batch, tokens, hidden_size] stream, as often as the map says (all layers in any case);
 2. a linear's output is its input times the linear's weight, plus its bias (so the weight is not
    transposed, quantised or wrapped);
-3. noise on a linear's output changes the final hidden state;
+3. noise on a linear's output changes the output of its layer, which is what the next one gets;
 4. q acts on its own token alone, k on later ones too, and v adds the same to each token;
 5. up acts on its own token alone; where there is a gate, it is inside the activation and up outside it, so doubling up
    doubles what down reads;
@@ -13,9 +13,9 @@ Checked on the first and the last layer of a map by a row of `families`, on all 
 7. a shift of what a writer adds arrives at the layer's end as added, or is normalised there together with the stream;
 8. a decoder's states do not depend on later tokens, an encoder's do.
 
-Facts 4 and 5 tell modules of equal shape apart.  Each layer takes one pass: every fact has a text of its own in the
-batch, and is compared with the same text of a pass without edits, so that rounding is the same.  A fact that does not
-hold refuses a row's map; of a map by structure it takes the layer's attention or its feed-forward part away.
+Facts 4 and 5 tell modules of equal shape apart.  Each layer runs once more, alone: every fact has a text of its own
+in the batch, and is compared with the same text of the pass without edits, so that rounding is the same.  A fact that
+does not hold refuses a row's map; of a map by structure it takes the layer's attention or its feed-forward part away.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from uhl_cli.host.discover import GROUPS, discover, near, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
 from uhl_cli.host.running import evaluating
-from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
+from uhl_cli.host.trace import Alone, Call, Edit, Key, Tracer, instead, plus, times
 from uhl_cli.host.untrusted import FOREIGN
 
 _TOKENS = 5
@@ -130,6 +130,7 @@ def _proved_parts(host_map: HostMap) -> HostMap:
     layers = []
     for layer in host_map.layers:
         kept: dict[str, TargetModule] = {}
+        others = list(layer.others)
         problems = [layer.problem] if layer.problem else []
         edited = runner.edited(layer) if layer.target_modules else None
         for group in GROUPS:
@@ -141,7 +142,9 @@ def _proved_parts(host_map: HostMap) -> HostMap:
                     kept |= part | {writer: replace(part[writer], scale=scale)}
             except HostMapError as error:
                 problems.append(error.message)
-        layers.append(replace(layer, target_modules=kept, problem="; ".join(problems)))
+                others += [linear.whole() for linear in part.values() if _is_linear(runner, linear)]
+        problem, some = "; ".join(problems), {linear.name: linear for linear in others}
+        layers.append(replace(layer, target_modules=kept, problem=problem, others=tuple(some.values())))
     return replace(host_map, layers=tuple(layers))
 
 
@@ -225,7 +228,7 @@ class _Runner:
         return value + self.noise(value, *value.shape)
 
     def edited(self, layer: HostLayer) -> _Edited:
-        """One pass with each fact's edit on its own text."""
+        """The layer with each fact's edit on its own text."""
         linears = layer.target_modules
         edits: dict[Key, list[tuple[int, Edit]]] = {}
         shifts: dict[str, Tensor] = {}
@@ -263,13 +266,13 @@ class _Runner:
         experts = linears.get("up")
         if experts is not None and not experts.matrix:  # a block of experts is edited at its input
             inputs[self.call(experts).key] = self._on_texts([(_TEXTS.index("up"), self.noisy)])
-        final, calls = self.tracer.run(
+        end = self.calls[layer.module, layer.call]
+        output, calls = Alone(self.tracer, end, self.calls).run(
             inputs=inputs,
             outputs={key: self._on_texts(some) for key, some in edits.items()},
-            watched=self.watched,
+            watched=[module for linear in linears.values() for module in (linear.module, linear.edited)],
         )
-        assert final is not None  # nothing stops this pass
-        return _Edited(self, final, calls, shifts)
+        return _Edited(self, end.output, output, calls, shifts)
 
     def _add_writers(
         self,
@@ -327,10 +330,11 @@ class _Runner:
 
 @dataclass(frozen=True, eq=False)
 class _Edited:
-    """The pass with a layer's edits; `shifts` are those of v, o and down."""
+    """A layer with edits: its output before them and with them; `shifts` are those of v, o and down."""
 
     runner: _Runner
-    final: Tensor
+    before: Tensor
+    output: Tensor
     calls: Mapping[Key, Call]
     shifts: Mapping[str, Tensor]
 
@@ -341,9 +345,9 @@ class _Edited:
         return self.runner.rows(value(self.calls[key]))[index] - before, before
 
     def changes_result(self, text: str) -> bool:
-        """Whether that edit changes the final state."""
+        """Whether that edit changes what the layer hands on."""
         index = _TEXTS.index(text)
-        return not torch.equal(self.final[index], self.runner.final[index])
+        return not torch.equal(self.output[index], self.before[index])
 
 
 def _prove_streams(host_map: HostMap, runner: _Runner) -> None:
@@ -373,6 +377,16 @@ def _prove_weight(runner: _Runner, linear: TargetModule) -> None:
     expected = runner.rows(call.input) @ linear.weight().float().T + (0.0 if bias is None else bias.float())
     if not near(runner.rows(call.output)[..., linear.columns], expected, _ROUNDING):
         raise HostMapError(f"'{linear.name}' ({linear.type}) computes something other than its weight.", _HINT)
+
+
+def _is_linear(runner: _Runner, linear: TargetModule) -> bool:
+    """Whether its output is its input times its weight, whatever it does in the layer."""
+    try:
+        if linear.matrix:
+            _prove_weight(runner, linear)
+    except HostMapError:
+        return False
+    return linear.matrix
 
 
 def _prove_norm(runner: _Runner, layer: HostLayer) -> None:

@@ -5,9 +5,11 @@ It knows no module by name, so it serves any model whose modules pass tensors to
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ class Call:
         some models add in place.
     :param usual: The input is the first positional argument and the output is the result or its first part, so that a
         hook finds both.
+    :param single: The output is the result itself, not a part of it.
+    :param args: Its arguments, with `kwargs`, of which `given` is the one that `input` is a copy of.
     :param start: When it began; `end`: when it returned.  Calls between them are inside it.
     """
 
@@ -36,11 +40,23 @@ class Call:
     start: int
     end: int
     usual: bool
+    single: bool
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    given: Tensor | None = None
 
     @property
     def key(self) -> Key:
         """The module with the number of the call."""
         return (self.module, self.number)
+
+    def repeat(self) -> Any:  # noqa: ANN401 - a module's result
+        """Call the module again with the same arguments.  A layer alone is run so, in place of a whole pass."""
+        state = self.input.clone()  # some models add in place
+        args = replaced(self.args, self.given, state)
+        return self.module(
+            *args, **{name: state if value is self.given else value for name, value in self.kwargs.items()}
+        )
 
     def within(self, other: Call) -> bool:
         """Whether it happens inside another call."""
@@ -79,7 +95,7 @@ def first_tensor(values: Any) -> Tensor | None:  # noqa: ANN401 - arguments or r
     return None
 
 
-def replaced(output: Any, old: Tensor, new: Tensor) -> Any:  # noqa: ANN401
+def replaced(output: Any, old: Tensor | None, new: Tensor) -> Any:  # noqa: ANN401
     """A module's result with one of its tensors replaced."""
     if output is old:
         return new
@@ -104,12 +120,14 @@ class Tracer:
     def __init__(self, base: nn.Module, ids: Tensor) -> None:
         self.base = base
         self.ids = ids
-        self.modules = [module for module in base.modules() if not isinstance(module, nn.ModuleList | nn.ModuleDict)]
+        self.modules = _callable(base)
+        # A cache of keys and values would grow when a layer runs again.
+        self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
 
     def final(self, ids: Tensor | None = None) -> Tensor:
         """The final state [batch, tokens, width] of a pass that is not traced."""
         ids = self.ids if ids is None else ids
-        state: Tensor = self.base(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        state: Tensor = self.base(input_ids=ids, attention_mask=torch.ones_like(ids), **self._options)[0]
         return state
 
     def run(
@@ -130,20 +148,76 @@ class Tracer:
             that call's `input` and `output`.
         :param copied: False keeps the tensors themselves, for gradients.
         """
-        inputs, outputs = inputs or {}, outputs or {}
-        wanted = self.modules if watched is None else list(watched)
-        named = [*inputs, *outputs, *([] if stop is None else [stop])]
-        traced = dict.fromkeys([*wanted, *(module for module, _ in named)])
-        with _Recording(traced, inputs, outputs, stop, copied) as recording:
+        named = [*(inputs or {}), *(outputs or {}), *([] if stop is None else [stop])]
+        traced = [*(self.modules if watched is None else watched), *(module for module, _ in named)]
+        with _Recording(traced, inputs or {}, outputs or {}, stop, copied) as recording:
             try:
                 final: Tensor | None = self.final(ids)
             except Stopped:
                 final = None
-        return final, {call.key: call for call in sorted(recording.calls, key=lambda call: call.start)}
+        return final, recording.in_order()
+
+
+class Alone:
+    """Runs one layer alone, with the arguments that it got in a pass, which takes a fraction of a pass.
+
+    Where it then gives something else than in the pass, because it keeps a state of its own, whole passes are run.
+
+    :param layer: Its call in the pass; `calls`: all calls of that pass.
+    """
+
+    def __init__(self, tracer: Tracer, layer: Call, calls: Mapping[Key, Call]) -> None:
+        self._tracer = tracer
+        self._layer = layer
+        self._modules = _callable(layer.module)
+        self._first = {key[0]: key[1] - 1 for key, call in reversed(list(calls.items())) if call.start >= layer.start}
+        with torch.no_grad():
+            again = first_tensor(layer.repeat())
+        self.possible = again is not None and torch.equal(again, layer.output)
+
+    def run(
+        self,
+        *,
+        inputs: Mapping[Key, Edit] | None = None,
+        outputs: Mapping[Key, Edit] | None = None,
+        watched: Iterable[nn.Module] | None = None,
+    ) -> tuple[Tensor, dict[Key, Call]]:
+        """The layer's output and the calls inside it, the layer's own among them, by the keys of the whole pass.
+
+        The parameters are those of `Tracer.run`.
+        """
+        wanted = [*(self._modules if watched is None else watched), self._layer.module]
+        if not self.possible:
+            _, calls = self._tracer.run(inputs=inputs, outputs=outputs, watched=wanted)
+            return calls[self._layer.key].output, calls
+        traced = [*wanted, *(module for module, _ in (*(inputs or {}), *(outputs or {})))]
+        with _Recording(traced, inputs or {}, outputs or {}, None, True, self._first) as recording:
+            self._layer.repeat()
+        calls = recording.in_order()
+        return calls[self._layer.key].output, calls
+
+
+def _callable(module: nn.Module) -> list[nn.Module]:
+    """The module and all in it that can be called."""
+    return [each for each in module.modules() if not isinstance(each, nn.ModuleList | nn.ModuleDict)]
+
+
+class _Given(NamedTuple):
+    """What a call got, while it lasts."""
+
+    number: int
+    start: int
+    kept: Tensor | None
+    state: Tensor | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class _Recording:
-    """Hooks of one traced pass; a context manager that removes them."""
+    """Hooks of one traced pass; a context manager that removes them.
+
+    :param counts: Number of the last call of each module before the pass begins.
+    """
 
     def __init__(
         self,
@@ -152,12 +226,14 @@ class _Recording:
         outputs: Mapping[Key, Edit],
         stop: Key | None,
         copied: bool,
+        counts: Mapping[nn.Module, int] = MappingProxyType({}),
     ) -> None:
-        self.calls: list[Call] = []
-        self._modules, self._inputs, self._outputs, self._stop, self._copied = modules, inputs, outputs, stop, copied
+        self._calls: list[Call] = []
+        self._modules = dict.fromkeys(modules)
+        self._inputs, self._outputs, self._stop, self._copied = inputs, outputs, stop, copied
         self._clock = 0
-        self._counts: dict[nn.Module, int] = {}
-        self._open: dict[nn.Module, list[tuple[int, int, Tensor | None, bool]]] = {}
+        self._counts = dict(counts)
+        self._open: dict[nn.Module, list[_Given]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> _Recording:
@@ -170,6 +246,10 @@ class _Recording:
         for handle in self._handles:
             handle.remove()
 
+    def in_order(self) -> dict[Key, Call]:
+        """The calls in order of their beginning."""
+        return {call.key: call for call in sorted(self._calls, key=lambda call: call.start)}
+
     def _kept(self, value: Tensor) -> Tensor:
         return value.clone() if self._copied else value
 
@@ -179,28 +259,42 @@ class _Recording:
         self._clock += 1
         number = self._counts[module] = self._counts.get(module, -1) + 1
         key = (module, number)
-        given = first_tensor(args)
-        given = first_tensor(kwargs) if given is None else given
-        if key in self._inputs and given is not None:
-            old, given = given, self._inputs[key](given)
-            args = replaced(args, old, given)
-            kwargs = {name: given if value is old else value for name, value in kwargs.items()}
-        if key == self._stop and given is not None:
-            self.calls.append(Call(module, number, given, given, self._clock, self._clock, True))
+        state = first_tensor(args)
+        state = first_tensor(kwargs) if state is None else state
+        if key in self._inputs and state is not None:
+            old, state = state, self._inputs[key](state)
+            args = replaced(args, old, state)
+            kwargs = {name: state if value is old else value for name, value in kwargs.items()}
+        if key == self._stop and state is not None:
+            self._calls.append(Call(module, number, state, state, self._clock, self._clock, True, True))
             raise Stopped
-        kept = None if given is None else self._kept(given)
-        first = bool(args) and args[0] is given
-        self._open.setdefault(module, []).append((number, self._clock, kept, first))
+        kept = None if state is None else self._kept(state)
+        self._open.setdefault(module, []).append(_Given(number, self._clock, kept, state, args, kwargs))
         return args, kwargs
 
     def _after(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
         self._clock += 1
-        number, start, given, first = self._open[module].pop()
+        given = self._open[module].pop()
         result = first_tensor(output)
-        if result is not None and (module, number) in self._outputs:
-            old, result = result, self._outputs[module, number](result)
+        if result is not None and (module, given.number) in self._outputs:
+            old, result = result, self._outputs[module, given.number](result)
             output = replaced(output, old, result)
-        if given is not None and result is not None:
-            usual = first and (output is result or (isinstance(output, tuple | list) and output[0] is result))
-            self.calls.append(Call(module, number, given, self._kept(result), start, self._clock, usual))
+        if given.kept is not None and result is not None:
+            single = output is result
+            first = bool(given.args) and given.args[0] is given.state
+            usual = first and (single or (isinstance(output, tuple | list) and output[0] is result))
+            whole = (given.args, given.kwargs, given.state) if self._copied else ()
+            self._calls.append(
+                Call(
+                    module,
+                    given.number,
+                    given.kept,
+                    self._kept(result),
+                    given.start,
+                    self._clock,
+                    usual,
+                    single,
+                    *whole,
+                )
+            )
         return output

@@ -21,7 +21,7 @@ from uhl_cli.data.tasks import Task
 from uhl_cli.data.texts import Texts, as_texts
 from uhl_cli.errors import HostError, UsageError
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.encode import Encoded, encode
+from uhl_cli.host.encode import Encoded, encode, without_cache
 from uhl_cli.host.hostmap import not_finite_hint
 from uhl_cli.host.running import evaluating, use_of
 
@@ -308,7 +308,7 @@ class _Run:
 
 def forward(host: Host, attachment: Attachment, encoded: Encoded, words: Tensor | None) -> tuple[Tensor, Tensor]:
     """One forward pass of an attached host: logits (see `PortedReadout.logits`) and mean active atoms per token."""
-    output = host.map.base(**encoded.model_inputs())
+    output = host.map.base(**encoded.model_inputs(), **without_cache(host))
     features = attachment.readout_features(output.last_hidden_state)
     logits = attachment.readout.logits(features, encoded.content_mask, words)
     return logits, attachment.active_atoms(encoded.content_mask)

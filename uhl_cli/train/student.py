@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from uhl_cli.adapter.attach import attach
 from uhl_cli.adapter.low_rank import Expansion
-from uhl_cli.adapter.module import LoraFactors, PortedAdapter, PortedReadout, linear_modules
+from uhl_cli.adapter.module import LoraFactors, PortedAdapter, PortedReadout, tuned_modules
 from uhl_cli.adapter.sparse import row_values
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import fake_quantise
@@ -37,6 +37,7 @@ class Student(nn.Module):
     :param start: The adapter as ported to the host.
     :param readout: Train the readout too.
     :param delta_shape: Shape of delta-theta.
+    :raises HostError: The host has no linear module that could be tuned.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Student(nn.Module):
         device = host_map.embeddings.weight.device
         if trained == "lora":
             generator = torch.Generator().manual_seed(seed)
-            for name, linear in linear_modules(host_map).items():
+            for name, linear in tuned_modules(host_map).items():
                 key, inputs = name.replace(".", "/"), linear.in_features
                 down = torch.randn(rank, inputs, generator=generator) / math.sqrt(inputs)
                 self.factors[f"down:{key}"] = nn.Parameter(down.to(device))
