@@ -32,6 +32,8 @@ _HINT = "Open an issue that names the model type; `uhl hosts` prints what was fo
 _FEWEST_POSITIONS = 16
 
 
+# What is normalised together with the stream changes by a factor at least this share of what it changes by a shift.
+SHARE_OF_SHIFT = 0.1
 # Modules that are found, proved and kept together.
 GROUPS = (("q", "k", "v", "o"), ("up", "down", "gate"))
 
@@ -99,6 +101,15 @@ def rows_of(state: Tensor, batch: int, tokens: int) -> Tensor | None:
 def near(actual: Tensor, expected: Tensor, tolerance: float = 0.01) -> bool:
     """Whether the difference is within a share of the expected norm."""
     return actual.shape == expected.shape and bool((actual - expected).norm() <= tolerance * expected.norm() + 1e-6)
+
+
+def other_size(written: Tensor, stream: Tensor) -> float:
+    """A factor that gives what a module writes the size of the stream, or twice its own if it has that.
+
+    So it changes the sum of both, whichever is larger.
+    """
+    factor = float(stream.float().pow(2).mean().sqrt() / written.float().pow(2).mean().sqrt().clamp_min(1e-12))
+    return 2.0 if 0.7 < factor < 1.4 else factor
 
 
 def embedding_of(base: nn.Module, ids: Tensor) -> nn.Embedding:
@@ -685,9 +696,10 @@ class _Block:
         scale, change = self._arriving(key, held)
         if scale is not None:
             return replace(found, scale=scale)
-        after = self._run(outputs={key: times(2), **held}, watched=[self.block.module])
-        doubled = after[self.block.key].output - self.block.output
-        if doubled.norm() > 0.1 * change:
+        factor = other_size(self.calls[key].output, self.block.input)
+        after = self._run(outputs={key: times(factor), **held}, watched=[self.block.module])
+        scaled = after[self.block.key].output - self.block.output
+        if scaled.norm() > SHARE_OF_SHIFT * change:
             return found  # it is normalised together with the stream, after it was added
         # It is normalised alone: the norm's output is what is added.
         for norm in self.calls:

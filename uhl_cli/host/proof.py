@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
-from uhl_cli.host.discover import GROUPS, discover, near, rows_of
+from uhl_cli.host.discover import GROUPS, SHARE_OF_SHIFT, discover, near, other_size, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
 from uhl_cli.host.running import evaluating
@@ -292,7 +292,7 @@ class _Runner:
             like = max((output, stream), key=lambda value: value.float().pow(2).mean().item())
             shift = shifts[kind] = self.noise(like, output.shape[-1])
             add(key, f"{kind}+", plus(shift))
-            add(key, f"2{kind}", times(2))
+            add(key, f"2{kind}", times(other_size(output, stream)))
             if not linear.matrix:
                 add(key, kind, self.noisy)
         if "down" not in linears:
@@ -447,11 +447,9 @@ def _arrival(edited: _Edited, layer: HostLayer, kind: str) -> float:
     scale = float((change * wanted).sum() / wanted.pow(2).sum()) if runner.host_map.by_structure else 1.0
     if abs(scale) > _SMALLEST_SCALE and near(change, scale * wanted, _ROUNDING):
         return 1.0 if abs(scale - 1) < _ROUNDING else scale
-    # What is normalised alone is not changed by doubling; what is normalised with the stream is, as by a shift.
-    doubled, _ = edited.change(f"2{kind}", lambda call: call.output, end)
-    written = runner.rows(runner.calls[runner.written(linear)].output)[0]
-    share = (written.pow(2).mean() / edited.shifts[kind].float().pow(2).mean()).sqrt()
-    together = linear.written is None and bool(doubled.norm() > 0.1 * share * change.norm())
+    # A factor does not change what is normalised alone; it changes what is normalised with the stream, as a shift does.
+    scaled, _ = edited.change(f"2{kind}", lambda call: call.output, end)
+    together = linear.written is None and bool(scaled.norm() > SHARE_OF_SHIFT * change.norm())
     post_norm = runner.host_map.by_structure or layer.target_modules["q"].space == "stream"
     if not (post_norm and together):
         raise HostMapError(f"What '{linear.name}' ({kind}) writes does not arrive in the stream as added.", _HINT)
