@@ -680,7 +680,8 @@ class _Block:
     def _adds_to_stream(self, call: Call) -> bool:
         """Whether a module normalises what it gets, and adds what it makes of it to what it gets, as in T5."""
         doubled = self._run(inputs={call.key: times(2)}, watched=[call.module])
-        return near(doubled[call.key].output, call.output + call.input)
+        given, result, after = map(self.search_of.rows, (call.input, call.output, doubled[call.key].output))
+        return given is not None and result is not None and after is not None and near(after, result + given)
 
     def _arrival(self, kind: str, modules: dict[str, _Found]) -> _Found:
         """The writer with how an edit of it arrives at the layer's end, the other writer held still."""
