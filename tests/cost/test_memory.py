@@ -47,7 +47,9 @@ def test_bytes_of_the_adapter(family):
     d, atoms, readout, labels, layers = 32, SMALL.num_atoms, SMALL.readout_size, SMALL.num_labels, 2
     # Writers have an edit and the MLP's readers another; attention's a third, unless they read the stream as it is.
     # Parts of a fused module have their own.
-    edits = layers * (5 if family == "gpt2" else 3 if host.map.family.pre_norm else 2)
+    edits = layers * (
+        5 if family == "gpt2" else 3 if host.map.layers[0].target_modules["q"].space == "attention" else 2
+    )
     gains = 1 + sum(len(layer.target_modules) for layer in host.map.layers)
     depth_weights = len(folded.readout.by_depth) * readout
     rows = atoms * ((layers + 1) * 2 + edits + 1) + depth_weights

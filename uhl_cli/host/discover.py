@@ -204,7 +204,7 @@ class _Search:
                     block.number,
                     counts[block.module],
                     problem,
-                    tuple(self._target_module("other", found, block, counts) for found in layer.others),
+                    self._others(layer, block, counts),
                 )
             )
         return HostMap(
@@ -284,6 +284,16 @@ class _Search:
                 searched[kind] = _Block(self, block).search()
             found.append(searched[kind])
         return found
+
+    def _others(self, layer: _Layer, block: Call, counts: dict[nn.Module, int]) -> tuple[TargetModule, ...]:
+        """The other linear modules, but for those that another layer of its kind runs and this one does not."""
+        found = []
+        for other in layer.others:
+            try:
+                found.append(self._target_module("other", other, block, counts))
+            except NotFound:
+                continue
+        return tuple(found)
 
     def _target_module(self, kind: str, found: _Found, block: Call, counts: dict[nn.Module, int]) -> TargetModule:
         call = self._call(found.path, found.index, block)
