@@ -61,7 +61,6 @@ SAMPLE = {
     "mixtral": "all",
     "modernbert": "all",
     "mpnet": "all",
-    "mpt": "all",
     "nystromformer": "all",
     "olmo2": "all",
     "opt": "all",
@@ -75,6 +74,7 @@ SAMPLE = {
     "switch_transformers": "all",
     "t5_gated": "all",
     "xglm": "all",
+    "zamba2": "stream",
 }
 REFUSED = {"xlnet": r"its states are \(5, 2, 64\)", "reformer": "does not get what|one call does not get"}
 Change = Callable[[nn.Module], nn.Module]

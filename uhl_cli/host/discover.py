@@ -193,9 +193,8 @@ class _Search:
                     if kind in layer.modules
                 }
                 problem = layer.problem
-                others = tuple(self._target_module("other", found, block, counts) for found in layer.others)
             except NotFound as error:  # the layer lacks a module that another of its kind runs
-                modules, problem, others = {}, error.message, ()
+                modules, problem = {}, error.message
             layers.append(
                 HostLayer(
                     index,
@@ -205,7 +204,7 @@ class _Search:
                     block.number,
                     counts[block.module],
                     problem,
-                    others,
+                    self._others(layer, block, counts),
                 )
             )
         return HostMap(
@@ -285,6 +284,16 @@ class _Search:
                 searched[kind] = _Block(self, block).search()
             found.append(searched[kind])
         return found
+
+    def _others(self, layer: _Layer, block: Call, counts: dict[nn.Module, int]) -> tuple[TargetModule, ...]:
+        """The other linear modules, but for those that another layer of its kind runs and this one does not."""
+        found = []
+        for other in layer.others:
+            try:
+                found.append(self._target_module("other", other, block, counts))
+            except NotFound:
+                continue
+        return tuple(found)
 
     def _target_module(self, kind: str, found: _Found, block: Call, counts: dict[nn.Module, int]) -> TargetModule:
         call = self._call(found.path, found.index, block)
@@ -682,7 +691,8 @@ class _Block:
     def _adds_to_stream(self, call: Call) -> bool:
         """Whether a module normalises what it gets, and adds what it makes of it to what it gets, as in T5."""
         doubled = self._run(inputs={call.key: times(2)}, watched=[call.module])
-        return near(doubled[call.key].output, call.output + call.input)
+        given, result, after = map(self.search_of.rows, (call.input, call.output, doubled[call.key].output))
+        return given is not None and result is not None and after is not None and near(after, result + given)
 
     def _arrival(self, kind: str, modules: dict[str, _Found]) -> _Found:
         """The writer with how an edit of it arrives at the layer's end, the other writer held still."""
