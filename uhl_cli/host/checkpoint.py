@@ -133,7 +133,7 @@ def load_host(
                 "Use --device cpu, or --dtype bfloat16.",
             ) from error
         model.eval().requires_grad_(False)
-        host = replace(_host(name, model, found, located.revision), tokenizer_source=source)
+        host = replace(_host(name, model, found, located.revision, cached=True), tokenizer_source=source)
         refuse_incomplete(name, weights, host.map)
         return host
 
@@ -152,8 +152,10 @@ def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str
     return _host(name, model, prepare_tokenizer(name, copy.deepcopy(tokenizer)), None)
 
 
-def _host(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revision: str | None) -> Host:
-    host_map = resolve(model)
+def _host(
+    name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, revision: str | None, *, cached: bool = False
+) -> Host:
+    host_map = resolve(model, cached=cached)
     rows = host_map.embeddings.num_embeddings
     if len(tokenizer) > rows:
         raise HostError(

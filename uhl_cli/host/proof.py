@@ -2,7 +2,8 @@
 
 Checked on the first and the last layer of a map by a row of `families`, on all layers of a map by structure:
 
-1. each layer is called with a [batch, tokens, hidden_size] stream, as often as the map says (all layers in any case);
+1. each layer is called with a [batch, tokens, hidden_size] stream, as often as the map says, and hands it on to the
+   next (all layers in any case);
 2. a linear's output is its input times the linear's weight, plus its bias (so the weight is not
    transposed, quantised or wrapped);
 3. noise on a linear's output changes the output of its layer, which is what the next one gets;
@@ -20,7 +21,9 @@ does not hold refuses a row's map; of a map by structure it takes the layer's at
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +34,7 @@ from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
 from uhl_cli.host.discover import GROUPS, SHARE_OF_SHIFT, discover, near, other_size, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
+from uhl_cli.host.map_cache import load_map, save_map
 from uhl_cli.host.running import evaluating
 from uhl_cli.host.trace import Alone, Call, Edit, Key, Tracer, instead, plus, times
 from uhl_cli.host.untrusted import FOREIGN
@@ -46,17 +50,19 @@ _ROUNDING = 0.03
 _SMALLEST_SCALE = 1e-3
 
 
-def resolve(model: nn.Module) -> HostMap:
+def resolve(model: nn.Module, *, cached: bool = False) -> HostMap:
     """The model's map, proved: by the row of its type, or by its structure where no row fits.
 
     A model whose row does not fit is one that was changed, so its map by structure must be of every layer.
 
+    :param cached: Take a map by structure from the cache, or put it there, see `map_cache`.  For models that were
+        loaded from files: the cache does not see what was done to a model in memory.
     :raises HostMapError: The model has no stream of states, or a module does not do what its row states.
     """
     try:
         return by_row(model)
     except UnknownFamilyError:
-        return by_structure(model)
+        return _kept(model) if cached else by_structure(model)
     except HostMapError as error:
         try:
             host_map = by_structure(model)
@@ -86,6 +92,19 @@ def by_structure(model: nn.Module) -> HostMap:
     base = base_of(model)
     with evaluating(base):
         return _proved_parts(discover(base))
+
+
+def _kept(model: nn.Module) -> HostMap:
+    """The map by structure from the cache, if the model runs as it says; else found, proved and kept."""
+    base = base_of(model)
+    kept = load_map(base)
+    if kept is not None:
+        with evaluating(base), torch.no_grad(), suppress(HostMapError, *FOREIGN):
+            _prove_streams(kept, _Runner(kept, {layer.module for layer in kept.layers}, texts=1))
+            return kept
+    found = by_structure(model)
+    save_map(found)
+    return found
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -154,8 +173,6 @@ def _runner(host_map: HostMap, layers: Sequence[HostLayer]) -> _Runner:
     for layer in layers:
         watched |= {module for linear in layer.target_modules.values() for module in (linear.module, linear.edited)}
     runner = _Runner(host_map, watched)
-    if not bool(torch.isfinite(runner.final).all()):
-        raise HostMapError("The host's hidden states are not finite numbers.", not_finite_hint(host_map))
     _prove_streams(host_map, runner)
     _prove_direction(host_map, runner)
     return runner
@@ -185,12 +202,13 @@ def _prove_group(edited: _Edited, layer: HostLayer, group: tuple[str, ...]) -> f
 class _Runner:
     """A batch of one text per fact, its pass without edits, and passes with one layer edited."""
 
-    def __init__(self, host_map: HostMap, watched: set[nn.Module]) -> None:
+    def __init__(self, host_map: HostMap, watched: set[nn.Module], *, texts: int = len(_TEXTS)) -> None:
         self.host_map = host_map
+        self.texts = texts
         self.watched = watched
         table = host_map.embeddings
         ids = torch.linspace(0, table.num_embeddings - 1, _TOKENS + 2)[1:-1].long()
-        self.ids = ids.repeat(len(_TEXTS), 1).to(table.weight.device)
+        self.ids = ids.repeat(texts, 1).to(table.weight.device)
         self.tracer = Tracer(host_map.base, self.ids)
         self.generator = torch.Generator().manual_seed(0)
         final, self.calls = self.tracer.run(watched=watched)
@@ -202,7 +220,7 @@ class _Runner:
 
         :raises HostMapError: It is no such state.
         """
-        rows = rows_of(value, len(_TEXTS), _TOKENS)
+        rows = rows_of(value, self.texts, _TOKENS)
         if rows is None:
             raise HostMapError(f"A module works on {tuple(value.shape)}, not on every token of every text.", _HINT)
         return rows.float()
@@ -351,14 +369,20 @@ class _Edited:
 
 
 def _prove_streams(host_map: HostMap, runner: _Runner) -> None:
+    if not bool(torch.isfinite(runner.final).all()):
+        raise HostMapError("The host's hidden states are not finite numbers.", not_finite_hint(host_map))
     for layer in host_map.layers:
         runs = sum(1 for key in runner.calls if key[0] is layer.module)
         if runs != layer.calls:
             number = "all of its layers" if runs < layer.calls else "each layer once"
             raise HostMapError(f"The model does not run {number}: '{layer.name}' runs {runs} times.", _HINT)
         shape = tuple(runner.calls[layer.module, layer.call].input.shape)
-        if shape != (len(_TEXTS), _TOKENS, host_map.hidden_size):
+        if shape != (runner.texts, _TOKENS, host_map.hidden_size):
             raise HostMapError(f"Layer {layer.index} gets {shape}, not a stream of {host_map.hidden_size}.", _HINT)
+    calls = [runner.calls[layer.module, layer.call] for layer in host_map.layers]
+    for layer, (call, following) in zip(host_map.layers, itertools.pairwise(calls), strict=False):
+        if not torch.equal(call.output, following.input):
+            raise HostMapError(f"Layer {layer.index} does not hand its stream on to the next.", _HINT)
 
 
 def _prove_direction(host_map: HostMap, runner: _Runner) -> None:
