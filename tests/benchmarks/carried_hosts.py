@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -352,26 +352,36 @@ def write(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def train(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Train by the builtin hosts' recipe, on fewer texts and in fewer, smaller steps."""
-    teacher = load_host(arguments.teacher, device="cpu")
-    texts = build_corpus(read_paragraphs(arguments.text), teacher_words(teacher.tokenizer), seed=CORPUS_SEED)
-    chosen = np.random.default_rng(CORPUS_SEED).permutation(len(texts))[: arguments.limit_texts]
-    texts = [texts[row] for row in chosen]
-    path = arguments.work / f"teacher-{len(texts)}.npy"
-    source = RECIPES[ARCHITECTURES[name].source]
-    with progress_bar(quiet=False) as reporter:
-        if not path.exists():
+@dataclass(frozen=True)
+class Lessons:
+    """Texts and what the teacher's words are in them."""
+
+    texts: list[str]
+    targets: WordTargets
+
+
+def lessons(text: Path, teacher_name: str, work: Path, limit: int) -> Lessons:
+    """The first `limit` texts of the builtin hosts' corpus; the teacher's states are kept in `work`."""
+    teacher = load_host(teacher_name, device="cpu")
+    texts = build_corpus(read_paragraphs(text), teacher_words(teacher.tokenizer), seed=CORPUS_SEED)
+    texts = [texts[row] for row in np.random.default_rng(CORPUS_SEED).permutation(len(texts))[:limit]]
+    path = work / f"teacher-{len(texts)}.npy"
+    if not path.exists():
+        with progress_bar(quiet=False) as reporter:
             word_targets(teacher, texts, path.with_suffix(".part.npy"), reporter)
-            path.with_suffix(".part.npy").replace(path)
-        row = [name, source.kind, 4, 192, 6, source.intermediate_size, arguments.learning_rate, arguments.steps]
-        recipe = Recipe(*row, seed=source.seed, batch_tokens=arguments.batch_tokens)
-        tokenised = tokenise(tokenizer, texts, max_length=MAX_LENGTH)
-        started = time.monotonic()
-        model.train()
-        _, held_out = train_host(recipe, tokenizer, tokenised, WordTargets(np.load(path)), reporter, model)
+        path.with_suffix(".part.npy").replace(path)
+    return Lessons(texts, WordTargets(np.load(path, mmap_mode="r")))
+
+
+def train(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, lessons: Lessons
+) -> dict[str, Any]:
+    """Train the model in place, and return a record of it."""
+    started = time.monotonic()
+    tokenised = tokenise(tokenizer, lessons.texts, max_length=MAX_LENGTH)
+    model.train()
+    with progress_bar(quiet=False) as reporter:
+        _, held_out = train_host(recipe, tokenizer, tokenised, lessons.targets, reporter, model)
     seconds = round(time.monotonic() - started)
     return {"steps": recipe.steps, "batch_tokens": recipe.batch_tokens, "seconds": seconds, "held_out": held_out}
 
@@ -392,24 +402,29 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--names", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--limit-texts", type=int, default=8_000)
     arguments = parser.parse_args()
     results = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else {}
+    learned: Lessons | None = None
     dev = list(load_task("reviews").evaluation.texts)
     for name in arguments.names:
+        if name in results:
+            continue
         architecture, folder = ARCHITECTURES[name], arguments.work / name
         builtin = f"builtin:{architecture.source}"
         source = load_host(builtin, device="cpu")
-        if name in results:
-            continue
         record: dict[str, Any] = {"source": builtin, "trained": None}
         if not (folder / "tokenizer_config.json").exists():
             model, tokenizer = build(architecture, source)
             if architecture.trained:
-                record["trained"] = train(name, model, tokenizer, arguments)
+                if learned is None:
+                    learned = lessons(arguments.text, arguments.teacher, arguments.work, arguments.limit_texts)
+                chosen = {"steps": arguments.steps, "learning_rate": arguments.learning_rate}
+                recipe = replace(RECIPES[architecture.source], batch_tokens=arguments.batch_tokens, **chosen)
+                record["trained"] = train(recipe, model, tokenizer, learned)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "trained.json").write_text(json.dumps(record["trained"]))
             write(folder, model.eval(), tokenizer)
