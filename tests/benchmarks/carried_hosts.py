@@ -436,9 +436,11 @@ def main() -> None:
         for key, target in ((builtin, builtin), (name, str(folder))):
             if key not in results:
                 report = port(arguments.adapter, target)
-                scores = {kind: report["scores"][kind] for kind in ("ported", "head_only", "full_updates")}
+                kinds = ("ported", "readout_only", "head_only", "full_updates")
+                scores = {kind: report["scores"][kind] for kind in kinds if kind in report["scores"]}
                 keys = ("left_out", "feature_quality", "seconds")
-                results[key] = {"scores": scores, **{part: report[part] for part in keys}}
+                results[key] = {"scores": scores, "above_head": report["gains"]["head_only"]}
+                results[key] |= {part: report[part] for part in keys}
         results[name] = record | results[name]
         values = {kind: round(score["value"], 4) for kind, score in results[name]["scores"].items()}
         at_source = results[builtin]["scores"]["ported"]["value"]

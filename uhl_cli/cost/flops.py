@@ -18,6 +18,7 @@ from uhl_cli.codes.layout import TAIL_BYTES
 from uhl_cli.cost.passes import SEQUENCE_LENGTH, PassShape, forward_pass
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.hostmap import HostMap
+from uhl_cli.host.running import frozen
 
 Shape = tuple[int, ...]
 
@@ -75,10 +76,11 @@ def count_flops(
 
 def count_map_flops(host_map: HostMap, adapter: PortedAdapter | None, shape: PassShape) -> int:
     """The same for a bare host map, such as that of a model on the meta device."""
-    # Gradient checkpointing makes the embeddings' output require gradients, by a hook.  Torch's counter then looks for
-    # the graph of that output, which there is with gradients alone.
+    # Torch's counter looks for the graph of what modules get that requires gradients, which there is with gradients
+    # alone.  DeBERTa's modules get a parameter; gradient checkpointing hooks the embeddings' output.
     hooked = bool(host_map.embeddings._forward_hooks)
     with (
+        frozen(host_map.base),
         torch.enable_grad() if hooked else torch.inference_mode(),
         forward_pass(host_map, adapter, shape) as (module, ids),
         FlopCounterMode(display=False, custom_mapping=counted_operators()) as counter,
