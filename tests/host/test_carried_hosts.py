@@ -17,6 +17,8 @@ from uhl_cli.align.states import WordStates, word_states
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 
+pytestmark = pytest.mark.integration
+
 TEXTS = list(SENTENCES[:6])
 # A query module that runs twice, shifted positions, layers in groups, fused modules, multipliers, experts.
 SAMPLE = ("deberta-v2", "mpnet", "albert", "phi3", "granite", "mixtral")
