@@ -43,6 +43,7 @@ from uhl_cli.progress import progress_bar
 
 State = dict[str, Tensor]
 ROOT = Path(__file__).parents[2]
+COMMAND = "python tests/benchmarks/carried_hosts.py --text TEXT --teacher HOST --work FOLDER --output FILE"
 
 
 @dataclass(frozen=True)
@@ -445,9 +446,8 @@ def main() -> None:
         values = {kind: round(score["value"], 4) for kind, score in results[name]["scores"].items()}
         at_source = results[builtin]["scores"]["ported"]["value"]
         print(f"{name}: {record} {values}, {builtin} {at_source:.4f}", file=sys.stderr, flush=True)
-        arguments.output.write_text(
-            json.dumps({"adapter": arguments.adapter.name, "results": results}, indent=1) + "\n"
-        )
+        content = {"command": COMMAND, "adapter": arguments.adapter.name, "results": results}
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
