@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from tiny_hosts import FAMILIES, SENTENCES, SWEEP, tiny_config, tiny_host, tiny_tokenizer
 from toy_runs import SEQUENCE, TOKENS, sequence_data, token_data
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5Model
 
 from uhl_cli.adapter.attach import attach
 from uhl_cli.adapter.module import LoraFactors, PortedAdapter, PortedReadout, linear_modules
@@ -199,6 +199,15 @@ def test_a_family_without_a_head_is_refused_by_name():
         refuse_headless(host, SEQUENCE)
     with pytest.raises(HostError, match="token classification"):
         standard_model(host, TOKENS, seed=0)
+
+
+def test_a_head_that_needs_the_decoder_beside_the_host_is_refused():
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer("bert")
+    host = wrap_host(T5Model(T5Config(vocab_size=len(tokenizer), **shape)).eval(), tokenizer)
+    with pytest.raises(HostError, match=r"type 't5' needs all of it, and the host is its T5Stack\..*tune --param"):
+        refuse_headless(host, SEQUENCE)
 
 
 def test_a_release_that_misreads_padding_is_refused(monkeypatch):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from uhl_cli.builtin.corpus import build_corpus, chunks, read_paragraphs, teacher_words, train_tokenizer
 from uhl_cli.builtin.recipes import MAX_LENGTH, RECIPES, VOCAB_SIZE, Recipe
@@ -42,10 +42,14 @@ def train_host(
     texts: TokenisedTexts,
     targets: WordTargets,
     reporter: Reporter,
+    model: PreTrainedModel | None = None,
 ) -> tuple[Student, dict[str, float]]:
-    """A trained student and its losses on held-out texts."""
+    """A trained student and its losses on held-out texts.
+
+    :param model: Its body, of the recipe's shape; by default the recipe's own, at random.
+    """
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    student = Student(recipe, tokenizer, targets.size)
+    student = Student(recipe, tokenizer, targets.size, model)
     matrices = [value for value in student.parameters() if value.dim() > 1]
     vectors = [value for value in student.parameters() if value.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -53,7 +57,7 @@ def train_host(
         lr=recipe.learning_rate,
         betas=(0.9, 0.98),
     )
-    model, optimizer = accelerator.prepare(student, optimizer)
+    prepared, optimizer = accelerator.prepare(student, optimizer)
     padding, lengths = int(tokenizer.pad_token_id), texts.lengths()
     rows = np.random.default_rng(CORPUS_SEED).permutation(len(lengths))
     held, rows = rows[:HELD_OUT_TEXTS], rows[HELD_OUT_TEXTS:]
@@ -66,9 +70,9 @@ def train_host(
                 group["lr"] = recipe.learning_rate * learning_rate_factor(step, recipe.steps, 0.05)
             batch = texts.batch(chosen, padding)
             with accelerator.autocast():
-                losses = model(batch, targets.of(batch.words), recipe.seed * 1_000_003 + step)
+                losses = prepared(batch, targets.of(batch.words), recipe.seed * 1_000_003 + step)
             accelerator.backward(losses.total)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             step += 1

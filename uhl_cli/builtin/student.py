@@ -54,13 +54,19 @@ def body(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 class Student(nn.Module):
-    """Body and heads; see the module."""
+    """Body (the recipe's, or a given model of its shape) and heads; see the module."""
 
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher_size: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerFast,
+        teacher_size: int,
+        model: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.body: PreTrainedModel = body(recipe, tokenizer)
+        self.body: PreTrainedModel = body(recipe, tokenizer) if model is None else model
         width = recipe.hidden_size
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(len(tokenizer)))

@@ -110,7 +110,9 @@ def _kept(model: nn.Module) -> HostMap:
 def base_of(model: nn.Module) -> nn.Module:
     """A model without its head; of an encoder-decoder, the encoder."""
     base: nn.Module = getattr(model, "base_model", model)
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False) and hasattr(base, "get_encoder"):
+    # Classes of the encoder alone (T5EncoderModel) write False, and AutoModel builds both from their checkpoints.
+    both = all(isinstance(getattr(base, part, None), nn.Module) for part in ("encoder", "decoder"))
+    if (both or getattr(getattr(base, "config", None), "is_encoder_decoder", False)) and hasattr(base, "get_encoder"):
         encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
         takes_ids = isinstance(encoder, PreTrainedModel)
         if takes_ids:

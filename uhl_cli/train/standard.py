@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from uhl_cli.adapter.module import LoraFactors, linear_modules
 from uhl_cli.data.examples import Examples
@@ -39,16 +44,17 @@ _TASK_TYPES = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"}
 
 
 def refuse_headless(host: Host, task: Task) -> None:
-    """Return only if transformers has a standard head of the task's kind for the host's family.
+    """Return only if transformers has a standard head of the task's kind on models like the host.
 
-    :raises HostError: It has none; names the family.
+    :raises HostError: It has none, or one that reads more than the host, as of encoder-decoders; names the type.
     """
     config: Any = host.model.config
+    hint = "`uhl tune --parameters lora` keeps a LoRA with uhl's own readout."
+    head = f"head for {_HEAD_NAMES[task.kind]} on models of type '{config.model_type}'"
     if type(config) not in _AUTO[task.kind]._model_mapping:
-        raise HostError(
-            f"transformers has no head for {_HEAD_NAMES[task.kind]} on models of type '{config.model_type}'.",
-            "`uhl tune --parameters lora` keeps a LoRA with uhl's own readout.",
-        )
+        raise HostError(f"transformers has no {head}.", hint)
+    if not isinstance(host.model, AutoModel._model_mapping[type(config)]):
+        raise HostError(f"transformers' {head} needs all of it, and the host is its {type(host.model).__name__}.", hint)
 
 
 def refuse_misread_padding(host: Host, task: Task) -> None:
