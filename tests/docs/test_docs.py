@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from importlib import resources
@@ -226,3 +227,13 @@ def test_comments_that_point_to_a_section_find_it():
     assert found >= 10
     for name, title in re.findall(r'`(\w+\.md)`, "([^"]+)"', ALL):
         assert title in titles[name], title
+
+
+def test_the_architectures_of_the_readme_are_those_of_the_benchmark():
+    summary = json.loads((ROOT / "tests/benchmarks/results/architectures.json").read_text())["summary"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Of {summary['architectures']} tiny random models" in text
+    for number, words in (("all", "take updates on all layers"), ("some", "on some"), ("stream", "the readout alone")):
+        assert f"{summary[number]} {words}" in text
+    assert f"{summary['refused']} are refused" in text
+    assert summary["crash"] == 0
