@@ -10,7 +10,7 @@ from pydantic import Field
 from uhl_cli.budget.sizes import FileSizes
 from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DEFAULT_ADAPTER, DataOptions, HostOptions
-from uhl_cli.schema import Frozen, Strategy, TransferRecord
+from uhl_cli.schema import Degree, Frozen, Strategy, TransferRecord
 
 CONVENTION = (
     "two FLOPs for a multiply-add; matrix products, attention and weighted sums of gathered rows count, "
@@ -141,6 +141,7 @@ class TargetBudget(Frozen):
     model_type: str
     hidden_size: int
     num_hidden_layers: int
+    degree: Degree = Field(description='"all" layers can be edited, "some" parts of layers, or none: "stream"')
     parameters: int
     weights_loaded: bool = Field(description="false: counted from the configuration alone, on the meta device")
     dtype: str

@@ -159,6 +159,7 @@ def _measured(
         model_type=record.fingerprint.model_type,
         hidden_size=host.hidden_size,
         num_hidden_layers=host.num_hidden_layers,
+        degree=host.map.degree,
         parameters=sum(parameter.numel() for parameter in host.map.base.parameters()),
         weights_loaded=not host.map.embeddings.weight.is_meta,
         dtype=str(host.map.embeddings.weight.dtype).removeprefix("torch."),

@@ -25,12 +25,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
 from uhl_cli.host.discover import GROUPS, discover, near, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
+from uhl_cli.host.inner import base_of
 from uhl_cli.host.running import evaluating
 from uhl_cli.host.trace import Call, Edit, Key, Tracer, instead, plus, times
 from uhl_cli.host.untrusted import FOREIGN
@@ -86,17 +86,6 @@ def by_structure(model: nn.Module) -> HostMap:
     base = base_of(model)
     with evaluating(base):
         return _proved_parts(discover(base))
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """A model without its head; of an encoder-decoder, the encoder."""
-    base: nn.Module = getattr(model, "base_model", model)
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False) and hasattr(base, "get_encoder"):
-        encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
-        takes_ids = isinstance(encoder, PreTrainedModel)
-        if takes_ids:
-            return encoder
-    return base
 
 
 def prove_map(host_map: HostMap) -> None:
