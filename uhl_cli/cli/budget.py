@@ -95,10 +95,13 @@ def _target(output: Output, target: TargetBudget, name: str) -> None:
     output.line(f"on {target.name} ({shape}{weights}): {tokens}, {target.dtype}")
     output.degree(target.degree, name)
     table = Table(left=["one pass"], right=["host", "adapter adds", "overhead"])
-    table.row("FLOPs by fvcore", *_counted(target.flops.fvcore))
-    table.row("FLOPs by torch", *_counted(target.flops.torch))
-    difference = (target.flops.host_difference_percent, target.flops.adapter_difference_percent)
-    table.row("  fvcore minus torch", *(f"{value:+.3f} %" for value in difference))
+    flops = target.flops
+    if flops.fvcore is not None:
+        table.row("FLOPs by fvcore", *_counted(flops.fvcore))
+    table.row("FLOPs by torch", *_counted(flops.torch))
+    if flops.fvcore is not None:
+        difference = (flops.host_difference_percent, flops.adapter_difference_percent)
+        table.row("  fvcore minus torch", *(f"{value:+.3f} %" for value in difference))
     memory = target.memory
     table.row("bytes of weights", *_overhead(memory.host_weights, memory.adapter_weights))
     table.row("peak bytes besides", *_overhead(memory.host_peak, memory.adapter_peak))
@@ -111,7 +114,9 @@ def _target(output: Output, target: TargetBudget, name: str) -> None:
             f"x {time.ratio:.3f} [{time.ratio_low:.3f}, {time.ratio_high:.3f}]",
         )
     output.table(table)
-    output.line(f"counted: {target.flops.convention}")
+    output.line(f"counted: {flops.convention}")
+    if flops.fvcore is None:
+        output.line("fvcore cannot trace this target, so torch's counter alone decides")
     if target.flops.lora:
         share = 100 * target.flops.lora / target.flops.torch.host
         output.line(

@@ -191,8 +191,8 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
 def find_map(model: nn.Module) -> HostMap:
     """The map of a model, after checking its shapes against its family's row.
 
-    The map is of its base model, see `inner.base_of`.  Only shapes are read, so models on
-    the meta device can be resolved; `proof.resolve` also runs the model.
+    The map is of its base model, see `inner.base_of`.  Only shapes are read, so models on the meta device can be
+    resolved; `proof.resolve` also runs the model.
 
     :raises UnknownFamilyError: The model's type has no row.
     :raises HostMapError: The row does not fit the model.
