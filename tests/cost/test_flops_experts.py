@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_adapters import SMALL
+from tiny_adapters import SMALL, all_depths, host_bank, random_adapter, tiny_folded, unpacked
+from tiny_hosts import tiny_host, tiny_tokenizer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
+from uhl_cli.adapter.fold import fold
+from uhl_cli.align.alignment import align_anchors
 from uhl_cli.budget.target import measure_flops
 from uhl_cli.cost import flops, flops_fvcore
 from uhl_cli.cost.flops import count_map_flops, counted_operators
 from uhl_cli.cost.flops_fvcore import count_flops_fvcore
 from uhl_cli.cost.passes import PassShape
 from uhl_cli.cost.plan import adapter_flops_per_token, full_plan, make_plan
+from uhl_cli.host.checkpoint import wrap_host
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.proof import resolve
 
@@ -125,6 +129,22 @@ def test_without_its_handler_a_mixture_loses_its_updates(monkeypatch):
     assert left_out() != ()
 
 
+def test_the_formula_of_a_plan_is_the_count_where_experts_are_edited():
+    host = wrap_host(mixture("mixtral", vocab_size=500), tiny_tokenizer("bert"))
+    bank, states = host_bank(host)
+    with torch.no_grad():
+        folded = unpacked(fold(random_adapter().stored(), all_depths(align_anchors(bank, states)), host.map))
+    tokens = 64
+    added = count_map_flops(host.map, folded, PassShape(1, tokens)) - count_map_flops(
+        host.map, None, PassShape(1, tokens)
+    )
+    assert {"up", "down"} <= host.map.layers[0].target_modules.keys()
+    formula = tokens * adapter_flops_per_token(full_plan(host.map), host.map, SMALL)
+    assert formula == pytest.approx(added, rel=0.01)
+    fewer = tokens * adapter_flops_per_token(full_plan(host.map).without_updates(), host.map, SMALL)
+    assert fewer < 0.5 * added
+
+
 def test_parameters_that_a_model_hands_to_its_modules_are_no_obstacle():
     """Torch's counter looks for the graph of every argument that requires gradients."""
 
@@ -144,9 +164,6 @@ def test_parameters_that_a_model_hands_to_its_modules_are_no_obstacle():
 
 
 def test_a_host_that_fvcore_cannot_trace_is_measured_by_torchs_counter(monkeypatch):
-    from tiny_adapters import tiny_folded, unpacked
-    from tiny_hosts import tiny_host
-
     host = tiny_host("bert")
     folded = unpacked(tiny_folded(host)[0])
     both = measure_flops(host.map, folded, SHAPE)
