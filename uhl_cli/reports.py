@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from uhl_cli.metrics import Difference, Score
-from uhl_cli.schema import Fingerprint, Frozen, HostRecord
+from uhl_cli.schema import Degree, Fingerprint, Frozen, HostRecord
 
 
 class Reporter(Protocol):
@@ -86,6 +86,7 @@ class PortReport(Frozen):
     adapter: str
     bytes: int
     target: HostRecord
+    degree: Degree = Field(description="what of the target can be edited, see `HostReport`")
     strategy: str
     task: str
     source: str
@@ -140,6 +141,7 @@ class TuneReport(Frozen):
     output: str
     adapter: str
     target: HostRecord
+    degree: Degree = Field(description="what of the target can be edited, see `HostReport`")
     task: str
     own_task: bool = Field(description="the adapter's own readout is used; otherwise a new one was trained")
     parameters: Literal["delta-theta", "lora"] = Field(description="what was tuned")
@@ -271,7 +273,7 @@ class HostReport(Frozen):
     host: str
     fingerprint: Fingerprint
     found_by: Literal["row", "structure"]
-    degree: str
+    degree: Degree
     decoder: bool
     max_length: int
     embeddings: str

@@ -222,6 +222,8 @@ class Fingerprint(Frozen):
 
 # Where a host's tokenizer comes from: its tokenizer.json, or the class in transformers; see `host.tokenizer`.
 TokenizerSource = Literal["file", "class"]
+# What of a host can be edited: modules of all layers, of some, or of none, so that the stream alone is read.
+Degree = Literal["all", "some", "stream"]
 
 
 class HostRecord(Frozen):

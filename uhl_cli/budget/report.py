@@ -10,7 +10,7 @@ from pydantic import Field
 from uhl_cli.budget.sizes import FileSizes
 from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DEFAULT_ADAPTER, DataOptions, HostOptions
-from uhl_cli.schema import Frozen, Strategy, TransferRecord
+from uhl_cli.schema import Degree, Frozen, Strategy, TransferRecord
 
 CONVENTION = (
     "two FLOPs for a multiply-add; matrix products, attention and weighted sums of gathered rows count, "
@@ -90,10 +90,12 @@ class FlopBudget(Frozen):
     """FLOPs by two independent counters."""
 
     convention: str = CONVENTION
-    fvcore: FlopCount = Field(description="fvcore's trace of the running model, times two")
+    fvcore: FlopCount | None = Field(
+        description="fvcore's trace of the running model, times two; None for a target that torch cannot trace"
+    )
     torch: FlopCount = Field(description="torch's flop counter as the operators run")
-    host_difference_percent: float = Field(description="fvcore minus torch, over torch, of the host alone")
-    adapter_difference_percent: float = Field(description="the same of what the adapter adds")
+    host_difference_percent: float | None = Field(description="fvcore minus torch, over torch, of the host alone")
+    adapter_difference_percent: float | None = Field(description="the same of what the adapter adds")
     uncounted: tuple[str, ...] = Field(description="operators that ran and are not counted")
     lora: int = Field(
         0,
@@ -102,8 +104,8 @@ class FlopBudget(Frozen):
 
     @property
     def percent(self) -> float:
-        """The larger figure of both counters, which is compared with the limit."""
-        return max(self.fvcore.percent, self.torch.percent)
+        """The larger figure of the counters, which is compared with the limit."""
+        return self.torch.percent if self.fvcore is None else max(self.fvcore.percent, self.torch.percent)
 
 
 class MemoryBudget(Frozen):
@@ -141,6 +143,7 @@ class TargetBudget(Frozen):
     model_type: str
     hidden_size: int
     num_hidden_layers: int
+    degree: Degree = Field(description='"all" layers can be edited, "some" parts of layers, or none: "stream"')
     parameters: int
     weights_loaded: bool = Field(description="false: counted from the configuration alone, on the meta device")
     dtype: str

@@ -159,6 +159,7 @@ def _measured(
         model_type=record.fingerprint.model_type,
         hidden_size=host.hidden_size,
         num_hidden_layers=host.num_hidden_layers,
+        degree=host.map.degree,
         parameters=sum(parameter.numel() for parameter in host.map.base.parameters()),
         weights_loaded=not host.map.embeddings.weight.is_meta,
         dtype=str(host.map.embeddings.weight.dtype).removeprefix("torch."),
@@ -224,22 +225,28 @@ def measure_flops(
 ) -> FlopBudget:
     """FLOPs of one pass by both counters, host alone and with the adapter attached."""
     counts: list[int] = []
+    traced: list[int] = []
     uncounted: set[str] = set()
     for done, attached in enumerate((None, adapter)):
-        count, names = count_flops_fvcore(host_map, attached, shape)
+        counts.append(count_map_flops(host_map, attached, shape))
+        try:
+            count, names = count_flops_fvcore(host_map, attached, shape)
+        except RuntimeError:  # what torch's tracer raises; the pass itself ran above
+            names = frozenset()
+        else:
+            traced.append(count)
         uncounted |= names
-        counts += [count, count_map_flops(host_map, attached, shape)]
         if progress:
             progress(done + 1, 2)
-    fvcore, by_torch = _count(counts[0], counts[2]), _count(counts[1], counts[3])
+    by_torch, fvcore = _count(*counts), _count(*traced) if len(traced) == len(counts) else None
     lora = 0
     if adapter.lora is not None:
-        lora = counts[3] - count_map_flops(host_map, adapter.with_lora(None), shape)
+        lora = counts[1] - count_map_flops(host_map, adapter.with_lora(None), shape)
     return FlopBudget(
         fvcore=fvcore,
         torch=by_torch,
-        host_difference_percent=100 * (fvcore.host - by_torch.host) / by_torch.host,
-        adapter_difference_percent=100 * (fvcore.adapter - by_torch.adapter) / by_torch.adapter,
+        host_difference_percent=fvcore and 100 * (fvcore.host - by_torch.host) / by_torch.host,
+        adapter_difference_percent=fvcore and 100 * (fvcore.adapter - by_torch.adapter) / by_torch.adapter,
         uncounted=tuple(sorted(uncounted)),
         lora=lora,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -10,6 +11,7 @@ from uhl_cli.errors import BudgetError
 
 if TYPE_CHECKING:
     from uhl_cli.budget.report import BudgetOptions, BudgetReport, FlopCount, TargetBudget
+    from uhl_cli.commands.options import HostOptions
     from uhl_cli.schema import TransferRecord
 
 
@@ -35,13 +37,13 @@ def budget(options: BudgetOptions, output: Output) -> None:
 
     with output.progress() as reporter:
         report = run_budget(options, reporter)
-    target = report.target
+    target, named = report.target, options.target or options.target_config
     if target is not None and target.sequence_length < options.sequence_length:
         said = f"the target takes at most {target.sequence_length} tokens; counted at that length."
         output.note(said, "warning: ")
     percent = "-" if target is None else f"{target.flops.percent:.4f}"
     atoms = "-" if target is None or target.atoms is None else f"{target.atoms.per_token:.4f}"
-    output.result(report, quiet=[(report.file.bytes, percent, atoms)], table=_table)
+    output.result(report, quiet=[(report.file.bytes, percent, atoms)], table=partial(_table, named=named))
     if report.beyond:
         raise BudgetError(
             f"{options.adapter} is beyond its budget: {'; '.join(report.beyond)}.",
@@ -49,8 +51,8 @@ def budget(options: BudgetOptions, output: Output) -> None:
         )
 
 
-def _table(output: Output, report: BudgetReport) -> None:
-    """Print the file's parts and, where there is a target, what the adapter costs there."""
+def _table(output: Output, report: BudgetReport, *, named: HostOptions | None) -> None:
+    """Print the file's parts and, where there is a target, what the adapter costs there; `named` is what was asked."""
     output.line(report.adapter)
     table = Table(left=["part"], right=["bytes", "share", "parameters"])
     for part in report.file.parts:
@@ -67,7 +69,7 @@ def _table(output: Output, report: BudgetReport) -> None:
     if report.transfer is not None:
         output.line(_transfer(report.transfer))
     if report.target is not None:
-        _target(output, report.target)
+        _target(output, report.target, report.target.name if named is None else named.name)
     limits = [] if report.limits.bytes is None else [f"{report.limits.bytes:,} bytes"]
     if report.limits.flops_percent is not None:
         limits.append(f"{report.limits.flops_percent:g} % FLOPs")
@@ -86,16 +88,20 @@ def _transfer(record: TransferRecord) -> str:
     )
 
 
-def _target(output: Output, target: TargetBudget) -> None:
+def _target(output: Output, target: TargetBudget, name: str) -> None:
     shape = f"{target.model_type}, {target.num_hidden_layers} x {target.hidden_size}"
     weights = "" if target.weights_loaded else "; configuration alone, no weights"
     tokens = f"{target.batch_size} x {target.sequence_length} tokens"
     output.line(f"on {target.name} ({shape}{weights}): {tokens}, {target.dtype}")
+    output.degree(target.degree, name)
     table = Table(left=["one pass"], right=["host", "adapter adds", "overhead"])
-    table.row("FLOPs by fvcore", *_counted(target.flops.fvcore))
-    table.row("FLOPs by torch", *_counted(target.flops.torch))
-    difference = (target.flops.host_difference_percent, target.flops.adapter_difference_percent)
-    table.row("  fvcore minus torch", *(f"{value:+.3f} %" for value in difference))
+    flops = target.flops
+    if flops.fvcore is not None:
+        table.row("FLOPs by fvcore", *_counted(flops.fvcore))
+    table.row("FLOPs by torch", *_counted(flops.torch))
+    if flops.fvcore is not None:
+        difference = (flops.host_difference_percent, flops.adapter_difference_percent)
+        table.row("  fvcore minus torch", *(f"{value:+.3f} %" for value in difference))
     memory = target.memory
     table.row("bytes of weights", *_overhead(memory.host_weights, memory.adapter_weights))
     table.row("peak bytes besides", *_overhead(memory.host_peak, memory.adapter_peak))
@@ -108,7 +114,9 @@ def _target(output: Output, target: TargetBudget) -> None:
             f"x {time.ratio:.3f} [{time.ratio_low:.3f}, {time.ratio_high:.3f}]",
         )
     output.table(table)
-    output.line(f"counted: {target.flops.convention}")
+    output.line(f"counted: {flops.convention}")
+    if flops.fvcore is None:
+        output.line("fvcore cannot trace this target, so torch's counter alone decides")
     if target.flops.lora:
         share = 100 * target.flops.lora / target.flops.torch.host
         output.line(

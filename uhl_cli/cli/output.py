@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -30,6 +31,7 @@ from uhl_cli.text import one_line
 
 if TYPE_CHECKING:  # both bring numpy, which `--help` does without
     from uhl_cli.metrics import Difference, Score
+    from uhl_cli.schema import Degree
 
 INTERRUPTED = 130
 # The exit code of a process that ends by SIGPIPE.
@@ -179,6 +181,12 @@ class Output:
                 "pretrain with a larger --max-length, or choose a host that takes longer texts.",
                 "warning: ",
             )
+
+    def degree(self, degree: Degree, name: str) -> None:
+        """One line if not all layers of a target can be edited; `name` is the one that the user gave."""
+        if degree != "all":
+            said = "updates on a part of the layers" if degree == "some" else "no updates, the readout alone"
+            self.line(f"{said}: see `uhl hosts {shlex.quote(name)}`")
 
     def progress(self) -> ProgressBar:
         """The progress reporter for commands, as a context manager."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -42,16 +43,21 @@ def port(options: PortOptions, output: Output) -> None:
         _, report = run_port(options, reporter)
     output.warn_truncated(report.truncated)
     ported = report.scores.get("ported")
-    output.result(report, quiet=[("not-scored" if ported is None else f"{ported.value:.6f}",)], table=_table)
+    output.result(
+        report,
+        quiet=[("not-scored" if ported is None else f"{ported.value:.6f}",)],
+        table=partial(_table, target=options.target.name),
+    )
 
 
-def _table(output: Output, report: PortReport) -> None:
-    """Print what `port` did."""
-    target = report.target.fingerprint
+def _table(output: Output, report: PortReport, *, target: str) -> None:
+    """Print what `port` did; `target` is the name that the user gave."""
+    shape = report.target.fingerprint
     output.line(
         f"{report.adapter} from {report.source} to {report.target.name} "
-        f"({target.model_type}, {target.num_hidden_layers} x {target.hidden_size}), --align {report.strategy}"
+        f"({shape.model_type}, {shape.num_hidden_layers} x {shape.hidden_size}), --align {report.strategy}"
     )
+    output.degree(report.degree, target)
     if report.quality:
         knots = ", ".join(f"{value:.2f}" for value in report.readout_quality)
         table = Table(

@@ -89,6 +89,7 @@ def _table(output: Output, report: TuneReport, *, target: str) -> None:
     table.row("training examples, steps", f"{report.train_examples:,}, {report.steps:,}")
     table.row("seconds", f"{report.seconds:.0f}")
     output.table(table)
+    output.degree(report.degree, target)
     if report.left_out:
         output.line(f"left out to hold the FLOP limit: {', '.join(report.left_out)}")
     if report.search is not None:

@@ -131,6 +131,7 @@ def port(
         adapter=str(options.adapter),
         bytes=options.adapter.stat().st_size if options.adapter.exists() else 0,
         target=host_record(host),
+        degree=host.map.degree,
         strategy=ported.strategy,
         task=manifest.task.name,
         source=manifest.source.name,

@@ -123,6 +123,7 @@ def tune(
         output=str(output),
         adapter=str(options.adapter),
         target=record.target,
+        degree=host.map.degree,
         task=data.task.name,
         own_task=record.own_task,
         parameters="delta-theta",

@@ -187,6 +187,7 @@ def tune_student(
         output=str(output),
         adapter=str(options.adapter),
         target=record.target,
+        degree=host.map.degree,
         task=adapter.manifest.task.name,
         own_task=True,
         parameters=options.parameters,

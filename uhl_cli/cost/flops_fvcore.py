@@ -14,6 +14,7 @@ from fvcore.nn import FlopCountAnalysis
 
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.codes.layout import TAIL_BYTES
+from uhl_cli.cost.flops import grouped_product
 from uhl_cli.cost.passes import PassShape, forward_pass
 from uhl_cli.host.hostmap import HostMap
 
@@ -59,6 +60,11 @@ def _baddbmm(inputs: Values, outputs: Values) -> int:
     return math.prod(_shape(outputs[0])) * _shape(inputs[1])[-1]
 
 
+def _grouped_product(inputs: Values, _outputs: Values) -> int:
+    """Multiply-adds of a product by groups, whose operands need not have as many dimensions as each other."""
+    return grouped_product(tuple(_shape(inputs[0])), tuple(_shape(inputs[1]))) // FLOPS_PER_MULTIPLY_ADD
+
+
 def _nothing(_inputs: Values, _outputs: Values) -> int:
     return 0
 
@@ -73,6 +79,8 @@ HANDLERS: dict[str, Callable[[Values, Values], int]] = {
     "aten::mv": _matmul,
     "aten::bmm": _matmul,
     "aten::baddbmm": _baddbmm,
+    "aten::_grouped_mm": _grouped_product,
+    "transformers::grouped_mm_fallback": _grouped_product,
     "aten::layer_norm": _nothing,
 }
 

@@ -139,13 +139,14 @@ def load_host(
 
 
 def wrap_host(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, name: str = "in-memory") -> Host:
-    """A host from a model and a tokenizer in memory.
+    """A host from a model of any class and a tokenizer in memory; see `inner.base_of` for what of it is the host.
 
     The model keeps its training and `requires_grad` flags.  The tokenizer is copied; the caller's keeps its settings.
     Warns (`UhlWarning`) if it gives other ids than the tokenizer.json that it was loaded from.
 
     :raises TokenizerError: The tokenizer is not fast.
-    :raises HostMapError: It hands no stream of states from layer to layer.
+    :raises HostMapError: The model hands no stream of states from layer to layer, holds several models, or adapters or
+        prompts of peft.
     :raises HostError: The tokenizer has more tokens than the model has embeddings, or a token beyond them.
     """
     warn_other_file(name, tokenizer)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError
 from uhl_cli.host.families import READER_TYPES, WRITER_TYPES, Family, TargetModuleRule, family_of
+from uhl_cli.host.inner import base_of
+from uhl_cli.schema import Degree
 
 _WEIGHT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _UP_TO_NUMBER = re.compile(r"^.*?\.\d+\.")
@@ -144,7 +146,7 @@ class HostMap:
         return len(self.layers)
 
     @property
-    def degree(self) -> str:
+    def degree(self) -> Degree:
         """What can be edited: "all" layers, with attention and feed-forward part; "some" parts of layers; or no module
         of any layer, the "stream" alone."""
         whole = all({"q", "down"} <= layer.target_modules.keys() for layer in self.layers)
@@ -194,13 +196,13 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
 def find_map(model: nn.Module) -> HostMap:
     """The map of a model, after checking its shapes against its family's row.
 
-    The model may be a base model or one with a head; the map is of its base model.  Only shapes are read, so models on
-    the meta device can be resolved; `proof.resolve` also runs the model.
+    The map is of its base model, see `inner.base_of`.  Only shapes are read, so models on the meta device can be
+    resolved; `proof.resolve` also runs the model.
 
     :raises UnknownFamilyError: The model's type has no row.
     :raises HostMapError: The row does not fit the model.
     """
-    base = getattr(model, "base_model", model)
+    base = base_of(model)
     config = getattr(base, "config", None)
     family = family_of(config, type(base))
     layers = _module(base, family.layers, "list of layers")

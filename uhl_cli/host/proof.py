@@ -28,12 +28,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
 from uhl_cli.host.discover import GROUPS, SHARE_OF_SHIFT, discover, near, other_size, rows_of
 from uhl_cli.host.families import WRITER_TYPES
 from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
+from uhl_cli.host.inner import base_of
 from uhl_cli.host.map_cache import load_map, save_map
 from uhl_cli.host.running import evaluating
 from uhl_cli.host.trace import Alone, Call, Edit, Key, Tracer, instead, plus, times
@@ -105,19 +105,6 @@ def _kept(model: nn.Module) -> HostMap:
     found = by_structure(model)
     save_map(found)
     return found
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """A model without its head; of an encoder-decoder, the encoder."""
-    base: nn.Module = getattr(model, "base_model", model)
-    # Classes of the encoder alone (T5EncoderModel) write False, and AutoModel builds both from their checkpoints.
-    both = all(isinstance(getattr(base, part, None), nn.Module) for part in ("encoder", "decoder"))
-    if (both or getattr(getattr(base, "config", None), "is_encoder_decoder", False)) and hasattr(base, "get_encoder"):
-        encoder: nn.Module = base.get_encoder()  # type: ignore[operator]
-        takes_ids = isinstance(encoder, PreTrainedModel)
-        if takes_ids:
-            return encoder
-    return base
 
 
 def prove_map(host_map: HostMap) -> None:
