@@ -85,7 +85,7 @@ def by_structure(model: nn.Module) -> HostMap:
     """
     base = base_of(model)
     with evaluating(base):
-        return _proved_parts(discover(base))
+        return proved_parts(discover(base))
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -121,7 +121,7 @@ def _prove_ends(host_map: HostMap) -> None:
 
 
 @torch.no_grad()
-def _proved_parts(host_map: HostMap) -> HostMap:
+def proved_parts(host_map: HostMap) -> HostMap:
     """A map by structure with those groups of each layer's modules whose facts hold.
 
     :raises HostMapError: A fact about the whole model does not hold.
