@@ -20,7 +20,7 @@ hold refuses a row's map; of a map by structure it takes the layer's attention o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -121,9 +121,10 @@ def _prove_ends(host_map: HostMap) -> None:
 
 
 @torch.no_grad()
-def proved_parts(host_map: HostMap) -> HostMap:
-    """A map by structure with those groups of each layer's modules whose facts hold.
+def proved_parts(host_map: HostMap, indices: Collection[int] | None = None) -> HostMap:
+    """A map by structure with those groups of each layer's modules whose facts hold; in eval mode.
 
+    :param indices: The layers to prove; the others stay as they are.  All by default.
     :raises HostMapError: A fact about the whole model does not hold.
     """
     runner = _runner(host_map, host_map.layers)
@@ -131,6 +132,9 @@ def proved_parts(host_map: HostMap) -> HostMap:
     for layer in host_map.layers:
         kept: dict[str, TargetModule] = {}
         problems = [layer.problem] if layer.problem else []
+        if indices is not None and layer.index not in indices:
+            layers.append(layer)
+            continue
         edited = runner.edited(layer) if layer.target_modules else None
         for group in GROUPS:
             part = {kind: layer.target_modules[kind] for kind in group if kind in layer.target_modules}

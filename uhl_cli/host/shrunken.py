@@ -1,15 +1,16 @@
 """The map of a model without weights: found on narrow copies with the same pattern of layers, and carried over.
 
 A map by structure takes a model that runs, and the meta device has no values.  So two copies of the configuration are
-made with narrow heads, feed-forward parts and tables, few experts and random weights.  The map is found on the first,
-carried over to the second and proved there, at another size; then it is carried over to the model itself.  Widths are
+made with narrow heads, feed-forward parts and tables, few experts and random weights.  The map is found on the first
+and proved on each of its layers, carried over to the second and proved there, at another size, on a layer of each kind;
+then it is carried over to the model itself.  Widths are
 always those of the model that the map is carried to.  Parts of fused modules grow with their module; a rule for their
 columns that fails at the second size leaves them out.
 """
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -43,8 +44,8 @@ _TOKEN = re.compile(r"(^|_)(token_)?(id|ids|index)$")
 _PART_OF_HEAD = ("partial_rotary_factor", "rotary_pct")
 
 # Sizes of the copies: of a head in each, and of the stream where there are no heads.
-_HEAD_SIZES = (8, 4)
-_WIDTHS = (64, 32)
+_HEAD_SIZES = (4, 8)
+_WIDTHS = (32, 64)
 _VOCABULARY, _EXPERT_COUNT = 512, 4
 _MOST_ELEMENTS = 300_000_000
 _HINT = "Load its weights with --target; experts without weights may need --dtype bfloat16."
@@ -66,10 +67,7 @@ def map_without_weights(name: str, model: nn.Module, config: Any) -> HostMap:  #
         assert found is not None  # there is always a first size
         host_map = by_structure(found)
         if prover is not None:
-            there = _carried(host_map, base_of(prover))
-            with evaluating(there.base):
-                proved = proved_parts(there)
-            host_map = _without_unproved(host_map, proved)
+            host_map = _without_unproved(host_map, _carried(host_map, base_of(prover)))
         return _carried(host_map, base)
     except HostError as error:
         raise HostMapError(f"The modules of '{name}' are not found without weights: {error.message}", _HINT) from error
@@ -118,7 +116,8 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
         raise HostError("its configuration names no hidden_size")
     if not heads and type(number) is int and 0 < number <= width:
         heads = [width // number]
-    common = math.gcd(width, *heads, *rotary)
+    ratio = [width // number] if type(number) is int and number > 0 and width % number == 0 else []
+    common = math.gcd(width, *ratio, *heads, *rotary)
     divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
 
     def fitting(head: int, stream: int) -> int:
@@ -165,7 +164,7 @@ def _fewer(key: str, value: Any, factor: int) -> Any:  # noqa: ANN401
     """A field that is no width, with the size that it has in a copy."""
     if key == "mrope_section" and isinstance(value, list):
         ends = [0, *(round(sum(value[: index + 1]) / factor) for index in range(len(value)))]
-        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(ends)]
     if key in _PART_OF_HEAD and isinstance(value, float) and 0 < value < 1:
         return 0.5
     if _TOKEN.search(key) and isinstance(value, list):
@@ -274,10 +273,21 @@ def _scaled(columns: slice | Tensor, features: int, total: int) -> slice | Tenso
     return torch.cat([torch.arange(start, stop) for start, stop in pairs])
 
 
-def _without_unproved(host_map: HostMap, proved: HostMap) -> HostMap:
-    """The map without those modules that were not proved at another size."""
+def _without_unproved(host_map: HostMap, there: HostMap) -> HostMap:
+    """The map without those modules that are not proved at another size, on one layer of each kind."""
+    kinds: dict[object, int] = {}
+    kind_of = [kinds.setdefault(_kind(layer), layer.index) for layer in there.layers]
+    with evaluating(there.base):
+        proved = proved_parts(there, set(kind_of))
     layers = []
-    for layer, other in zip(host_map.layers, proved.layers, strict=True):
+    for layer, index in zip(host_map.layers, kind_of, strict=True):
+        other = proved.layers[index]
         kept = {kind: linear for kind, linear in layer.target_modules.items() if kind in other.target_modules}
         layers.append(replace(layer, target_modules=kept, problem=other.problem))
     return replace(host_map, layers=tuple(layers))
+
+
+def _kind(layer: HostLayer) -> object:
+    """What layers with the same parts have in common."""
+    shapes = tuple((name, tuple(value.shape)) for name, value in layer.module.named_parameters())
+    return type(layer.module), shapes, tuple(layer.target_modules), layer.problem
