@@ -43,7 +43,7 @@ _CHOSEN_EXPERTS = re.compile(r"experts_per_tok(en)?$|^moe_(topk|k|top_k)$|^top_k
 _TOKEN = re.compile(r"(^|_)(token_)?(id|ids|index)$")
 _PART_OF_HEAD = ("partial_rotary_factor", "rotary_pct")
 
-# Sizes of the copies: of a head in each, and of the stream where there are no heads.
+# Least sizes of the two copies: of a head, and of the stream.  In narrower ones facts drown in chance.
 _HEAD_SIZES = (4, 8)
 _WIDTHS = (32, 64)
 _VOCABULARY, _EXPERT_COUNT = 512, 4
@@ -106,7 +106,7 @@ def _copy(name: str, config: Any, size: int) -> nn.Module | None:  # noqa: ANN40
 
 
 def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
-    """What every width is divided by, so that heads have about that size; None if the second size is the first."""
+    """What every width is divided by, the most for the least sizes; None if there is no second size."""
     fields = config.to_dict()
     heads = [value for key, value in fields.items() if _HEAD.search(key) and type(value) is int and value > 0]
     rotary = [value for key, value in fields.items() if _ROTARY.search(key) and type(value) is int and value > 0]
@@ -121,10 +121,8 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
     divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
 
     def fitting(head: int, stream: int) -> int:
-        most = min(
-            [value // head for value in heads] + [value * 2 // head for value in rotary], default=width // stream
-        )
-        return max(divisor for divisor in divisors if divisor <= max(most, 1))
+        most = [width // stream, *(value // head for value in heads), *(value * 2 // head for value in rotary)]
+        return max(divisor for divisor in divisors if divisor <= max(1, min(most)))
 
     first, second = (fitting(*sizes) for sizes in zip(_HEAD_SIZES, _WIDTHS, strict=True))
     if size == 0:
