@@ -22,7 +22,15 @@ from uhl_cli.budget.target import anchor_examples, measure
 from uhl_cli.commands.options import DataOptions, HostOptions
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.data import Examples
-from uhl_cli.errors import BudgetError, FormatError, HostError, HostNotFoundError, UnknownFamilyError, UsageError
+from uhl_cli.errors import (
+    BudgetError,
+    FormatError,
+    HostError,
+    HostMapError,
+    HostNotFoundError,
+    UnknownFamilyError,
+    UsageError,
+)
 from uhl_cli.formats.adapter import read_adapter, write_adapter
 from uhl_cli.formats.convert import to_file
 from uhl_cli.formats.task import write_task
@@ -317,8 +325,10 @@ def test_configurations_that_serve_no_count(file, tmp_path):
         with pytest.raises(kind, match=match):
             run_budget(options_for(file, target_config=target(path)))
 
-    unknown = write_config(tmp_path / "t5", {"model_type": "t5"})
-    refused(unknown, UnknownFamilyError, "t5")
+    unknown = write_config(tmp_path / "none", {"model_type": "no-such-type"})
+    refused(unknown, UnknownFamilyError, "no-such-type")
+    streamless = write_config(tmp_path / "xlm", {"model_type": "xlm", "emb_dim": 64, "n_layers": 2, "n_heads": 4})
+    refused(streamless, HostMapError, "not found without weights: No list of layers")
     broken = write_config(tmp_path / "heads", {**BERT_LARGE, "num_attention_heads": 7})
     refused(broken, HostError, "heads")
     (tmp_path / "empty").mkdir()

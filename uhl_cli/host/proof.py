@@ -22,7 +22,7 @@ does not hold refuses a row's map; of a map by structure it takes the layer's at
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -91,7 +91,7 @@ def by_structure(model: nn.Module) -> HostMap:
     """
     base = base_of(model)
     with evaluating(base):
-        return _proved_parts(discover(base))
+        return proved_parts(discover(base))
 
 
 def _kept(model: nn.Module) -> HostMap:
@@ -129,9 +129,10 @@ def _prove_ends(host_map: HostMap) -> None:
 
 
 @torch.no_grad()
-def _proved_parts(host_map: HostMap) -> HostMap:
-    """A map by structure with those groups of each layer's modules whose facts hold.
+def proved_parts(host_map: HostMap, indices: Collection[int] | None = None) -> HostMap:
+    """A map by structure with those groups of each layer's modules whose facts hold; in eval mode.
 
+    :param indices: The layers to prove; the others stay as they are.  All by default.
     :raises HostMapError: A fact about the whole model does not hold.
     """
     runner = _runner(host_map, host_map.layers)
@@ -140,6 +141,9 @@ def _proved_parts(host_map: HostMap) -> HostMap:
         kept: dict[str, TargetModule] = {}
         others = list(layer.others)
         problems = [layer.problem] if layer.problem else []
+        if indices is not None and layer.index not in indices:
+            layers.append(layer)
+            continue
         edited = runner.edited(layer) if layer.target_modules else None
         for group in GROUPS:
             part = {kind: layer.target_modules[kind] for kind in group if kind in layer.target_modules}

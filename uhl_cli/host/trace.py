@@ -127,7 +127,9 @@ class Tracer:
     def final(self, ids: Tensor | None = None) -> Tensor:
         """The final state [batch, tokens, width] of a pass that is not traced."""
         ids = self.ids if ids is None else ids
-        state: Tensor = self.base(input_ids=ids, attention_mask=torch.ones_like(ids), **self._options)[0]
+        # No mask where there are no values: models read it.
+        mask = None if ids.is_meta else torch.ones_like(ids)
+        state: Tensor = self.base(input_ids=ids, attention_mask=mask, **self._options)[0]
         return state
 
     def run(
