@@ -315,7 +315,7 @@ def build(architecture: Architecture, source: Host) -> tuple[PreTrainedModel, Pr
 
 def _tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
     folder = builtin_path(architecture.source)
-    tokenizer: Any = load_tokenizer(architecture.source, folder, config=None)
+    tokenizer: Any = load_tokenizer(architecture.source, folder, config=None)[0]
     if architecture.padding:
         other, text = tokenizer.convert_ids_to_tokens(architecture.padding), tokenizer.backend_tokenizer.to_str()
         # The two tokens change places everywhere: in the vocabulary and in what is put around a text.

@@ -127,9 +127,10 @@ class Tracer:
     def final(self, ids: Tensor | None = None) -> Tensor:
         """The final state [batch, tokens, width] of a pass that is not traced."""
         ids = self.ids if ids is None else ids
-        # No mask where there are no values: models read it.
-        mask = None if ids.is_meta else torch.ones_like(ids)
-        state: Tensor = self.base(input_ids=ids, attention_mask=mask, **self._options)[0]
+        if ids.is_meta:  # without values there can be no mask, and without a cache models look for positions to mask
+            found: Tensor = self.base(input_ids=ids)[0]
+            return found
+        state: Tensor = self.base(input_ids=ids, attention_mask=torch.ones_like(ids), **self._options)[0]
         return state
 
     def run(
