@@ -601,6 +601,12 @@ class _Block:
         read: Tensor | None = None
         for role in ("q", "k", "v"):
             key, columns = max(roles[role], key=lambda part: len(part[1]))
+            total, heads = self.calls[key].output.shape[-1], self.calls[output].input.shape[-1]
+            alone = all(other != key for each in roles if each != role for other, _ in roles[each])
+            if alone and heads % total == 0:  # a feature without a gradient to speak of has this role, too
+                columns = tuple(range(total))
+            if role == "q" and len(columns) != heads:
+                raise NotFound(f"{self.label}: {len(columns)} features act as queries, of {heads} that are read")
             state = self.search_of.rows(self.calls[key].input)
             if state is None or (read is not None and not torch.equal(state, read)):
                 raise NotFound(f"{self.label}: q and {role} read different states")
