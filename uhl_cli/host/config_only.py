@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
         config = load_config(name, path, trust_remote_code=False)
         model: Any = without_weights(AutoModel, name, config)
         # Some models search the tokens for padding, but tokens have no values on the meta device.
-        model.config.pad_token_id = None
+        with suppress(*FOREIGN):  # some configurations take no None
+            model.config.pad_token_id = None
         model = model.requires_grad_(False).to(_dtype(dtype, config))
         try:
             host_map = find_map(model)

@@ -118,7 +118,11 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
         raise HostError("its configuration names no hidden_size")
     if not heads and type(number) is int and 0 < number <= width:
         heads = [width // number]
-    ratio = [width // number] if type(number) is int and number > 0 and width % number == 0 else []
+    # Many classes ask for a width that is a multiple of the heads, even with a head size of its own.
+    if type(number) is int and number > 0 and width % number == 0 and not rotary:
+        ratio = [width // number]
+    else:
+        ratio = []
     common = math.gcd(width, *ratio, *heads, *rotary)
     divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
 
@@ -147,8 +151,9 @@ def _narrowed(fields: Mapping[str, Any], factor: int) -> dict[str, Any]:
         else:
             narrow[key] = _fewer(key, value, factor)
     if "rope_type" in narrow:
-        kept = ("rope_theta", "rope_type", "mrope_section", *_PART_OF_HEAD)
-        narrow = {key: value for key, value in narrow.items() if key in kept} | {"rope_type": "default"}
+        # Scales that go with another type come as lists, one for each rotary feature.
+        kept = {key: value for key, value in narrow.items() if not isinstance(value, list) or key == "mrope_section"}
+        narrow = kept | {"rope_type": "default"}
     return narrow
 
 
