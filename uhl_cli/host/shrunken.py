@@ -119,10 +119,7 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
     if not heads and type(number) is int and 0 < number <= width:
         heads = [width // number]
     # Many classes ask for a width that is a multiple of the heads, even with a head size of its own.
-    if type(number) is int and number > 0 and width % number == 0 and not rotary:
-        ratio = [width // number]
-    else:
-        ratio = []
+    ratio = [width // number] if type(number) is int and number > 0 and width % number == 0 and not rotary else []
     common = math.gcd(width, *ratio, *heads, *rotary)
     divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
 
