@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from uhl_cli.errors import HostMapError
 from uhl_cli.host import shrunken
@@ -163,3 +164,19 @@ def test_experts_without_weights_run_in_bfloat16(tmp_path):
     found = load_config_host(folder, dtype="bfloat16")
     assert found.map.degree == "all"
     assert not found.map.layers[0].target_modules["down"].matrix
+
+
+def test_a_configuration_that_takes_no_missing_padding(tmp_path):
+    if "modernbert-decoder" not in CONFIG_MAPPING:
+        pytest.skip("this release of transformers has no modernbert-decoder")
+    config, _ = made("modernbert-decoder", num_hidden_layers=1)
+    assert load_config_host(write(tmp_path / "host", config.to_dict())).map.decoder
+
+
+def test_many_widths_divide_by_one_factor():
+    mixture = AutoConfig.for_model("mixtral")
+    narrow = shrunken._narrowed(mixture.to_dict(), 32)
+    assert (narrow["hidden_size"], narrow["intermediate_size"], narrow["num_local_experts"]) == (128, 448, 4)
+    for kept in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "max_position_embeddings"):
+        assert narrow[kept] == getattr(mixture, kept)
+    assert [shrunken._factor(mixture, size) for size in (0, 1)] == [32, 16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from uhl_cli.files import refuse_unwritable_cache
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.fingerprint import shape_fingerprint
-from uhl_cli.host.hostmap import find_map
+from uhl_cli.host.hostmap import find_map, positions_of
 from uhl_cli.host.loading import load_config, quiet, without_weights
 from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.shrunken import map_without_weights
@@ -48,13 +49,15 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
         config = load_config(name, path, trust_remote_code=False)
         model: Any = without_weights(AutoModel, name, config)
         # Some models search the tokens for padding, but tokens have no values on the meta device.
-        model.config.pad_token_id = None
+        with suppress(*FOREIGN):  # some configurations take no None
+            model.config.pad_token_id = None
         model = model.requires_grad_(False).to(_dtype(dtype, config))
         try:
             host_map = find_map(model)
         except UnknownFamilyError:
             host_map = map_without_weights(name, model, config)
-        max_length = longest_input(host_map.positions, None)
+        # A row's positions may count from the padding's id, which is no longer in the model's own configuration.
+        positions = host_map.positions if host_map.by_structure else positions_of(config)
         try:
             host_map.base(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
         except FOREIGN as error:
@@ -62,7 +65,9 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
                 f"The configuration of '{name}' describes a model that does not run: {first_line(error)}",
                 "Check its config.json.",
             ) from error
-    return Host(_shown(name, path), model, None, host_map, max_length, shape_fingerprint(host_map), revision)
+    return Host(
+        _shown(name, path), model, None, host_map, longest_input(positions, None), shape_fingerprint(host_map), revision
+    )
 
 
 def _config_path(name: str, revision: str | None, offline: bool) -> Path:

@@ -1,11 +1,10 @@
 """The map of a model without weights: found on narrow copies with the same pattern of layers, and carried over.
 
 A map by structure takes a model that runs, and the meta device has no values.  So two copies of the configuration are
-made with narrow heads, feed-forward parts and tables, few experts and random weights.  The map is found on the first
-and proved on each of its layers, carried over to the second and proved there, at another size, on a layer of each kind;
-then it is carried over to the model itself.  Widths are
-always those of the model that the map is carried to.  Parts of fused modules grow with their module; a rule for their
-columns that fails at the second size leaves them out.
+made, with narrow heads, feed-forward parts and tables, few experts and random weights.  The map is found on the first
+and proved on each of its layers.  Carried over to the second, it is proved at another size, on a layer of each kind.
+Then it is carried over to the model itself.  Widths are always those of the model that the map is carried to.  Parts
+of fused modules grow with their module; where that fails at the second size, they are left out.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _WIDTH = re.compile(
     r"(size|dim|rank|width|channels|embd|headdim|d_head|d_state|dimension|intermediate_size_mlp)$"
     r"|^(d_model|d_ff|dff|d_kv|d_inner|n_inner|d_embed|dim_ff|dim_head|mamba_d_ssm)$"
 )
-_NO_WIDTH = re.compile(r"vocab|window|chunk|kernel|block|patch|image|group|batch|codebook|multiple|n_embd_proj")
+_NO_WIDTH = re.compile(r"vocab|window|chunk|kernel|block_size|patch|image|group_size|batch|codebook|multiple")
 _HEAD = re.compile(r"(head_dim|headdim|d_head|head_size|d_kv|dim_head|kv_channels)$")
 _ROTARY = re.compile(r"rotary_dim$|rope_head_dim$")
 _EXPERTS = re.compile(r"^(n|num|moe_num)_(local_|routed_)?experts$")
@@ -48,7 +47,7 @@ _PART_OF_HEAD = ("partial_rotary_factor", "rotary_pct")
 _HEAD_SIZES = (4, 8)
 _WIDTHS = (32, 64)
 _VOCABULARY, _EXPERT_COUNT = 512, 4
-_MOST_ELEMENTS = 300_000_000
+_MOST_ELEMENTS = 200_000_000
 _HINT = "Load its weights with --target; experts without weights may need --dtype bfloat16."
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -63,6 +62,7 @@ def map_without_weights(name: str, model: nn.Module, config: Any) -> HostMap:  #
     :raises HostMapError: A narrow copy does not run, has no map, or has other modules than the model.
     """
     base = base_of(model)
+    message = f"The modules of '{name}' are not found without weights"
     try:
         found, prover = (_copy(name, config, size) for size in (0, 1))
         assert found is not None  # there is always a first size
@@ -71,7 +71,9 @@ def map_without_weights(name: str, model: nn.Module, config: Any) -> HostMap:  #
             host_map = _without_unproved(host_map, _carried(host_map, base_of(prover)))
         return _carried(host_map, base)
     except HostError as error:
-        raise HostMapError(f"The modules of '{name}' are not found without weights: {error.message}", _HINT) from error
+        raise HostMapError(f"{message}: {error.message}", _HINT) from error
+    except FOREIGN as error:
+        raise HostMapError(f"{message}: a narrow copy does not run: {first_line(error)}", _HINT) from error
 
 
 # Narrow copies.
@@ -117,7 +119,8 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
         raise HostError("its configuration names no hidden_size")
     if not heads and type(number) is int and 0 < number <= width:
         heads = [width // number]
-    ratio = [width // number] if type(number) is int and number > 0 and width % number == 0 else []
+    # Many classes ask for a width that is a multiple of the heads, even with a head size of its own.
+    ratio = [width // number] if type(number) is int and number > 0 and width % number == 0 and not rotary else []
     common = math.gcd(width, *ratio, *heads, *rotary)
     divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
 
@@ -146,8 +149,9 @@ def _narrowed(fields: Mapping[str, Any], factor: int) -> dict[str, Any]:
         else:
             narrow[key] = _fewer(key, value, factor)
     if "rope_type" in narrow:
-        kept = ("rope_theta", "rope_type", "mrope_section", *_PART_OF_HEAD)
-        narrow = {key: value for key, value in narrow.items() if key in kept} | {"rope_type": "default"}
+        # Scales that go with another type come as lists, one for each rotary feature.
+        kept = {key: value for key, value in narrow.items() if not isinstance(value, list) or key == "mrope_section"}
+        narrow = kept | {"rope_type": "default"}
     return narrow
 
 
