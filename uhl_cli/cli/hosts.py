@@ -24,7 +24,12 @@ def _record() -> type[HostsOptions]:
     return HostsOptions
 
 
-@command(_record, example="uhl hosts answerdotai/ModernBERT-base", interrupted="Nothing was written.")
+@command(
+    _record,
+    example="uhl hosts answerdotai/ModernBERT-base",
+    metavars={"name": "MODEL"},
+    interrupted="Nothing was written.",
+)
 def hosts(options: HostsOptions, output: Output) -> None:
     """Show what uhl finds in a model: its layers, their modules by role, and what an adapter can edit there.
 
