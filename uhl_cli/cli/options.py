@@ -104,7 +104,7 @@ class Command(Generic[Record]):
         annotation, default = _typed(flag)
         shown: dict[str, Any] = {"help": escape(flag.help), "metavar": self.metavars.get(flag.name)}
         if flag.name == self.record().argument:
-            info = typer.Argument(**shown | {"metavar": "ADAPTER"})
+            info = typer.Argument(**shown | {"metavar": self.metavars.get(flag.name, "ADAPTER")})
         elif flag.name == self.record().rest:
             info = typer.Argument(**shown)
         else:
