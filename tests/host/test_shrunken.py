@@ -11,6 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from uhl_cli.cost.flops import count_map_flops
+from uhl_cli.cost.flops_fvcore import count_flops_fvcore
+from uhl_cli.cost.memory import peak_bytes
+from uhl_cli.cost.passes import PassShape
 from uhl_cli.errors import HostMapError
 from uhl_cli.host import shrunken
 from uhl_cli.host.config_only import load_config_host
@@ -158,12 +162,28 @@ def test_refusals_name_the_host_and_say_why(tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_experts_without_weights_run_in_bfloat16(tmp_path):
-    config, _ = made("mixtral", num_key_value_heads=2, num_local_experts=4)
-    folder = write(tmp_path / "mixture", config.to_dict())
-    found = load_config_host(folder, dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_experts_without_weights_are_counted_as_with_weights(tmp_path, dtype):
+    pytest.importorskip("transformers.integrations.moe")  # older releases look for the tokens of each expert
+    config, model = made("mixtral", num_key_value_heads=2, num_local_experts=4)
+    found = load_config_host(write(tmp_path / "mixture", config.to_dict()), dtype=dtype)
     assert found.map.degree == "all"
     assert not found.map.layers[0].target_modules["down"].matrix
+    with_weights = by_structure(model)
+    shape = PassShape(2, 8)
+    assert count_map_flops(found.map, None, shape) == count_map_flops(with_weights, None, shape)
+    assert count_flops_fvcore(found.map, None, shape)[0] == count_map_flops(with_weights, None, shape)
+    if dtype == "float32":
+        assert peak_bytes(found.map, None, shape) == pytest.approx(peak_bytes(with_weights, None, shape), rel=0.05)
+
+
+def test_the_meta_device_alone_refuses_experts_in_float32(tmp_path):
+    """Where torch takes them, `running.MetaGroups` is no longer needed."""
+    pytest.importorskip("transformers.integrations.moe")
+    config, _ = made("mixtral", num_key_value_heads=2, num_local_experts=4)
+    found = load_config_host(write(tmp_path / "mixture", config.to_dict()))
+    with pytest.raises(RuntimeError, match="BF16"):
+        found.map.base(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
 
 
 def test_a_configuration_that_takes_no_missing_padding(tmp_path):
@@ -180,3 +200,5 @@ def test_many_widths_divide_by_one_factor():
     for kept in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "max_position_embeddings"):
         assert narrow[kept] == getattr(mixture, kept)
     assert [shrunken._factor(mixture, size) for size in (0, 1)] == [32, 16]
+    uneven = mixture.__class__(hidden_size=2880, num_attention_heads=64, head_dim=64)  # 45 is no multiple of two
+    assert [shrunken._factor(uneven, size) for size in (0, 1)] == [16, 8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from uhl_cli.adapter.attach import Attachment, attach
 from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.host.hostmap import HostMap
-from uhl_cli.host.running import bare, evaluating
+from uhl_cli.host.running import MetaGroups, bare, evaluating
 
 SEQUENCE_LENGTH = 128
 
@@ -63,9 +63,10 @@ def forward_pass(
     device = host_map.embeddings.weight.device
     ids = torch.arange(shape.batch_size * shape.tokens, device=device) * 7919 % host_map.embeddings.num_embeddings
     ids = ids.view(shape.batch_size, shape.tokens)
-    if adapter is None:
-        with bare(host_map.base):
-            yield ForwardPass(host_map), ids
-        return
-    with evaluating(host_map.base), attach(host_map, adapter) as attachment:
-        yield ForwardPass(host_map, attachment), ids
+    with MetaGroups() if ids.is_meta else nullcontext():
+        if adapter is None:
+            with bare(host_map.base):
+                yield ForwardPass(host_map), ids
+            return
+        with evaluating(host_map.base), attach(host_map, adapter) as attachment:
+            yield ForwardPass(host_map, attachment), ids

@@ -20,6 +20,7 @@ from uhl_cli.host.fingerprint import shape_fingerprint
 from uhl_cli.host.hostmap import find_map, positions_of
 from uhl_cli.host.loading import load_config, quiet, without_weights
 from uhl_cli.host.locate import CONFIG_FILE
+from uhl_cli.host.running import MetaGroups
 from uhl_cli.host.shrunken import map_without_weights
 from uhl_cli.host.untrusted import FOREIGN
 
@@ -59,7 +60,8 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
         # A row's positions may count from the padding's id, which is no longer in the model's own configuration.
         positions = host_map.positions if host_map.by_structure else positions_of(config)
         try:
-            host_map.base(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
+            with MetaGroups():
+                host_map.base(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
         except FOREIGN as error:
             raise HostError(
                 f"The configuration of '{name}' describes a model that does not run: {first_line(error)}",

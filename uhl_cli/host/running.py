@@ -6,12 +6,14 @@ The lock and the attached adapter belong to the base model, so two hosts of one 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from uhl_cli.errors import HostError
 
@@ -86,6 +88,27 @@ def frozen(base: nn.Module) -> Iterator[None]:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+
+
+class MetaGroups(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+    """Context manager for passes on the meta device: inside it products by groups, of experts, run in any precision.
+
+    torch's own meta kernel takes bfloat16 alone; the kernels of devices take others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - the signature is torch's
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func.name() == "aten::_grouped_mm" and args[0].is_meta and args[0].dim() == 2 and args[1].dim() == 3:
+            return args[0].new_empty(args[0].shape[0], args[1].shape[-1])
+        return func(*args, **(kwargs or {}))
 
 
 def _set_training(modules: Iterable[nn.Module], training: bool) -> None:

@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule
 from uhl_cli.host.inner import base_of
 from uhl_cli.host.loading import without_weights
 from uhl_cli.host.proof import by_structure, proved_parts
-from uhl_cli.host.running import evaluating
+from uhl_cli.host.running import MetaGroups, evaluating
 from uhl_cli.host.trace import Key, Tracer
 from uhl_cli.host.untrusted import FOREIGN
 
@@ -48,7 +49,7 @@ _HEAD_SIZES = (4, 8)
 _WIDTHS = (32, 64)
 _VOCABULARY, _EXPERT_COUNT = 512, 4
 _MOST_ELEMENTS = 200_000_000
-_HINT = "Load its weights with --target; experts without weights may need --dtype bfloat16."
+_HINT = "Load its weights with --target, or open an issue that names the model type."
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -122,6 +123,8 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
     # Many classes ask for a width that is a multiple of the heads, even with a head size of its own.
     ratio = [width // number] if type(number) is int and number > 0 and width % number == 0 and not rotary else []
     common = math.gcd(width, *ratio, *heads, *rotary)
+    if common == 1:  # such as GPT-OSS, whose ratio is 45
+        common = math.gcd(width, *heads, *rotary)
     divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
 
     def fitting(head: int, stream: int) -> int:
@@ -203,7 +206,7 @@ def _carried(host_map: HostMap, base: nn.Module) -> HostMap:
         there = {module: base.get_submodule(names[module]) for module in watched}
         table: Any = base.get_submodule(names[host_map.embeddings])
         ids = torch.zeros(2, 5, dtype=torch.int64, device=table.weight.device)
-        with torch.no_grad():
+        with torch.no_grad(), MetaGroups() if ids.is_meta else nullcontext():
             calls = Tracer(base, ids).run(watched=there.values())[1]
         shapes = {key: (call.input.shape[-1], call.output.shape[-1]) for key, call in calls.items()}
         layers = tuple(_layer(layer, there, shapes) for layer in host_map.layers)
