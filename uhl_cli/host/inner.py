@@ -44,9 +44,12 @@ def _outermost(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _refuse_peft(model: nn.Module) -> None:
-    """Its layers are no plain linear modules, and its prompts are no part of the base model.  peft is not imported."""
+    """Its layers are no plain linear modules once they are trained, and its prompts are no part of the base model.
+
+    peft is not imported.
+    """
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "base_layer", None), nn.Module):
+        if isinstance(getattr(module, "base_layer", None), nn.Module) and _changes_output(module):
             raise HostMapError(
                 f"'{name}' is a layer of peft ({type(module).__name__}), not a plain module.",
                 "Call merge_and_unload() first, and pass the model that it returns.",
@@ -56,3 +59,9 @@ def _refuse_peft(model: nn.Module) -> None:
             f"{type(model).__name__} puts trained prompts before every text, which a port would leave out.",
             "Pass its get_base_model() to port to the model without them.",
         )
+
+
+def _changes_output(layer: nn.Module) -> bool:
+    """Whether a layer of peft may give another output than what it wraps: all but an untrained LoRA, whose B is zero."""
+    factors = [value for name, value in layer.named_parameters() if "lora_B" in name]
+    return not factors or any(bool(value.any()) for value in factors)
