@@ -62,6 +62,6 @@ def _refuse_peft(model: nn.Module) -> None:
 
 
 def _changes_output(layer: nn.Module) -> bool:
-    """Whether a layer of peft may give another output than what it wraps: all but an untrained LoRA, whose B is zero."""
+    """Whether a layer of peft may give another output than what it wraps; not an untrained LoRA, whose B is zero."""
     factors = [value for name, value in layer.named_parameters() if "lora_B" in name]
     return not factors or any(bool(value.any()) for value in factors)
