@@ -1,7 +1,7 @@
-"""Writing files and folders whole or not at all, and one run at a time.
+"""Write files and folders atomically, and allow one run at a time for each output.
 
-A write happens in a hidden folder beside its target, which the writer locks.  A lock ends with its process, so the next
-write or run of the same target can tell what a killed one has left, and removes it.
+A write happens in a hidden folder next to its target, which the writer locks.  A lock ends with its process, so the
+next write or run of the same target can tell what a killed one has left, and removes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What uhl finds in a model: its layers and their modules by role, proved by running it."""
+"""Report what uhl finds in a model: its layers and their modules by role, proved by running the model."""
 
 from __future__ import annotations
 

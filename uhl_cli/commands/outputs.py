@@ -1,4 +1,4 @@
-"""The output of a command: whether it may be written, who writes it, and what an unfinished run keeps beside it."""
+"""A command's output: whether it may be written, who writes it, and what an unfinished run keeps next to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find by running a model what a row of `families` states, with no name of a module known beforehand.
+"""Find a host map by running the model, without a row of `families` and without known module names.
 
 One pass of 2 x 5 tokens is traced.  The layers are the list of modules whose calls hand a [batch, tokens, width] stream
 from one to the next; one module may be several layers.  In a layer, noise on one token of the stream tells modules

@@ -1,4 +1,4 @@
-"""The base model inside a model of any class: one with a head, a wrapper, a SentenceTransformer, a PeftModel."""
+"""Find the base model inside any model: one with a head, a wrapper, a SentenceTransformer or a PeftModel."""
 
 from __future__ import annotations
 

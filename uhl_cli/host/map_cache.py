@@ -1,9 +1,9 @@
-"""Maps found by structure, kept in a cache, so that a model is searched and proved once.
+"""Cache maps that were found by structure, so that each model is searched and proved once.
 
 One JSON file a model, in `$UHL_CACHE`, else in `uhl` below the user's cache folder.  Its name is a digest of what the
 map depends on: the model's class and configuration, the names, shapes and first values of all its parameters, and the
-releases of uhl, torch and transformers.  A file is a stranger's: whatever in it does not fit the model is ignored, and
-the model is searched again.  A cache that cannot be written is no error.
+releases of uhl, torch and transformers.  A file is untrusted: if it does not fit the model, it is ignored, and the
+model is searched again.  A cache that cannot be written is no error.
 """
 
 from __future__ import annotations

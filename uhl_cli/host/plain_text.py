@@ -1,4 +1,4 @@
-"""Texts are read as text: no string in them becomes a special token.
+"""Tokenize texts as plain text: no string in them becomes a special token.
 
 By default a fast tokenizer reads `[SEP]` or `<s>` inside a text as the special token of that name.
 """

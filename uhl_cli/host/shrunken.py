@@ -1,4 +1,4 @@
-"""The map of a model without weights: found on narrow copies with the same pattern of layers, and carried over.
+"""Find the map of a model without weights, on narrow copies with the same pattern of layers.
 
 A map by structure takes a model that runs, and the meta device has no values.  So two copies of the configuration are
 made, with narrow heads, feed-forward parts and tables, few experts and random weights.  The map is found on the first

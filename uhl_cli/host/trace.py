@@ -1,6 +1,6 @@
-"""One pass of a model, traced call by call: what each module got and gave, with edits at chosen calls.
+"""Trace one pass of a model call by call: each module's inputs and outputs, with edits at chosen calls.
 
-It knows no module by name, so it serves any model whose modules pass tensors to one another.
+It uses no module names, so it works for any model whose modules pass tensors to one another.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints may come from strangers: bounds of a configuration, checked before transformers acts on it.
+"""Check the bounds of an untrusted checkpoint's configuration before transformers acts on it.
 
 transformers builds what a configuration describes: fifty million layers, or a dictionary of a trillion labels.
 """
