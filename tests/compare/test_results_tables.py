@@ -107,4 +107,4 @@ def test_wall_clock_on_both_devices(section):
     ):
         ranges = [there["uhl-zero-shot"] + there["uhl-tuned"], there["lora"], there["sat-lora"]]
         assert rest.format(*(f"{min(each):+.0f} to {max(each):+.0f} %" for each in ranges)) in words
-    assert f"reads {min(clocks['full']):.0f} to {max(clocks['full']):+.0f} %" in words
+    assert f"measured {min(clocks['full']):.0f} to {max(clocks['full']):+.0f} %" in words
