@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertModel
 
 from uhl_cli.errors import HostMapError
-from uhl_cli.host import families
+from uhl_cli.host import discover, families
 from uhl_cli.host.families import family_of
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.proof import by_row, by_structure, resolve
@@ -163,3 +163,20 @@ def test_a_copy_has_the_same_map():
     moved = found.on(twin)
     assert described(moved) == described(found)
     assert moved.layers[1].target_modules["q"].module is twin.get_submodule(found.layers[1].target_modules["q"].name)
+
+
+@pytest.mark.parametrize(("size", "degree"), [(0.0, "all"), (3e-6, "all"), (1e-3, "some")])
+def test_rounding_of_a_lone_token_gives_no_feature_another_role(monkeypatch, size, degree):
+    """A lone token's queries and keys have no gradient but for rounding; a larger one would make values of them."""
+    model = small("gpt_neox", intermediate_size=128)
+    wanted, real = described(by_structure(model)), discover._Block._gradients
+
+    def rounded(self, readers, output, tokens):
+        found = real(self, readers, output, tokens)
+        most = max(float(value.max()) for value in found.values())
+        return {key: value + size * most * (tokens == 1) for key, value in found.items()}
+
+    monkeypatch.setattr(discover._Block, "_gradients", rounded)
+    found = by_structure(model)
+    assert found.degree == degree
+    assert (described(found) == wanted) is (degree == "all")

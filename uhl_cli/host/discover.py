@@ -536,9 +536,11 @@ class _Block:
         if not own:
             raise NotFound(f"{self.label}: no linear module reads the stream before the tokens are mixed")
         small = 1e-6 * max(float(value.max()) for value in (*own.values(), *others.values()))
+        # What a lone token's queries and keys get is no exact zero, but rounding of what its values get.
+        rounding = 1e-5 * max((float(value.max()) for value in alone.values()), default=0.0)
         roles: dict[str, list[tuple[Key, tuple[int, ...]]]] = {"q": [], "k": [], "v": [], "attention gate": []}
         for key in own:
-            lone = alone.get(key, torch.zeros_like(own[key])) > small
+            lone = alone.get(key, torch.zeros_like(own[key])) > max(small, rounding)
             far, near_by = others[key] > small, own[key] > small
             masks = {
                 "v": far & lone,
@@ -599,20 +601,22 @@ class _Block:
     def _attention_modules(self, roles: dict[str, list[tuple[Key, tuple[int, ...]]]], output: Key) -> dict[str, _Found]:
         modules: dict[str, _Found] = {"o": self._found(output)}
         read: Tensor | None = None
+        sizes: dict[str, int] = {}
         for role in ("q", "k", "v"):
             key, columns = max(roles[role], key=lambda part: len(part[1]))
             total, heads = self.calls[key].output.shape[-1], self.calls[output].input.shape[-1]
             alone = all(other != key for each in roles if each != role for other, _ in roles[each])
             if alone and heads % total == 0:  # a feature without a gradient to speak of has this role, too
                 columns = tuple(range(total))
-            if role == "q" and len(columns) != heads:
-                raise NotFound(f"{self.label}: {len(columns)} features act as queries, of {heads} that are read")
+            sizes[role] = len(columns)
             state = self.search_of.rows(self.calls[key].input)
             if state is None or (read is not None and not torch.equal(state, read)):
                 raise NotFound(f"{self.label}: q and {role} read different states")
             read = state
             same = torch.equal(state, self.block.input)
             modules[role] = self._found(key, columns, space="stream" if same else "attention")
+        if sizes["q"] % sizes["k"] != 0:  # a head of keys serves one head of queries, or several
+            raise NotFound(f"{self.label}: {sizes['q']} features act as queries and {sizes['k']} as keys")
         return modules
 
     def _found(self, key: Key, columns: tuple[int, ...] | None = None, *, space: str = "stream") -> _Found:

@@ -28,7 +28,7 @@ from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule
 from uhl_cli.schema import Frozen
 
 # Part of the digest: another number for another way to search.
-_FORMAT = 1
+_FORMAT = 2
 _FIRST_VALUES = 16
 _MOST_FILES, _MOST_BYTES = 200, 20_000_000
 
