@@ -301,7 +301,9 @@ def _other_values(array: np.ndarray, draw: Random) -> np.ndarray:
     flat = found.reshape(-1)
     if array.dtype.kind == "f":
         value = draw.choice(_SINGLES)
-    elif array.ndim == 2 and array.shape[1] > 8 and draw.random() < 0.5:  # the tail of a packed table
+    elif (
+        array.itemsize == 1 and array.ndim == 2 and array.shape[1] > 8 and draw.random() < 0.5
+    ):  # a packed table's tail
         value = draw.choice(_SINGLES)
         with np.errstate(all="ignore"):
             found[draw.randrange(len(found)), draw.choice((slice(-8, -4), slice(-4, None)))] = np.frombuffer(
@@ -319,6 +321,12 @@ def _other_values(array: np.ndarray, draw: Random) -> np.ndarray:
         else:
             flat[:] = value
     return found
+
+
+def _dict_in(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """What a record has there, or nothing: an earlier mutation may have replaced it."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _change_packed(record: dict[str, Any], tensors: dict[str, np.ndarray], draw: Random) -> None:
@@ -361,13 +369,13 @@ def _packed_texts(name: str, record: dict[str, Any], tensors: dict[str, np.ndarr
         return
     text = draw.choice(_TINY_TEXTS)(text, draw)
     tensors[name] = squeeze(text.encode()) if part == "transfer" else compress_text(text)
-    own = record.get("anchors") if part == "anchors" else (record.get("parts") or {}).get(part)
+    own = record.get(part) if part == "anchors" else _dict_in(record, "parts").get(part)
     if not isinstance(own, dict) or draw.random() < 0.2:
         return
     lines = text.split("\n")
     own["texts"] = len(lines) // (2 if own.get("pairs") is True else 1)
     if part == "transfer":
-        content = text + f"\0{own.get('spans')}\0{record.get('config', {}).get('kind') == 'tokens'}"
+        content = text + f"\0{own.get('spans')}\0{_dict_in(record, 'config').get('kind') == 'tokens'}"
         own["digest"] = hashlib.sha256(content.encode()).hexdigest()
         return
     from uhl_cli.align.texts import count_words
@@ -389,12 +397,12 @@ def _packed_texts(name: str, record: dict[str, Any], tensors: dict[str, np.ndarr
 def _packed_codes(name: str, record: dict[str, Any], tensors: dict[str, np.ndarray], draw: Random) -> None:
     """Other codes of the coordinates or the features: all zero, all at the bound, or random; sometimes too many."""
     config, part = record.get("config"), name.partition(".")[0]
-    own = record.get("anchors") if part == "anchors" else (record.get("parts") or {}).get(part)
+    own = record.get(part) if part == "anchors" else _dict_in(record, "parts").get(part)
     try:
         columns = len(config["knots"]) * config["canonical_size"]
         columns = columns if part == "anchors" else config["readout_size"] + config["num_labels"]
         count = own["words"] * columns + draw.choice((0, 0, 0, 0, 1, -1))
-        if not 0 <= count < 100_000:
+        if type(count) is not int or not 0 <= count < 100_000:
             return
     except (TypeError, KeyError):
         return

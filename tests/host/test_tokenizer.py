@@ -102,3 +102,15 @@ def test_no_file_to_choose(tmp_path):
     assert load_host(str(path), device="cpu").tokenizer_source is None
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
         load_host(str(path), device="cpu", tokenizer="file")
+
+
+def test_an_unknown_token_that_the_vocabulary_lacks(tmp_path):
+    folder = save_tiny_host(tmp_path / "host", "bert")
+    wanted = ids(load_host(str(folder), device="cpu").tokenizer)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": ""}))
+    with pytest.raises(RecursionError):  # what transformers does with it
+        _ = by_class(folder).unk_token_id
+    host = load_host(str(folder), device="cpu")
+    assert host.tokenizer.unk_token is None
+    assert ids(host.tokenizer) == wanted

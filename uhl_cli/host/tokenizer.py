@@ -221,6 +221,9 @@ def prepare_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
         raise TokenizerError(f"The model_max_length of the tokenizer of '{name}' is not a number.", _HINT)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
+    fast: Any = tokenizer
+    if tokenizer.unk_token is not None and fast.backend_tokenizer.token_to_id(tokenizer.unk_token) is None:
+        tokenizer.unk_token = None  # such as "": looking for its id, transformers would not end
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any token works; the end token is customary.
         substitute = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
