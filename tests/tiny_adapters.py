@@ -29,7 +29,6 @@ from uhl_cli.formats.folder import TunedRecord
 from uhl_cli.formats.task import TaskFile, TaskRecord, task_parameter_shapes
 from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.hostmap import find_map
 from uhl_cli.metrics import Score
 from uhl_cli.schema import (
     AdapterConfig,
@@ -321,7 +320,7 @@ def meta_twin(host: Host) -> Host:
     with torch.device("meta"):
         model = AutoModel.from_config(host.model.config).eval()
     model.config.pad_token_id = None
-    return replace(host, model=model, tokenizer=None, map=find_map(model))
+    return replace(host, model=model, tokenizer=None, map=host.map.on(model))
 
 
 def tiny_folded(

@@ -49,12 +49,12 @@ class TokenizerError(HostError):
     """The host has no tokenizer, or one that gives no character offsets."""
 
 
-class UnknownFamilyError(HostError):
-    """The host's architecture is not in the table of families."""
+class UnknownModelTypeError(HostError):
+    """transformers does not know the host's model type."""
 
 
 class HostMapError(HostError):
-    """A family row does not fit the model that it should describe."""
+    """The host hands no stream of states from layer to layer, or does not compute what its map states."""
 
 
 class FingerprintError(HostError):

@@ -265,14 +265,12 @@ class LayerReport(Frozen):
 class HostReport(Frozen):
     """What `uhl hosts` found.
 
-    :param found_by: "row" of the table of families, or "structure" if it was found by running the model.
     :param degree: Modules of "all" layers can be edited, of "some", or of none: the "stream" alone is read.
     :param seconds: Wall-clock time of loading, finding and proving.
     """
 
     host: str
     fingerprint: Fingerprint
-    found_by: Literal["row", "structure"]
     degree: Degree
     decoder: bool
     max_length: int

@@ -36,7 +36,7 @@ from uhl_cli.errors import UhlError
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.encode import encode
-from uhl_cli.host.families import MODULE_TYPES
+from uhl_cli.host.hostmap import MODULE_TYPES
 from uhl_cli.host.loading import quiet
 from uhl_cli.train.student import Student, StudentModel, Trained
 

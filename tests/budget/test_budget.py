@@ -28,7 +28,7 @@ from uhl_cli.errors import (
     HostError,
     HostMapError,
     HostNotFoundError,
-    UnknownFamilyError,
+    UnknownModelTypeError,
     UsageError,
 )
 from uhl_cli.formats.adapter import read_adapter, write_adapter
@@ -326,7 +326,7 @@ def test_configurations_that_serve_no_count(file, tmp_path):
             run_budget(options_for(file, target_config=target(path)))
 
     unknown = write_config(tmp_path / "none", {"model_type": "no-such-type"})
-    refused(unknown, UnknownFamilyError, "no-such-type")
+    refused(unknown, UnknownModelTypeError, "no-such-type")
     streamless = write_config(tmp_path / "xlm", {"model_type": "xlm", "emb_dim": 64, "n_layers": 2, "n_heads": 4})
     refused(streamless, HostMapError, "not found without weights: No list of layers")
     broken = write_config(tmp_path / "heads", {**BERT_LARGE, "num_attention_heads": 7})

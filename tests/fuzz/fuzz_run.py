@@ -43,8 +43,9 @@ MAX_SECONDS = 5.0
 MAX_BYTES = 2**30
 CHUNK = 1000
 _LOG_BYTES = 2**22
-# A process that finishes no case for so long is stopped.
+# A process that finishes no case for so long is stopped; twice at the same case is a finding.
 _HANG = 20.0
+_NO_END = "no end after"
 # Share of the cases that `uhl inspect` reads as well.
 _INSPECTED = 0.05
 
@@ -125,6 +126,7 @@ def _flaw(error: UhlError) -> str:
 def run_chunk(targets: Sequence[Target], seed: int, start: int, end: int, *, hang: float = _HANG) -> dict[str, Any]:
     """Cases [start, end) in processes of their own: counts by target and kind, findings, slowest, memory."""
     totals: dict[str, Any] = fresh_state(seed)
+    stopped = -1
     while start < end:
         log = mmap.mmap(-1, _LOG_BYTES)  # a write to it takes no system call, and outlives the process
         with tempfile.TemporaryDirectory() as name:
@@ -137,7 +139,9 @@ def run_chunk(targets: Sequence[Target], seed: int, start: int, end: int, *, han
             if outcome["problem"]:
                 totals["findings"].append({"case": index} | {key: outcome[key] for key in ("target", "problem")})
         start += len(outcomes)
-        if reason:
+        if reason.startswith(_NO_END) and stopped != start:  # again, for the machine may have stood still
+            stopped = start
+        elif reason:
             totals["findings"].append({"case": start, "target": "?", "problem": reason})
             _count(totals, "?", "died")
             start += 1
@@ -171,7 +175,7 @@ def _in_process(
         if time.monotonic() - since > hang:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return f"no end after {hang:g} s"
+            return f"{_NO_END} {hang:g} s"
         time.sleep(0.05)
 
 

@@ -9,7 +9,6 @@ from transformers import AutoModel, BertForMaskedLM
 from uhl_cli.errors import HostError
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.host.fingerprint import Fingerprint, fingerprint
-from uhl_cli.host.hostmap import find_map
 from uhl_cli.host.proof import resolve
 
 
@@ -28,9 +27,9 @@ def test_float32_and_bfloat16_loads_agree(tmp_path):
 
 def test_float16_agrees_where_the_checkpoint_is_float16():
     model = tiny_model("bert").to(torch.float16)
-    expected = fingerprint(find_map(model))
+    expected = fingerprint(resolve(model))
     for dtype in (torch.float32, torch.bfloat16):
-        assert fingerprint(find_map(model.to(torch.float16).to(dtype))).digest == expected.digest
+        assert fingerprint(resolve(model.to(torch.float16).to(dtype))).digest == expected.digest
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,8 @@ def test_fields():
 
 
 def test_model_without_weights_has_none():
+    model = tiny_model("bert")
     with torch.device("meta"):
-        model = AutoModel.from_config(tiny_config("bert", 300, hidden_size=32, num_hidden_layers=2))
+        twin = AutoModel.from_config(model.config)
     with pytest.raises(HostError, match="without weights"):
-        fingerprint(find_map(model))
+        fingerprint(resolve(model).on(twin))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-LIGHT = ("uhl_cli.host", "uhl_cli.host.families", "uhl_cli.host.builtin", "uhl_cli.formats.task")
+LIGHT = ("uhl_cli.host", "uhl_cli.host.builtin", "uhl_cli.formats.task")
 
 
 def test_light_modules_import_no_torch():

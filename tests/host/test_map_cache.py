@@ -14,7 +14,7 @@ from torch import nn
 from uhl_cli.host import proof
 from uhl_cli.host.checkpoint import load_host, wrap_host
 from uhl_cli.host.map_cache import load_map, save_map
-from uhl_cli.host.proof import by_structure
+from uhl_cli.host.proof import resolve
 
 TYPES = {
     "albert": {"embedding_size": 16},
@@ -34,7 +34,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 def test_a_kept_map_is_the_one_that_was_found(cache, model_type):
     model = small(model_type, **TYPES[model_type])
     assert load_map(model) is None
-    found = by_structure(model)
+    found = resolve(model)
     save_map(found)
     kept = load_map(model)
     assert kept is not None
@@ -47,7 +47,7 @@ def test_a_kept_map_is_the_one_that_was_found(cache, model_type):
 
 
 def test_another_model_has_another_map(cache):
-    save_map(by_structure(small("gpt_neox", intermediate_size=128)))
+    save_map(resolve(small("gpt_neox", intermediate_size=128)))
     assert load_map(small("gpt_neox", intermediate_size=128)) is not None
     assert load_map(small("gpt_neox", intermediate_size=128, seed=1)) is None  # other weights
     assert load_map(small("gpt_neox", intermediate_size=128, rotary_pct=0.5)) is None
@@ -76,7 +76,7 @@ def changed(stored: bytes, **fields: object) -> bytes:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_does_not_fit_is_ignored(cache, change):
     model = small("gpt_neox", intermediate_size=128)
-    save_map(by_structure(model))
+    save_map(resolve(model))
     (path,) = cache.iterdir()
     path.write_bytes(CHANGES[change](path.read_bytes()))
     assert load_map(model) is None
@@ -131,7 +131,7 @@ def test_the_oldest_maps_are_removed(cache, monkeypatch):
     monkeypatch.setattr("uhl_cli.host.map_cache._MOST_FILES", 2)
     models = [small("gpt_neox", intermediate_size=128, seed=seed) for seed in range(3)]
     for age, model in enumerate(models):
-        save_map(by_structure(model))
+        save_map(resolve(model))
         assert load_map(model) is not None
         newest = max(cache.iterdir(), key=lambda path: path.stat().st_mtime)
         os.utime(newest, (age, age))

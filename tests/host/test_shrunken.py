@@ -20,7 +20,7 @@ from uhl_cli.host import shrunken
 from uhl_cli.host.config_only import load_config_host
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.loading import without_weights
-from uhl_cli.host.proof import by_structure
+from uhl_cli.host.proof import resolve
 from uhl_cli.host.shrunken import map_without_weights
 
 # By name: the model type, and what differs from the common sizes.
@@ -92,7 +92,7 @@ def test_the_map_without_weights_is_that_of_the_model(name):
         for layer in found.layers
         for linear in layer.target_modules.values()
     )
-    assert described(found) == described(by_structure(model))
+    assert described(found) == described(resolve(model))
 
 
 def test_state_space_layers_have_the_stream_alone():
@@ -169,7 +169,7 @@ def test_experts_without_weights_are_counted_as_with_weights(tmp_path, dtype):
     found = load_config_host(write(tmp_path / "mixture", config.to_dict()), dtype=dtype)
     assert found.map.degree == "all"
     assert not found.map.layers[0].target_modules["down"].matrix
-    with_weights = by_structure(model)
+    with_weights = resolve(model)
     shape = PassShape(2, 8)
     assert count_map_flops(found.map, None, shape) == count_map_flops(with_weights, None, shape)
     assert count_flops_fvcore(found.map, None, shape)[0] == count_map_flops(with_weights, None, shape)

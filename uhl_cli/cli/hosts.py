@@ -50,11 +50,8 @@ def _table(output: Output, report: HostReport) -> None:
     size = f"{shape.num_hidden_layers} x {shape.hidden_size}"
     output.line(f"{report.host} ({shape.model_type}, {size}): {_DEGREES[report.degree]}")
     kind = "decoder" if report.decoder else "encoder"
-    known = "a row of the table of families" if report.found_by == "row" else "its structure"
-    output.line(
-        f"{kind}, at most {report.max_length:,} tokens, embedding '{report.embeddings}'; found by {known} in "
-        f"{report.seconds:.1f} s"
-    )
+    reads = f"{kind}, at most {report.max_length:,} tokens, embedding '{report.embeddings}'"
+    output.line(f"{reads}; found in {report.seconds:.1f} s")
     table = Table(left=["layers", "type", "module", "its features", "edit goes to"])
     for first, last in _alike(report.layers):
         name = str(first.index) if first is last else f"{first.index}-{last.index}"

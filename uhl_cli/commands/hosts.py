@@ -31,7 +31,6 @@ def run_hosts(options: HostsOptions, reporter: Reporter) -> HostReport:
     return HostReport(
         host=host.name,
         fingerprint=host.fingerprint,
-        found_by="structure" if host.map.by_structure else "row",
         degree=host.map.degree,
         decoder=host.decoder,
         max_length=host.max_length,

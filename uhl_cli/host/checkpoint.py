@@ -21,7 +21,7 @@ from uhl_cli.host.tokenizer import load_tokenizer, prepare_tokenizer, try_tokeni
 from uhl_cli.schema import TokenizerSource
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-# Tokenizers without a limit report a huge number; no host in the table of families reads this many tokens.
+# Tokenizers without a limit report a huge number; no host reads this many tokens.
 _NO_LIMIT = 10**7
 _FALLBACK_LENGTH = 512
 

@@ -12,12 +12,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoModel
 
-from uhl_cli.errors import HostError, HostNotFoundError, UnknownFamilyError, UsageError, first_line
+from uhl_cli.errors import HostError, HostNotFoundError, UsageError, first_line
 from uhl_cli.files import refuse_unwritable_cache
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.fingerprint import shape_fingerprint
-from uhl_cli.host.hostmap import find_map, positions_of
 from uhl_cli.host.loading import load_config, quiet, without_weights
 from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.running import MetaGroups
@@ -32,15 +31,14 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
     """The host that a configuration describes, without weights: on the meta device, and without a tokenizer.
 
     Its name is the given one; for a local path its last part, or the folder's name for a config.json.  Its `max_length`
-    is what its positions allow; a tokenizer may allow less.  A row is not proven, since a proof runs the model;
-    shapes are checked as in `hostmap.find_map`.  Without a row the map is found on a narrow copy (`shrunken`).
+    is what its positions allow; a tokenizer may allow less.  Its map is found on narrow copies, see `shrunken`.
 
     :param name: A config.json, a folder that holds one, `builtin:NAME`, or a hub id, of which only that file is read.
     :param dtype: As in `checkpoint.load_host`; "auto" takes the configuration's own, or float32.
     :raises UsageError: Unknown dtype.
     :raises HostNotFoundError: There is no such configuration, or it cannot be fetched.
-    :raises UnknownFamilyError: transformers does not know its model type.
-    :raises HostMapError: Its modules do not match its family's row; or, without a row, they are not found.
+    :raises UnknownModelTypeError: transformers does not know its model type.
+    :raises HostMapError: Its modules are not found.
     :raises HostError: It cannot be read, or describes no model.
     """
     if dtype not in DTYPES:
@@ -53,12 +51,7 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
         with suppress(*FOREIGN):  # some configurations take no None
             model.config.pad_token_id = None
         model = model.requires_grad_(False).to(_dtype(dtype, config))
-        try:
-            host_map = find_map(model)
-        except UnknownFamilyError:
-            host_map = map_without_weights(name, model, config)
-        # A row's positions may count from the padding's id, which is no longer in the model's own configuration.
-        positions = host_map.positions if host_map.by_structure else positions_of(config)
+        host_map = map_without_weights(name, model, config)
         try:
             with MetaGroups():
                 host_map.base(input_ids=torch.zeros(1, 2, dtype=torch.int64, device="meta"))
@@ -67,9 +60,8 @@ def load_config_host(name: str, *, revision: str | None = None, dtype: str = "fl
                 f"The configuration of '{name}' describes a model that does not run: {first_line(error)}",
                 "Check its config.json.",
             ) from error
-    return Host(
-        _shown(name, path), model, None, host_map, longest_input(positions, None), shape_fingerprint(host_map), revision
-    )
+    longest = longest_input(host_map.positions, None)
+    return Host(_shown(name, path), model, None, host_map, longest, shape_fingerprint(host_map), revision)
 
 
 def _config_path(name: str, revision: str | None, offline: bool) -> Path:

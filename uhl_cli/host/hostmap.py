@@ -1,8 +1,10 @@
-"""Resolve a family row against a model: find its modules and check their shapes (`proof` checks what they do)."""
+"""What uhl reads and edits of a model: its layers, and in each the linear modules by what they do.
+
+`discover` finds a map, `proof` proves it.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,14 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.errors import HostMapError, UnknownFamilyError
-from uhl_cli.host.families import READER_TYPES, WRITER_TYPES, Family, TargetModuleRule, family_of
-from uhl_cli.host.inner import base_of
+from uhl_cli.errors import HostMapError
 from uhl_cli.schema import Degree
 
-_WEIGHT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_UP_TO_NUMBER = re.compile(r"^.*?\.\d+\.")
-_HINT = "Use an unmodified checkpoint of a known model type, or open an issue that names this one."
+MODULE_TYPES = ("q", "k", "v", "o", "up", "down", "gate")
+"""Linear modules of a layer; the adapter's eighth type, the readout, is not a module of the host."""
+
+READER_TYPES = frozenset({"q", "k", "v", "up", "gate"})
+"""Modules whose input is the stream (or a normalised copy of it)."""
+
+WRITER_TYPES = frozenset({"o", "down"})
+"""Modules whose output is added to the stream."""
+
+GROUPS = (("q", "k", "v", "o"), ("up", "down", "gate"))
+"""Modules that are found, proved and kept together."""
+
+
+_HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
+
+
+def group_of(kind: str) -> tuple[str, ...]:
+    """The types of the group that a module type belongs to."""
+    return GROUPS[0] if kind in GROUPS[0] else GROUPS[1]
 
 
 def dense(weight: Tensor) -> Tensor:
@@ -33,7 +49,7 @@ def dense(weight: Tensor) -> Tensor:
 class TargetModule:
     """A linear module of a layer, or a part of a fused one, that the adapter edits.
 
-    :param type: One of `families.MODULE_TYPES`; "other" for a linear module without a role that is known.
+    :param type: One of `MODULE_TYPES`; "other" for a linear module without a role that is known.
     :param name: Qualified name from the base model.
     :param in_features: Width of its input.
     :param out_features: Width of its output; for a part of a fused module, of that part alone.
@@ -62,11 +78,6 @@ class TargetModule:
     written: tuple[str, nn.Module] | None = None
     scale: float = 1.0
     matrix: bool = True
-
-    @property
-    def name_in_layer(self) -> str:
-        """Its name from the layer, of a map by a row: there, layers are numbered."""
-        return _UP_TO_NUMBER.sub("", self.name)
 
     def weight(self) -> Tensor:
         """Its weight as a detached [out_features, in_features] tensor; a view of the module's own where possible."""
@@ -128,7 +139,6 @@ class HostMap:
     :param decoder: Attention is causal.
     :param pooler: Name of a module that does not affect the hidden states; checkpoints may lack its weights.
     :param positions: Longest input that the model has positions for; None where nothing limits it.
-    :param by_structure: The map was found by running the model; otherwise by a row of `families`.
     """
 
     base: nn.Module
@@ -138,7 +148,6 @@ class HostMap:
     decoder: bool
     pooler: str | None
     positions: int | None
-    by_structure: bool = False
 
     @property
     def num_hidden_layers(self) -> int:
@@ -191,145 +200,3 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
                 return value
             break
     raise HostMapError("A layer was called without a [batch, tokens, hidden_size] stream.", _HINT)
-
-
-def find_map(model: nn.Module) -> HostMap:
-    """The map of a model, after checking its shapes against its family's row.
-
-    The map is of its base model, see `inner.base_of`.  Only shapes are read, so models on the meta device can be
-    resolved; `proof.resolve` also runs the model.
-
-    :raises UnknownFamilyError: The model's type has no row.
-    :raises HostMapError: The row does not fit the model.
-    """
-    base = base_of(model)
-    config = getattr(base, "config", None)
-    family = family_of(config, type(base))
-    layers = _module(base, family.layers, "list of layers")
-    if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:  # type: ignore[union-attr]
-        raise HostMapError(f"'{family.layers}' is not a list of the configuration's number of layers.", _HINT)
-    embeddings = _module(base, family.embeddings, "input embedding")
-    if not isinstance(embeddings, nn.Embedding):
-        raise HostMapError(f"'{family.embeddings}' is not an nn.Embedding.", _HINT)
-    hidden_size = int(config.hidden_size)  # type: ignore[union-attr]
-    if hidden_size < 1 or not len(layers) or embeddings.num_embeddings < 1:
-        raise HostMapError(f"{type(base).__name__} has no layers, no embeddings, or a width of {hidden_size}.", _HINT)
-    _check_embeddings(base, family, embeddings, hidden_size)
-    return HostMap(
-        base=base,
-        hidden_size=hidden_size,
-        layers=tuple(_layer(family, index, layer, hidden_size) for index, layer in enumerate(layers)),
-        embeddings=embeddings,
-        decoder=family.decoder or bool(getattr(config, "is_decoder", False)),
-        pooler=family.pooler,
-        positions=positions_of(config),
-    )
-
-
-def positions_of(config: Any) -> int | None:  # noqa: ANN401 - any family's configuration class
-    """Longest input that a configuration's positions allow; None if it names no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    try:
-        after_padding = family_of(config).positions_after_padding
-    except UnknownFamilyError:
-        after_padding = False
-    pad = config.pad_token_id if after_padding else None
-    return positions - (pad + 1 if isinstance(pad, int) else 0)
-
-
-def _module(root: nn.Module, path: str, what: str) -> nn.Module:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        raise HostMapError(f"{type(root).__name__} has no {what} at '{path}'.", _HINT) from None
-
-
-def _check_embeddings(base: nn.Module, family: Family, embeddings: nn.Embedding, hidden_size: int) -> None:
-    """Check that embeddings have the hidden size, directly or after the row's projection."""
-    if embeddings.embedding_dim == hidden_size:
-        return
-    if family.embedding_projection is not None:
-        projection = _module(base, family.embedding_projection, "embedding projection")
-        if tuple(getattr(projection, "weight", torch.empty(0)).shape) == (
-            hidden_size,
-            embeddings.embedding_dim,
-        ):
-            return
-    raise HostMapError(f"Embeddings have width {embeddings.embedding_dim} and no projection to {hidden_size}.", _HINT)
-
-
-def _layer(family: Family, index: int, layer: nn.Module, hidden_size: int) -> HostLayer:
-    target_modules = {
-        kind: _target_module(family, kind, rule, index, layer) for kind, rule in family.target_modules.items()
-    }
-    for kind, linear in target_modules.items():
-        width = linear.in_features if kind in READER_TYPES else linear.out_features
-        verb = "reads" if kind in READER_TYPES else "writes"
-        if kind in READER_TYPES | WRITER_TYPES and width != hidden_size:
-            raise HostMapError(f"'{linear.name}' ({kind}) {verb} {width} features, not {hidden_size}.", _HINT)
-    _check_widths(target_modules)
-    _check_parts(target_modules)
-    return HostLayer(index, f"{family.layers}.{index}", layer, target_modules)
-
-
-def _target_module(family: Family, kind: str, rule: TargetModuleRule, index: int, layer: nn.Module) -> TargetModule:
-    module = _module(layer, rule.path, f"module of type {kind}")
-    name = f"{family.layers}.{index}.{rule.path}"
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.dtype not in _WEIGHT_DTYPES:
-        raise HostMapError(
-            f"'{name}' ({type(module).__name__}) has no floating-point weight matrix.",
-            "Load the checkpoint without quantisation, or use an unquantised one.",
-        )
-    total, in_features = reversed(weight.shape) if rule.transposed else weight.shape
-    part, parts = rule.slice or (0, 1)
-    if total % parts != 0 or not 0 <= part < parts:
-        raise HostMapError(f"'{name}' has no part {part} of {parts} equal parts of {total}.", _HINT)
-    out_features = total // parts
-    return TargetModule(
-        type=kind,
-        name=name,
-        module=module,
-        in_features=in_features,
-        out_features=out_features,
-        columns=slice(part * out_features, (part + 1) * out_features),
-        transposed=rule.transposed,
-        space=_space(family, kind),
-    )
-
-
-def _space(family: Family, kind: str) -> str:
-    if kind in ("up", "gate"):
-        return "mlp"
-    return "attention" if kind in READER_TYPES and family.pre_norm else "stream"
-
-
-def _check_widths(target_modules: Mapping[str, TargetModule]) -> None:
-    """Check that widths agree inside attention (grouped queries allowed) and inside the feed-forward part."""
-    q, k, v, o, up, down = (target_modules[kind] for kind in ("q", "k", "v", "o", "up", "down"))
-    attention = q.out_features == o.in_features and k.out_features == v.out_features
-    grouped = k.out_features > 0 and q.out_features % k.out_features == 0
-    gate = target_modules.get("gate", up)
-    if not (attention and grouped):
-        raise HostMapError(f"The widths of q, k, v and o do not fit each other at '{q.name}'.", _HINT)
-    if not up.out_features == gate.out_features == down.in_features:
-        raise HostMapError(f"The widths of up, gate and down do not fit each other at '{up.name}'.", _HINT)
-
-
-def _check_parts(target_modules: Mapping[str, TargetModule]) -> None:
-    """Check that target modules that share a module split its output without overlap or remainder."""
-    columns: dict[str, list[tuple[int, int]]] = {}
-    for linear in target_modules.values():
-        part: Any = linear.columns  # a row's parts are slices
-        columns.setdefault(linear.name, []).append((part.start, part.stop))
-    for linear in target_modules.values():
-        weight: Any = linear.module.weight
-        end = 0
-        for start, stop in sorted(columns[linear.name]):
-            if start != end:
-                raise HostMapError(f"The parts of '{linear.name}' overlap or leave a gap.", _HINT)
-            end = stop
-        if end != weight.shape[1 if linear.transposed else 0]:
-            raise HostMapError(f"The parts of '{linear.name}' do not cover its output.", _HINT)

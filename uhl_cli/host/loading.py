@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from uhl_cli.errors import HostError, UhlWarning, UnknownFamilyError, first_line
+from uhl_cli.errors import HostError, UhlWarning, UnknownModelTypeError, first_line
 from uhl_cli.host.hostmap import HostMap
 from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.packed import unpack
@@ -49,7 +49,7 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, gguf: str |
     the configuration names another implementation, which transformers might download.  Another warning says that code
     in the checkpoint is not run.
 
-    :raises UnknownFamilyError: transformers does not know its model type.
+    :raises UnknownModelTypeError: transformers does not know its model type.
     :raises HostError: It cannot be read.
     """
     source = {"gguf_file": gguf, "local_files_only": True} if gguf else {"local_files_only": True}
@@ -79,15 +79,15 @@ def load_config(name: str, folder: Path, trust_remote_code: bool, *, gguf: str |
 
 
 def _refuse_unknown(model_type: object, code: str | None) -> None:
-    """:raises UnknownFamilyError: transformers does not know the type."""
+    """:raises UnknownModelTypeError: transformers does not know the type."""
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return
     own = f"add --trust-remote-code to run its own code, {code}" if code else ""
     if model_type is None:
         hint = own or 'name it in config.json, such as "model_type": "bert"'
-        raise UnknownFamilyError("The configuration names no model_type.", f"{hint[0].upper()}{hint[1:]}.")
+        raise UnknownModelTypeError("The configuration names no model_type.", f"{hint[0].upper()}{hint[1:]}.")
     hint = own or "use a newer release of it, or a checkpoint of a type that it knows"
-    raise UnknownFamilyError(
+    raise UnknownModelTypeError(
         f"transformers {transformers.__version__} knows no model type '{str(model_type)[:100]}'.",
         f"{hint[0].upper()}{hint[1:]}.",
     )

@@ -1,4 +1,4 @@
-"""Cache maps that were found by structure, so that each model is searched and proved once.
+"""Cache maps, so that each model is searched and proved once.
 
 One JSON file a model, in `$UHL_CACHE`, else in `uhl` below the user's cache folder.  Its name is a digest of what the
 map depends on: the model's class and configuration, the names, shapes and first values of all its parameters, and the
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from uhl_cli import __version__
 from uhl_cli.errors import OutputError
 from uhl_cli.files import write_text
-from uhl_cli.host.families import MODULE_TYPES, READER_TYPES
-from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule
+from uhl_cli.host.hostmap import MODULE_TYPES, READER_TYPES, HostLayer, HostMap, TargetModule
 from uhl_cli.schema import Frozen
 
 # Part of the digest: another number for another way to search.
@@ -191,7 +190,6 @@ def _as_map(stored: _Map, base: nn.Module) -> HostMap:
         decoder=stored.decoder,
         pooler=stored.pooler,
         positions=stored.positions,
-        by_structure=True,
     )
 
 

@@ -1,9 +1,9 @@
 """Prove a host map by running the model: check that every target module computes, and does, what the map states.
 
-Checked on the first and the last layer of a map by a row of `families`, on all layers of a map by structure:
+Checked on every layer:
 
 1. each layer is called with a [batch, tokens, hidden_size] stream, as often as the map says, and hands it on to the
-   next (all layers in any case);
+   next;
 2. a linear's output is its input times the linear's weight, plus its bias (so the weight is not
    transposed, quantised or wrapped);
 3. noise on a linear's output changes the output of its layer, which is what the next one gets;
@@ -16,33 +16,44 @@ Checked on the first and the last layer of a map by a row of `families`, on all 
 
 Facts 4 and 5 tell modules of equal shape apart.  Each layer runs once more, alone: every fact has a text of its own
 in the batch, and is compared with the same text of the pass without edits, so that rounding is the same.  A fact that
-does not hold refuses a row's map; of a map by structure it takes the layer's attention or its feed-forward part away.
+does not hold takes the layer's attention or its feed-forward part out of the map.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from uhl_cli.errors import HostMapError, UnknownFamilyError, first_line
-from uhl_cli.host.discover import GROUPS, SHARE_OF_SHIFT, discover, near, other_size, rows_of
-from uhl_cli.host.families import WRITER_TYPES
-from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, find_map, not_finite_hint
+from uhl_cli.errors import HostMapError
+from uhl_cli.host.discover import discover
+from uhl_cli.host.hostmap import GROUPS, WRITER_TYPES, HostLayer, HostMap, TargetModule, not_finite_hint
 from uhl_cli.host.inner import base_of
 from uhl_cli.host.map_cache import load_map, save_map
 from uhl_cli.host.running import evaluating
-from uhl_cli.host.trace import Alone, Call, Edit, Key, Tracer, instead, plus, times
+from uhl_cli.host.trace import (
+    SHARE_OF_SHIFT,
+    Alone,
+    Call,
+    Edit,
+    Key,
+    Tracer,
+    instead,
+    near,
+    other_size,
+    plus,
+    rows_of,
+    times,
+)
 from uhl_cli.host.untrusted import FOREIGN
 
 _TOKENS = 5
 _MIDDLE = 2
-_HINT = "The model's code differs from its family's; use an unmodified checkpoint, or open an issue."
-_RUN_HINT = "Check that transformers runs it, in one dtype and on one device; a quantised one may need --dtype auto."
+_HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
 # One text for each fact that needs a pass of its own.
 _TEXTS = ("q", "k", "v", "2v", "up", "2up", "gate", "o", "down", "o+", "down+", "2o", "2down")
 # Up to the rounding of half precision and tensor cores.
@@ -51,91 +62,39 @@ _SMALLEST_SCALE = 1e-3
 
 
 def resolve(model: nn.Module, *, cached: bool = False) -> HostMap:
-    """The model's map, proved: by the row of its type, or by its structure where no row fits.
-
-    A model whose row does not fit is one that was changed, so its map by structure must be of every layer.
-
-    :param cached: Take a map by structure from the cache, or put it there, see `map_cache`.  For models that were
-        loaded from files: the cache does not see what was done to a model in memory.
-    :raises HostMapError: The model has no stream of states, or a module does not do what its row states.
-    """
-    try:
-        return by_row(model)
-    except UnknownFamilyError:
-        return _kept(model) if cached else by_structure(model)
-    except HostMapError as error:
-        try:
-            host_map = by_structure(model)
-        except HostMapError:
-            raise error from None
-        if host_map.degree != "all":
-            raise
-        return host_map
-
-
-def by_row(model: nn.Module) -> HostMap:
-    """The model's map by the row of its type, proved.
-
-    :raises UnknownFamilyError: The model's type has no row.
-    :raises HostMapError: A module is missing, has another shape, or does not do what its row states.
-    """
-    host_map = find_map(model)
-    prove_map(host_map)
-    return host_map
-
-
-def by_structure(model: nn.Module) -> HostMap:
     """The model's map found by running it, with those parts of its layers that are proved.
 
-    :raises HostMapError: The model has no stream of states.
+    :param cached: Take the map from the cache, or put it there, see `map_cache`.  For models that were loaded from
+        files: the cache does not see what was done to a model in memory.
+    :raises HostMapError: The model does not run, or hands no stream of states from layer to layer.
     """
     base = base_of(model)
+    if cached:
+        return _kept(base)
     with evaluating(base):
         return proved_parts(discover(base))
 
 
-def _kept(model: nn.Module) -> HostMap:
-    """The map by structure from the cache, if the model runs as it says; else found, proved and kept."""
-    base = base_of(model)
+def _kept(base: nn.Module) -> HostMap:
+    """The map from the cache, if the model runs as it says; else found, proved and kept."""
     kept = load_map(base)
     if kept is not None:
         with evaluating(base), torch.no_grad(), suppress(HostMapError, *FOREIGN):
             _prove_streams(kept, _Runner(kept, {layer.module for layer in kept.layers}, texts=1))
             return kept
-    found = by_structure(model)
+    found = resolve(base)
     save_map(found)
     return found
 
 
-def prove_map(host_map: HostMap) -> None:
-    """Check every fact of the map; the model is unchanged afterwards, bit for bit.
-
-    :raises HostMapError: A fact does not hold, and the message names the module; or the model does not run.
-    """
-    try:
-        with evaluating(host_map.base), torch.no_grad():
-            _prove_ends(host_map)
-    except FOREIGN as error:
-        raise HostMapError(f"The model does not run on token ids: {first_line(error)}", _RUN_HINT) from error
-
-
-def _prove_ends(host_map: HostMap) -> None:
-    ends = {layer.index: layer for layer in (host_map.layers[0], host_map.layers[-1])}
-    runner = _runner(host_map, list(ends.values()))
-    for layer in ends.values():
-        edited = runner.edited(layer)
-        for group in GROUPS:
-            _prove_group(edited, layer, group)
-
-
 @torch.no_grad()
 def proved_parts(host_map: HostMap, indices: Collection[int] | None = None) -> HostMap:
-    """A map by structure with those groups of each layer's modules whose facts hold; in eval mode.
+    """A map with those groups of each layer's modules whose facts hold; in eval mode.
 
     :param indices: The layers to prove; the others stay as they are.  All by default.
     :raises HostMapError: A fact about the whole model does not hold.
     """
-    runner = _runner(host_map, host_map.layers)
+    runner = _runner(host_map)
     layers = []
     for layer in host_map.layers:
         kept: dict[str, TargetModule] = {}
@@ -160,10 +119,10 @@ def proved_parts(host_map: HostMap, indices: Collection[int] | None = None) -> H
     return replace(host_map, layers=tuple(layers))
 
 
-def _runner(host_map: HostMap, layers: Sequence[HostLayer]) -> _Runner:
+def _runner(host_map: HostMap) -> _Runner:
     """The pass without edits, after the facts about the whole model are checked."""
     watched = {layer.module for layer in host_map.layers}
-    for layer in layers:
+    for layer in host_map.layers:
         watched |= {module for linear in layer.target_modules.values() for module in (linear.module, linear.edited)}
     runner = _Runner(host_map, watched)
     _prove_streams(host_map, runner)
@@ -386,7 +345,7 @@ def _prove_direction(host_map: HostMap, runner: _Runner) -> None:
     causal = bool(change.norm() <= 1e-4 * runner.final.float().norm())
     if causal != host_map.decoder:
         found = "do not depend" if causal else "depend"
-        raise HostMapError(f"The host's states {found} on later tokens, unlike its family's.", _HINT)
+        raise HostMapError(f"The host's states {found} on later tokens, unlike what the map says.", _HINT)
 
 
 def _prove_weight(runner: _Runner, linear: TargetModule) -> None:
@@ -412,7 +371,7 @@ def _prove_norm(runner: _Runner, layer: HostLayer) -> None:
     same = torch.equal(runner.rows(runner.call(query).input), stream)
     if same != (query.space == "stream"):
         found = "the stream itself" if same else "something other than the stream"
-        raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike its family's.", _HINT)
+        raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike what the map says.", _HINT)
 
 
 def _prove_attention(edited: _Edited, layer: HostLayer) -> None:
@@ -432,7 +391,7 @@ def _prove_attention(edited: _Edited, layer: HostLayer) -> None:
     small = _ROUNDING * before.norm() + 1e-6
     same = bool((value - value[0]).norm() <= small + _ROUNDING * value.norm())
     whole = same and bool((value[0].norm() - arrived).abs() <= small + _ROUNDING * arrived)
-    partly = edited.runner.host_map.by_structure and near(twice, 2 * value, _ROUNDING)
+    partly = near(twice, 2 * value, _ROUNDING)
     if not (own_token_only and other_tokens_too and (whole or partly)):
         raise HostMapError(f"q, k and v of layer {layer.index} do not act as such.", _HINT)
 
@@ -457,17 +416,16 @@ def _arrival(edited: _Edited, layer: HostLayer, kind: str) -> float:
 
     :raises HostMapError: It arrives otherwise.
     """
-    runner, linear = edited.runner, layer.target_modules[kind]
+    linear = layer.target_modules[kind]
     end = (layer.module, layer.call)
     change, _ = edited.change(f"{kind}+", lambda call: call.output, end)
     wanted = edited.shifts[kind].float().expand_as(change)
-    scale = float((change * wanted).sum() / wanted.pow(2).sum()) if runner.host_map.by_structure else 1.0
+    scale = float((change * wanted).sum() / wanted.pow(2).sum())
     if abs(scale) > _SMALLEST_SCALE and near(change, scale * wanted, _ROUNDING):
         return 1.0 if abs(scale - 1) < _ROUNDING else scale
     # A factor does not change what is normalised alone; it changes what is normalised with the stream, as a shift does.
     scaled, _ = edited.change(f"2{kind}", lambda call: call.output, end)
     together = linear.written is None and bool(scaled.norm() > SHARE_OF_SHIFT * change.norm())
-    post_norm = runner.host_map.by_structure or layer.target_modules["q"].space == "stream"
-    if not (post_norm and together):
+    if not together:
         raise HostMapError(f"What '{linear.name}' ({kind}) writes does not arrive in the stream as added.", _HINT)
     return 1.0

@@ -1,6 +1,6 @@
 """Find the map of a model without weights, on narrow copies with the same pattern of layers.
 
-A map by structure takes a model that runs, and the meta device has no values.  So two copies of the configuration are
+Finding a map takes a model that runs, and the meta device has no values.  So two copies of the configuration are
 made, with narrow heads, feed-forward parts and tables, few experts and random weights.  The map is found on the first
 and proved on each of its layers.  Carried over to the second, it is proved at another size, on a layer of each kind.
 Then it is carried over to the model itself.  Widths are always those of the model that the map is carried to.  Parts
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from uhl_cli.errors import HostError, HostMapError, first_line
-from uhl_cli.host.discover import group_of
-from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule
+from uhl_cli.host.hostmap import HostLayer, HostMap, TargetModule, group_of
 from uhl_cli.host.inner import base_of
 from uhl_cli.host.loading import without_weights
-from uhl_cli.host.proof import by_structure, proved_parts
+from uhl_cli.host.proof import proved_parts, resolve
 from uhl_cli.host.running import MetaGroups, evaluating
 from uhl_cli.host.trace import Key, Tracer
 from uhl_cli.host.untrusted import FOREIGN
@@ -54,7 +53,7 @@ _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 def map_without_weights(name: str, model: nn.Module, config: Any) -> HostMap:  # noqa: ANN401 - any configuration class
-    """The map of a model on the meta device, by structure.
+    """The map of a model on the meta device.
 
     The caller's random state is unchanged.  The map's `base` is the model's; for an encoder-decoder, its encoder.
 
@@ -67,7 +66,7 @@ def map_without_weights(name: str, model: nn.Module, config: Any) -> HostMap:  #
     try:
         found, prover = (_copy(name, config, size) for size in (0, 1))
         assert found is not None  # there is always a first size
-        host_map = by_structure(found)
+        host_map = resolve(found)
         if prover is not None:
             host_map = _without_unproved(host_map, _carried(host_map, base_of(prover)))
         return _carried(host_map, base)

@@ -18,6 +18,9 @@ Edit = Callable[[Tensor], Tensor]
 Key = tuple[nn.Module, int]
 """A module and the number of its call within the pass, from 0."""
 
+SHARE_OF_SHIFT = 0.1
+"""What is normalised together with the stream changes by a factor at least this share of what it does by a shift."""
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -67,6 +70,18 @@ class Stopped(Exception):
     """Ends a pass at a chosen call."""
 
 
+def probe_ids(base: nn.Module, batch: int, tokens: int, device: torch.device | None) -> Tensor:
+    """int64 [batch, tokens] of token ids to trace with.
+
+    They are away from the first ones of the vocabulary, which are often special, and never consecutive, as positions
+    are.
+    """
+    rows = int(getattr(getattr(base, "config", None), "vocab_size", 0) or 0) or 64
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(rows // 3, max(rows - 1, rows // 3 + 1), (batch, tokens), generator=generator)
+    return ids.sort(descending=True).values.to(device)
+
+
 def plus(shift: Tensor) -> Edit:
     """An edit that adds a shift."""
     return lambda value: value + shift
@@ -108,6 +123,31 @@ def replaced(output: Any, old: Tensor | None, new: Tensor) -> Any:  # noqa: ANN4
             if value is old:
                 output[name] = new
     return output
+
+
+def rows_of(state: Tensor, batch: int, tokens: int) -> Tensor | None:
+    """[batch, tokens, features] of a state in this or a flat [batch * tokens, features] form; None for other shapes."""
+    if state.dim() == 3 and state.shape[:2] == (batch, tokens):
+        return state
+    if state.dim() == 4 and state.shape[0] == batch and state.numel() == batch * tokens * state.shape[-1]:
+        return state.reshape(batch, tokens, -1)
+    if state.dim() == 2 and len(state) == batch * tokens:
+        return state.reshape(batch, tokens, -1)
+    return None
+
+
+def near(actual: Tensor, expected: Tensor, tolerance: float = 0.01) -> bool:
+    """Whether the difference is within a share of the expected norm."""
+    return actual.shape == expected.shape and bool((actual - expected).norm() <= tolerance * expected.norm() + 1e-6)
+
+
+def other_size(written: Tensor, stream: Tensor) -> float:
+    """A factor that gives what a module writes the size of the stream, or twice its own if it has that.
+
+    So it changes the sum of both, whichever is larger.
+    """
+    factor = float(stream.float().pow(2).mean().sqrt() / written.float().pow(2).mean().sqrt().clamp_min(1e-12))
+    return 2.0 if 0.7 < factor < 1.4 else factor
 
 
 class Tracer:

@@ -1,7 +1,7 @@
 """The user's own fine-tuned classifier, which replaces labels: a checkpoint or a PEFT folder.
 
 It is read as it was trained: by its own tokenizer, without anything that uhl adds for its hosts, and up to its own
-longest input.  Its model type needs no row in the table of families unless it is to be the host as well.
+longest input.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from uhl_cli.data.tasks import Kind
 from uhl_cli.errors import HostError, first_line
 from uhl_cli.formats.export import BASE_FOLDER, is_export, read_export
 from uhl_cli.host.checkpoint import device_of, longest_input
-from uhl_cli.host.hostmap import positions_of
 from uhl_cli.host.loading import from_pretrained, load_config, quiet
 from uhl_cli.host.locate import CONFIG_FILE, PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, TOKENIZER_FILES, locate, locate_peft
+from uhl_cli.host.positions import positions_of
 from uhl_cli.host.tokenizer import load_tokenizer
 from uhl_cli.ported.model import Outputs
 from uhl_cli.schema import TokenizerSource
@@ -203,6 +203,8 @@ def load_classifier(
             missing = [key for key in missing if key not in peft.shapes]
         if missing:
             raise HostError(*_lacking(name, missing, peft))
+        whole: Any = model.eval()
+        positions = positions_of(whole.base_model)
         if peft is not None:
             model = peft.onto(model)
         own = peft is not None and any((peft.folder / file).is_file() for file in TOKENIZER_FILES)
@@ -227,7 +229,7 @@ def load_classifier(
             problem = f"'{name}' does not fit on {target}: {first_line(error)}"
             raise HostError(problem, "Use --device cpu, or --dtype bfloat16.") from error
     shown = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    longest = longest_input(positions_of(config), words)
+    longest = longest_input(positions, words)
     return Classifier(shown, kind, labels, named, base_name, model.eval().requires_grad_(False), words, longest)
 
 

@@ -7,8 +7,9 @@ head, and the pooler where the class has one, are fully trained.  The host that 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from uhl_cli.data.tasks import Task
 from uhl_cli.errors import HostError
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode
-from uhl_cli.host.hostmap import dense
+from uhl_cli.host.hostmap import TargetModule, dense
 from uhl_cli.host.loading import RELEASE
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import TrainingConfig
@@ -40,6 +41,7 @@ _AUTO: dict[str, Any] = {
     "tokens": AutoModelForTokenClassification,
 }
 _HEAD_NAMES = {"sequence": "sequence classification", "tokens": "token classification"}
+_UP_TO_NUMBER = re.compile(r"^.*?\.\d+\.")
 _TASK_TYPES = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"}
 
 
@@ -132,14 +134,12 @@ class StandardClassifier(nn.Module):
         if pooler is not None and getattr(base, pooler, None) is not None:
             whole.append(pooler)
         linears = linear_modules(host.map).values()
-        # A row's names are the same in every layer; peft matches them at the end of a module's name.
-        names = {linear.name if host.map.by_structure else linear.name_in_layer for linear in linears}
         config = LoraConfig(
             task_type=_TASK_TYPES[task.kind],
             r=self.rank,
             lora_alpha=int(ALPHA_OVER_RANK * self.rank),
             lora_dropout=0.0,
-            target_modules=sorted(names),
+            target_modules=sorted(_names_for_peft(model, linears)),
             modules_to_save=list(whole),
             fan_in_fan_out=any(linear.transposed for linear in linears),
         )
@@ -239,3 +239,18 @@ class StandardClassifier(nn.Module):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))
+
+
+def _names_for_peft(model: nn.Module, linears: Collection[TargetModule]) -> set[str]:
+    """The names of the modules within their layers, if peft finds by these the same modules as by the full names.
+
+    peft takes every module whose name ends with one that it is given.
+    """
+    names = {linear.name for linear in linears}
+    short = {_UP_TO_NUMBER.sub("", name) for name in names}
+
+    def found(some: set[str]) -> set[str]:
+        ends = tuple(f".{name}" for name in some)
+        return {name for name, _ in model.named_modules() if f".{name}".endswith(ends)}
+
+    return short if found(short) == found(names) else names
