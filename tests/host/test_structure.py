@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_hosts import tiny_config
+from tiny_hosts import tiny_config, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertModel
 
@@ -136,3 +136,16 @@ def test_rounding_of_a_lone_token_gives_no_feature_another_role(monkeypatch, siz
     found = resolve(model)
     assert found.degree == degree
     assert (described(found) == wanted) is (degree == "all")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_heads_that_attend_to_one_token_hide_no_feature(monkeypatch, family):
+    model = tiny_model(family)
+    queries = [linear.weight() for layer in resolve(model).layers for linear in [layer.target_modules["q"]]]
+    with torch.no_grad():
+        for weight in queries:
+            weight.mul_(100)  # a view of the module's own
+    assert resolve(model).degree == "all"
+    monkeypatch.setattr(layer_search, "_READER_SIZE", 1e9)  # with queries of their own size
+    monkeypatch.setattr(layer_search, "_TEXTS", 1)
+    assert resolve(model).degree != "all"

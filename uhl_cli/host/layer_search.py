@@ -26,12 +26,19 @@ from uhl_cli.host.trace import (
     near,
     other_size,
     plus,
+    probe_ids,
     rows_of,
     times,
 )
 
 # The token that gets the noise, so there are tokens before it and after it.
 _MIDDLE = 2
+# Largest root mean square of what readers give while q, k and v are told apart.
+_READER_SIZE = 0.5
+# Texts whose gradients tell q, k and v apart.
+_TEXTS = 8
+# Share of a module's features from which on all of them have the role.
+_MOSTLY = 0.9
 Roles = dict[str, list[tuple[Key, tuple[int, ...]]]]
 """Role in attention -> calls, with the output features that play it."""
 
@@ -288,31 +295,36 @@ class _Block:
         return roles
 
     def _gradients(self, readers: list[Key], output: Key, tokens: int) -> dict[Key, Tensor]:
-        """|d (what the output projection reads at the last token) / d (output of each reader)|, [tokens, features]."""
+        """|d (what the output projection reads at the last token) / d (output of each reader)|, [tokens, features].
+
+        The largest of several texts, because a feature may have none at a token.
+        """
         leaves: dict[Key, Tensor] = {}
 
         def leaf_at(key: Key) -> Edit:
             def edit(value: Tensor) -> Tensor:
-                leaves[key] = value.detach().clone().requires_grad_()
+                # Large queries and keys make heads that attend to one token alone, where no gradient passes.
+                size = value.detach().float().pow(2).mean().sqrt().clamp_min(_READER_SIZE)
+                leaves[key] = (value.detach() * (_READER_SIZE / size)).to(value.dtype).requires_grad_()
                 return leaves[key]
 
             return edit
 
-        ids = self.traced.ids[:1, :tokens]
+        ids = probe_ids(self.traced.tracer.base, _TEXTS, tokens, self.traced.ids.device)
         with torch.enable_grad():
             _, calls = self.traced.tracer.run(
                 ids=ids, outputs={key: leaf_at(key) for key in readers}, stop=output, watched=(), copied=False
             )
-            read = rows_of(calls[output].input, 1, tokens)
+            read = rows_of(calls[output].input, _TEXTS, tokens)
             if read is None or not leaves or not read.requires_grad:
                 return {}
-            direction = self._noise(read, read.shape[-1])
-            found = torch.autograd.grad((read[0, -1] * direction).sum(), list(leaves.values()), allow_unused=True)
+            direction = self._noise(read, _TEXTS, read.shape[-1])
+            found = torch.autograd.grad((read[:, -1] * direction).sum(), list(leaves.values()), allow_unused=True)
         gradients = {}
         for (key, leaf), gradient in zip(leaves.items(), found, strict=True):
-            rows = rows_of(torch.zeros_like(leaf) if gradient is None else gradient, 1, tokens)
+            rows = rows_of(torch.zeros_like(leaf) if gradient is None else gradient, _TEXTS, tokens)
             if rows is not None:
-                gradients[key] = rows[0].abs()
+                gradients[key] = rows.abs().amax(0)
         return gradients
 
     def _attention_sinks(self, roles: Roles, output: Key) -> None:
@@ -335,8 +347,8 @@ class _Block:
         for role in ("q", "k", "v"):
             key, columns = max(roles[role], key=lambda part: len(part[1]))
             total, heads = self.calls[key].output.shape[-1], self.calls[output].input.shape[-1]
-            alone = all(other != key for each in roles if each != role for other, _ in roles[each])
-            if alone and heads % total == 0:  # a feature without a gradient to speak of has this role, too
+            # In a module of its own, few features look otherwise: those of a head that attends to one token alone.
+            if len(columns) >= _MOSTLY * total and heads % total == 0:
                 columns = tuple(range(total))
             sizes[role] = len(columns)
             state = self.traced.rows(self.calls[key].input)

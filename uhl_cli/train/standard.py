@@ -97,9 +97,8 @@ def standard_model(host: Host, task: Task, *, seed: int) -> PreTrainedModel:
     base: nn.Module = model.base_model
     weights = {name: dense(value) for name, value in host.model.state_dict().items()}
     outcome = base.load_state_dict(weights, strict=False)
-    pooler = host.map.pooler
-    odd = [*outcome.missing_keys, *outcome.unexpected_keys]
-    odd = [name for name in odd if pooler is None or not name.startswith(f"{pooler}.")]
+    apart = tuple(f"{name}." for name in (host.map.pooler, *_poolers(base, host)) if name)
+    odd = [name for name in (*outcome.missing_keys, *outcome.unexpected_keys) if not name.startswith(apart)]
     if odd:
         raise HostError(
             f"the weights of '{host.name}' do not match transformers' classifier; the first mismatch is '{odd[0]}'.",
@@ -130,9 +129,7 @@ class StandardClassifier(nn.Module):
         base: nn.Module = model.base_model
         heads = [name for name, part in model.named_children() if part is not base]
         whole = [name for name in heads if any(True for _ in getattr(model, name).parameters())]
-        pooler = host.map.pooler
-        if pooler is not None and getattr(base, pooler, None) is not None:
-            whole.append(pooler)
+        whole += _poolers(base, host)
         linears = linear_modules(host.map).values()
         config = LoraConfig(
             task_type=_TASK_TYPES[task.kind],
@@ -239,6 +236,12 @@ class StandardClassifier(nn.Module):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))
+
+
+def _poolers(base: nn.Module, host: Host) -> list[str]:
+    """Parts of a classifier's base model that the host lacks, or that do not affect its hidden states."""
+    children = [name for name, _ in base.named_children()]
+    return [name for name in children if name == host.map.pooler or getattr(host.model, name, None) is None]
 
 
 def _names_for_peft(model: nn.Module, linears: Collection[TargetModule]) -> set[str]:
