@@ -149,3 +149,15 @@ def test_heads_that_attend_to_one_token_hide_no_feature(monkeypatch, family):
     monkeypatch.setattr(layer_search, "_READER_SIZE", 1e9)  # with queries of their own size
     monkeypatch.setattr(layer_search, "_TEXTS", 1)
     assert resolve(model).degree != "all"
+
+
+@pytest.mark.parametrize("feature", [5.0, 200.0])
+def test_what_is_small_beside_the_stream_is_found_in_half_precision(feature):
+    """A shift of its own size would be lost in the stream's rounding."""
+    model = small("gemma2", head_dim=8, num_key_value_heads=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[::3, 5] = feature
+        for layer in model.layers:
+            for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+                norm.weight.fill_(-0.97)  # it multiplies by one more than this
+    assert resolve(model.to(torch.bfloat16)).degree == "all"

@@ -475,8 +475,10 @@ class _Block:
 
     def _arriving(self, key: Key, held: dict[Key, Edit]) -> tuple[float | None, float]:
         """(c, |change|) of a shift at the layer's end, which should be c times the shift; c is None if it is not."""
-        output = self.calls[key].output
-        shift = 0.5 * self._noise(output, output.shape[-1])
+        output, stream = self.calls[key].output, self.block.output
+        # As large as the stream, so that its rounding in half precision does not hide the shift.
+        like = max((output, stream), key=lambda value: float(value.float().pow(2).mean()))
+        shift = self._noise(like, output.shape[-1]).to(output.dtype)
         calls = self._run(outputs={key: plus(shift), **held}, watched=[self.block.module])
         change = calls[self.block.key].output - self.block.output
         wanted = shift.expand_as(change)
