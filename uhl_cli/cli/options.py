@@ -88,7 +88,8 @@ class Command(Generic[Record]):
                 if flag.name == kind.argument and source is not None and source.name == "DEFAULT":
                     self._refuse_missing(value)
                 given[flag.name] = value.value if isinstance(value, Enum) else value
-            self.function(kind.from_flags(given), output)
+            options = kind.from_flags(given).fetched(offline=given.get("offline") is True)
+            self.function(options, output)
 
     def _refuse_missing(self, path: Path) -> None:
         """Explain how to make the default file that a command reads.
