@@ -63,7 +63,7 @@ class UniversalAdapter:
     `own_task` is False if it has another task's readout, which has no head-only control.  `max_length` is the longest
     input in tokens that it was trained, or tuned, with.  `features` is None for files without a feature bank, and for
     another task's readout, which was not trained on the source.  If `low_rank`, delta-theta is a low-rank update of
-    the host's linear modules and replaces the atoms' update (see `adapter.low_rank`).  `content` is what the file holds.
+    the host's linear modules and replaces the atoms' update (see `adapter.low_rank`).  `content`: the file's.
     """
 
     manifest: Manifest

@@ -114,13 +114,14 @@ class Options(Frozen):
             names = [flag.name for flag in flags for path in flag.paths if where[: len(path)] == path]
             raise UsageError(f"--{names[0] if names else where[-1]}: {first['msg']}.", "See --help.") from error
 
-    def fetched(self: Record, *, offline: bool) -> Record:
+    def fetched(self: Record, given: Mapping[str, object]) -> Record:
         """The record with every file of the hub that it names in the cache: the one place where such names are read.
 
         A path that exists is taken as it is, and so is what can only be a path.  What was fetched is shown by its name
         (`FetchedPath`), so that reports and records never contain a path in the cache.
 
-        :param offline: Use the cache alone.
+        :param given: The values on the command line, by option name: a path may have lost its `./`, and `offline` may
+            belong to a record that is not there.
         :raises HubError: When a file cannot be found or fetched.
         :raises UsageError: When a name is malformed.
         """
@@ -129,11 +130,12 @@ class Options(Frozen):
             path = getattr(self, name)
             if path is None or path.exists():
                 continue
-            reference = Reference.parse(path.as_posix())
+            reference = Reference.parse(str(given.get(name.replace("_", "-"), path)))
             if reference is not None:
                 from uhl_cli.formats.container import ADAPTER
                 from uhl_cli.hub.fetch import fetch
 
+                offline = given.get("offline") is True
                 local = fetch(reference, max_bytes=ADAPTER.max_bytes, offline=offline)
                 found[name] = FetchedPath.of(reference, local)
         return self.model_copy(update=found) if found else self
