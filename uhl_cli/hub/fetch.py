@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
-from uhl_cli.errors import HubError, UhlError
+from uhl_cli.errors import HubError
 from uhl_cli.hub.failures import FAILURES, Request, hub_errors, quiet_hub
 from uhl_cli.hub.reference import SUFFIX, USUAL, Reference, is_inside
 
@@ -41,10 +41,9 @@ def fetch(reference: Reference, *, max_bytes: int, offline: bool = False, cache_
         except RevisionNotFoundError:
             raise
         except FAILURES as error:
-            try:
-                return _cached(reference, cache_dir)
-            except (UhlError, *FAILURES):
-                raise error from None
+            if isinstance(error, OSError) and error.errno is not None:  # of this machine, such as an unreadable token
+                raise
+            return _cached(reference, cache_dir)  # whose errors have this one as their context
         sizes = {each.rfilename: each.size for each in info.siblings or ()}
         file = chosen(reference, sizes)
         size = sizes[file]

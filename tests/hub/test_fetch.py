@@ -1,0 +1,235 @@
+"""Adapter files by hub id: fetched once, bounded, cached, offline, and every failure in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hub.server import TOKEN, Fault, sha256
+
+pytestmark = pytest.mark.integration
+
+
+def shown(called) -> dict:
+    assert (called.code, called.err) == (0, "")
+    return json.loads(called.out)
+
+
+def cached_files(home: Path) -> list[str]:
+    return sorted(path.name for path in home.glob("hub/models--*/snapshots/*/**/*") if path.is_file())
+
+
+def test_a_file_is_fetched_once_and_then_read_from_the_cache(hub, uhl, adapter, tmp_path):
+    repo = hub.add(
+        "user/repo", {"README.md": b"card", "x.safetensors": adapter, "model.bin": b"pickle", "x.py": b"code"}
+    )
+    repo.refs["v1"] = repo.refs["main"]
+    first = shown(uhl("inspect", "user/repo@v1", "--json"))
+    assert first["file"] == "user/repo@v1"
+    assert first["bytes"] == len(adapter)
+    assert first["adapter"]["digest"]
+    assert "snapshots" not in json.dumps(first)
+    assert cached_files(tmp_path / "home") == ["x.safetensors"]
+    assert {line.split("/")[-1] for line in hub.asked if "resolve" in line} == {"x.safetensors"}
+    hub.asked.clear()
+    assert shown(uhl("inspect", "user/repo@v1", "--json")) == first
+    assert not [line for line in hub.asked if "cdn" in line], "it was fetched again"
+    hub.asked.clear()
+    for how in ({"arguments": ("--offline",)}, {"HF_HUB_OFFLINE": "1"}):
+        assert shown(uhl("inspect", "user/repo@v1", "--json", *how.pop("arguments", ()), **how)) == first
+    assert hub.asked == []
+    hub.faults = [Fault(".", 503)]
+    assert shown(uhl("inspect", "user/repo@v1", "--json")) == first, "the cache was not used"
+    assert "not in the cache" in uhl("inspect", "user/repo", "--offline").error, "only v1 was ever asked for"
+
+
+def test_commands_name_what_the_user_wrote(hub, uhl, adapter, other, task):
+    hub.add("user/repo", {"adapter.safetensors": adapter, "b.safetensors": other, "t.task.safetensors": task})
+    found = shown(uhl("budget", "user/repo", "--json"))
+    assert (found["adapter"], found["file"]["bytes"]) == ("user/repo", len(adapter))
+    compared = shown(uhl("inspect", "user/repo", "--diff", "user/repo:b.safetensors", "--json"))
+    assert not compared["comparison"]["identical"]
+    assert shown(uhl("inspect", "user/repo:b.safetensors", "--verify", "--json"))["file"] == "user/repo:b.safetensors"
+    refused = uhl("budget", "user/repo", "--task-file", "user/repo:t.task.safetensors").error
+    assert refused.startswith("error: user/repo:t.task.safetensors was tuned on another adapter file")
+    assert "a uhl task file" in uhl("budget", "user/repo:t.task.safetensors").error
+
+
+def test_a_local_path_wins_and_a_path_is_no_hub_id(hub, uhl, here, adapter):
+    hub.add("user/repo", {"x.safetensors": b"not this"})
+    (here / "user").mkdir()
+    (here / "user" / "repo").write_bytes(adapter)
+    assert shown(uhl("inspect", "user/repo", "--json"))["bytes"] == len(adapter)
+    for path in ("./user/none", "user/none.safetensors", "a/b/none", str(here / "none")):
+        assert "there is no file" in uhl("inspect", path).error
+    assert hub.asked == []
+
+
+def test_a_private_repository_needs_the_token(hub, uhl, adapter):
+    hub.add("user/repo", {"x.safetensors": adapter}, private=True)
+    said = uhl("inspect", "user/repo").error
+    assert "has no repository 'user/repo', or it is private" in said
+    assert "hf auth login" in said
+    assert uhl("inspect", "user/repo", "--quiet", HF_TOKEN=TOKEN).code == 0
+
+
+def test_a_gated_repository_needs_access(hub, uhl, adapter):
+    hub.add("user/repo", {"x.safetensors": adapter}, gated=True)
+    assert "Access to 'user/repo' is restricted on the hub. Ask for access" in uhl("inspect", "user/repo").error
+    assert uhl("inspect", "user/repo", "--quiet", HF_TOKEN=TOKEN).code == 0
+
+
+INFO = "GET /api/models"
+FAILURES = {
+    "unknown": ("user/none", [], "The hub has no repository 'user/none', or it is private. Check the id"),
+    "gone": ("user/repo@old", [], "The hub has no revision 'old' of 'user/repo'. Pass an existing branch"),
+    "no file": ("user/repo:y.safetensors", [], "has no file 'y.safetensors'; it has x.safetensors. Name one"),
+    "limited": (
+        "user/repo",
+        [Fault(INFO, 429, {"Retry-After": "120"})],
+        "limits the number of requests, so 'user/repo' is out of reach. Run again in 120 seconds",
+    ),
+    "limited for some time": (
+        "user/repo",
+        [Fault(INFO, 429, {"Retry-After": "\x1b[31msoon" * 9})],
+        "Run again in some minutes",
+    ),
+    "down": ("user/repo", [Fault(INFO, 500)], "answers with error 500 to a request for 'user/repo'. Run again later"),
+    "forbidden": (
+        "user/repo",
+        [Fault(INFO, 403)],
+        "refuses access to 'user/repo'. Use a token whose owner may read it",
+    ),
+    "login page": ("user/repo", [Fault(INFO, 200, body=b"<html>Welcome</html>")], "hub cannot be reached"),
+    "no list": ("user/repo", [Fault(INFO, 200, body=b"[]")], "hub cannot be reached"),
+    "forbidden store": ("user/repo", [Fault("/cdn/", 403)], "refuses access to 'user/repo'"),
+    "unsized": (
+        "user/repo",
+        [Fault(INFO, 200, body=b'{"id": "user/repo", "sha": "0", "siblings": [{"rfilename": "x.safetensors"}]}')],
+        "is of unknown size; no adapter file is larger than 20,000,000",
+    ),
+    "large": (
+        "user/repo",
+        [Fault(INFO, 200, body=b'{"id": "u/r", "siblings": [{"rfilename": "x.safetensors", "size": 20000001}]}')],
+        "'x.safetensors' in 'user/repo' is of 20,000,001 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_each_failure_is_one_line_that_says_what_to_do(case, hub, uhl, adapter, tmp_path):
+    name, faults, words = FAILURES[case]
+    hub.add("user/repo", {"x.safetensors": adapter})
+    hub.faults = faults
+    assert words in uhl("inspect", name).error
+    assert cached_files(tmp_path / "home") == []
+    if case in ("large", "unsized"):
+        assert not [line for line in hub.asked if "resolve" in line or "cdn" in line], "it was fetched"
+
+
+def test_a_wrong_token_is_named_and_never_printed(hub, uhl, adapter, here, settings):
+    hub.add("user/repo", {"x.safetensors": adapter})
+    wrong = f"{TOKEN}Not"
+    for token in (wrong, f"{wrong}\tx", f"{wrong}é", f"{wrong} x", f"{wrong}\x7f"):
+        called = uhl("inspect", "user/repo", "--debug", HF_TOKEN=token)
+        assert "token" in called.err.splitlines()[-1]
+        assert called.code == 1
+
+
+def test_no_connection_is_one_line(uhl):
+    said = uhl("inspect", "user/repo", HF_ENDPOINT="http://127.0.0.1:9").error
+    assert "is not in the cache, and the hub cannot be reached" in said
+
+
+def test_a_broken_transfer_goes_on_where_it_broke(hub, uhl, adapter, tmp_path):
+    hub.add("user/repo", {"x.safetensors": adapter})
+    hub.faults = [Fault("GET /cdn/", cut=len(adapter) // 2, times=1)]
+    assert uhl("inspect", "user/repo", "--quiet").code == 0
+    assert len([line for line in hub.asked if line.startswith("GET /cdn/")]) == 2
+    (found,) = (tmp_path / "home").glob("hub/models--*/snapshots/*/x.safetensors")
+    assert found.read_bytes() == adapter
+
+
+def test_a_transfer_that_never_ends_leaves_no_file(hub, uhl, adapter, tmp_path):
+    hub.add("user/repo", {"x.safetensors": adapter})
+    hub.faults = [Fault("GET /cdn/", cut=0)]
+    said = uhl("inspect", "user/repo").error
+    assert "could not be fetched" in said
+    assert "run again" in said
+    assert cached_files(tmp_path / "home") == []
+    hub.faults = []
+    assert uhl("inspect", "user/repo", "--quiet").code == 0
+
+
+def test_a_damaged_file_is_refused_by_the_reader(hub, uhl, adapter):
+    damaged = bytearray(adapter)
+    damaged[-1] ^= 1
+    hub.add("user/repo", {"x.safetensors": bytes(damaged), "y.safetensors": b"\x80\x04pickle"})
+    assert (
+        "user/repo:x.safetensors: the digest of the content is not" in uhl("inspect", "user/repo:x.safetensors").error
+    )
+    assert "user/repo:y.safetensors: not a whole safetensors" in uhl("inspect", "user/repo:y.safetensors").error
+
+
+def test_names_in_a_strangers_repository_do_no_harm(hub, uhl, adapter, tmp_path):
+    names = [
+        "../../../x.safetensors",
+        "/tmp/x.safetensors",
+        "a\x1b]0;x\x07.safetensors",
+        "b\n.safetensors",
+        "c\\d.safetensors",
+    ]
+    hub.add("user/repo", dict.fromkeys(names, adapter) | {"README.md": b"\x1b[2Jcard"})
+    assert "has no .safetensors file" in uhl("inspect", "user/repo").error
+    hub.add(
+        "user/many", {f"d/{number:05}-\u202e.safetensors": b"" for number in range(3000)} | {"\u202ea.safetensors": b""}
+    )
+    assert "has no .safetensors file" in uhl("inspect", "user/many").error
+    hub.add("user/more", {f"d/{number:05}.safetensors": b"" for number in range(3000)} | dict.fromkeys(names, b""))
+    said = uhl("inspect", "user/more").error
+    assert "has 3,000 .safetensors files: d/00000.safetensors" in said
+    assert "and 2,990 more. Name one, as user/more:FILE." in said
+    assert not [line for line in hub.asked if "resolve" in line]
+
+
+def test_an_unwritable_cache_is_named(hub, uhl, adapter, here):
+    hub.add("user/repo", {"x.safetensors": adapter})
+    (here / "file").touch()
+    said = uhl("inspect", "user/repo", HF_HOME=str(here / "file")).error
+    assert f"cannot write to the cache {here / 'file' / 'hub'}" in said
+    assert "Set HF_HOME" in said
+
+
+def in_layout(cache: Path, files: dict[str, bytes], *, commit: str = "c" * 40, ref: str = "main") -> None:
+    """A repository in a cache of the hub's layout: blobs, snapshots of links, refs."""
+    folder = cache / "models--user--repo"
+    for name, data in files.items():
+        link = folder / "snapshots" / commit / name
+        for each in (link, folder / "blobs" / sha256(data), folder / "refs" / ref):
+            each.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "blobs" / sha256(data)).write_bytes(data)
+        link.symlink_to(os.path.relpath(folder / "blobs" / sha256(data), link.parent))
+    (folder / "refs" / ref).write_text(commit)
+
+
+def test_a_cache_that_others_filled_is_used(hub, uhl, adapter, other, tmp_path):
+    cache = tmp_path / "elsewhere"
+    in_layout(cache, {"x.safetensors": adapter, "README.md": b"card"})
+    in_layout(cache, {"deep/y.safetensors": other, "z.safetensors": adapter}, commit="d" * 40, ref="v2")
+    where = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    for name, data in (
+        ("user/repo", adapter),
+        (f"user/repo@{'c' * 40}", adapter),
+        ("user/repo@v2:deep/y.safetensors", other),
+    ):
+        assert shown(uhl("inspect", name, "--json", **where))["bytes"] == len(data)
+    assert (
+        "has 2 .safetensors files: deep/y.safetensors, z.safetensors" in uhl("inspect", "user/repo@v2", **where).error
+    )
+    for name in ("user/repo@v3", "user/repo:y.safetensors", "user/other", f"user/repo@{'e' * 40}"):
+        said = uhl("inspect", name, **where).error
+        assert "is not in the cache, and the hub cannot be reached or offline mode is on" in said
+        assert "without offline mode" in said
+    assert hub.asked == []
