@@ -84,7 +84,7 @@ class UniversalAdapter:
 
         :raises FormatError: When it is missing, damaged, or breaks the format.
         """
-        return cls.from_file(read_adapter(Path(path)))
+        return cls.from_file(read_adapter(_path(path)))
 
     @classmethod
     def from_file(cls, content: AdapterFile) -> UniversalAdapter:
@@ -194,11 +194,11 @@ class UniversalAdapter:
         :raises FormatError: When the file is damaged or was tuned on another adapter.
         :raises UsageError: When it is the folder of a LoRA, which fits only one model.
         """
-        if not isinstance(task, TaskFile) and is_ported(Path(task)):
+        if not isinstance(task, TaskFile) and is_ported(_path(task)):
             raise UsageError(
                 f"{task} holds a LoRA, which fits only one model.", "Call adapter.port(model, tokenizer, task=folder)."
             )
-        content = task if isinstance(task, TaskFile) else read_task(Path(task))
+        content = task if isinstance(task, TaskFile) else read_task(_path(task))
         if content.record.adapter != self.digest:
             name = "the task file" if isinstance(task, TaskFile) else str(task)
             raise FormatError(f"{name} was tuned on another adapter file.", "Give the adapter that it was made from.")
@@ -357,9 +357,9 @@ class UniversalAdapter:
         if strength is not None and strength not in STRENGTHS:
             known = ", ".join(f"{value:g}" for value in STRENGTHS)
             raise UsageError(f"{strength:g} is not a strength of updates.", f"Choose one of {known}.")
-        if task is not None and is_ported(Path(task)):
+        if task is not None and is_ported(_path(task)):
             host = model.host if isinstance(model, AlignedHost) else _host_of(model, tokenizer)
-            return tuned_on(ported_path(Path(task)), host, self.digest)
+            return tuned_on(ported_path(_path(task)), host, self.digest)
         chosen = self if task is None else self.with_task(task)
         if not isinstance(model, AlignedHost):
             aligned = chosen.align(model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress)
@@ -482,6 +482,11 @@ class UniversalAdapter:
             )
             aligned.folded[self] = FoldedAdapter(folded.for_inference(host.device, host.map.embeddings.weight.dtype))
         return aligned.folded[self]
+
+
+def _path(path: str | Path) -> Path:
+    """The path itself if it is one: a copy of a `FetchedPath` would lose where the file lies."""
+    return path if isinstance(path, Path) else Path(path)
 
 
 def _host_of(model: nn.Module | Host, tokenizer: PreTrainedTokenizerBase | None) -> Host:

@@ -35,10 +35,11 @@ from uhl_cli.files import refuse_unwritable_cache
 # errors of the connection itself (a proxy that refuses, a read that is interrupted) derive from it too.
 HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 # What a request can raise; an answer that is not a hub's (a login page of a network) breaks its parser.
-FAILURES = (OSError, RuntimeError, EntryNotFoundError, HTTP_ERROR, ValueError, LookupError, TypeError)
+FAILURES = (OSError, RuntimeError, EntryNotFoundError, HTTP_ERROR, ValueError, LookupError, TypeError, AttributeError)
 _LOG_IN = "run `hf auth login` or set HF_TOKEN"
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_CREDENTIALS = re.compile(r"bearer\s|authorization", re.IGNORECASE)
+# How an HTTP library quotes a header that it refuses to send.
+_CREDENTIALS = re.compile(r"bearer\s+\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ def _explained(request: Request, error: BaseException) -> UhlError | None:
 def _failed(request: Request, error: BaseException) -> UhlError:
     # `huggingface_hub` wraps what an upload raises, and names the reason only in the cause.
     reason = first_line(error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error)
+    if request.upload and isinstance(error, ValueError) and "metadata" in reason:
+        said = " ".join(str(error).split())[:500]
+        return request.error(f"The hub refuses the model card for {request.where}: {said}", "Correct what it names.")
     if request.upload:
         return request.error(
             f"{request.where} could not be written: {reason}",
