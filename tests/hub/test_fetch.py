@@ -57,13 +57,11 @@ def test_commands_name_what_the_user_wrote(hub, uhl, adapter, other, task):
     assert "a uhl task file" in uhl("budget", "user/repo:t.task.safetensors").error
 
 
-def test_a_local_path_wins_and_a_path_is_no_hub_id(hub, uhl, here, adapter):
+def test_a_local_path_wins(hub, uhl, here, adapter):
     hub.add("user/repo", {"x.safetensors": b"not this"})
     (here / "user").mkdir()
     (here / "user" / "repo").write_bytes(adapter)
     assert shown(uhl("inspect", "user/repo", "--json"))["bytes"] == len(adapter)
-    for path in ("./user/none", "user/none.safetensors", "a/b/none", str(here / "none")):
-        assert "there is no file" in uhl("inspect", path).error
     assert hub.asked == []
 
 
@@ -81,52 +79,79 @@ def test_a_gated_repository_needs_access(hub, uhl, adapter):
     assert uhl("inspect", "user/repo", "--quiet", HF_TOKEN=TOKEN).code == 0
 
 
-INFO = "GET /api/models"
+SIBLINGS = '{"id": "user/%s", "sha": "0", "siblings": [{"rfilename": "x.safetensors"%s}]}'
+# By repository: what fails, and what is said.
 FAILURES = {
-    "unknown": ("user/none", [], "The hub has no repository 'user/none', or it is private. Check the id"),
-    "gone": ("user/repo@old", [], "The hub has no revision 'old' of 'user/repo'. Pass an existing branch"),
-    "no file": ("user/repo:y.safetensors", [], "has no file 'y.safetensors'; it has x.safetensors. Name one"),
     "limited": (
-        "user/repo",
-        [Fault(INFO, 429, {"Retry-After": "120"})],
-        "limits the number of requests, so 'user/repo' is out of reach. Run again in 120 seconds",
+        [Fault("GET /api/models/user/limited", 429, {"Retry-After": "120"})],
+        "limits the number of requests, so 'user/limited' is out of reach. Run again in 120 seconds.",
     ),
-    "limited for some time": (
-        "user/repo",
-        [Fault(INFO, 429, {"Retry-After": "\x1b[31msoon" * 9})],
-        "Run again in some minutes",
+    "sometime": (
+        [Fault("GET /api/models/user/sometime", 429, {"Retry-After": "\x1b[31msoon" * 9})],
+        "Run again in some minutes.",
     ),
-    "down": ("user/repo", [Fault(INFO, 500)], "answers with error 500 to a request for 'user/repo'. Run again later"),
+    "down": (
+        [Fault("GET /api/models/user/down", 500)],
+        "answers with error 500 to a request for 'user/down'. Run again later.",
+    ),
     "forbidden": (
-        "user/repo",
-        [Fault(INFO, 403)],
-        "refuses access to 'user/repo'. Use a token whose owner may read it",
+        [Fault("GET /api/models/user/forbidden", 403)],
+        "refuses access to 'user/forbidden'. Use a token whose owner may read it",
     ),
-    "login page": ("user/repo", [Fault(INFO, 200, body=b"<html>Welcome</html>")], "hub cannot be reached"),
-    "no list": ("user/repo", [Fault(INFO, 200, body=b"[]")], "hub cannot be reached"),
-    "forbidden store": ("user/repo", [Fault("/cdn/", 403)], "refuses access to 'user/repo'"),
+    "welcome": ([Fault("GET /api/models/user/welcome", 200, body=b"<html>Log in</html>")], "hub cannot be reached"),
+    "list": ([Fault("GET /api/models/user/list", 200, body=b"[]")], "hub cannot be reached"),
+    "head": ([Fault("HEAD /user/head", 403)], "refuses access to 'user/head'"),
     "unsized": (
-        "user/repo",
-        [Fault(INFO, 200, body=b'{"id": "user/repo", "sha": "0", "siblings": [{"rfilename": "x.safetensors"}]}')],
-        "is of unknown size; no adapter file is larger than 20,000,000",
+        [Fault("GET /api/models/user/unsized", 200, body=(SIBLINGS % ("unsized", "")).encode())],
+        "is of unknown size; no adapter file is larger than 20,000,000. Name another file",
     ),
     "large": (
-        "user/repo",
-        [Fault(INFO, 200, body=b'{"id": "u/r", "siblings": [{"rfilename": "x.safetensors", "size": 20000001}]}')],
-        "'x.safetensors' in 'user/repo' is of 20,000,001 bytes",
+        [Fault("GET /api/models/user/large", 200, body=(SIBLINGS % ("large", ', "size": 20000001')).encode())],
+        "'x.safetensors' in 'user/large' is of 20,000,001 bytes; no adapter file is larger",
     ),
+}
+NAMES = {
+    "user/none": "The hub has no repository 'user/none', or it is private. Check the id",
+    "user/list@old": "The hub has no revision 'old' of 'user/list'. Pass an existing branch, tag or commit.",
+    "user/list:y.safetensors": "'user/list' has no file 'y.safetensors'; it has x.safetensors. Name one of these.",
+    "user/list@main:../x.safetensors": "'../x.safetensors' is no name of a file in a repository.",
+    "./user/none": "there is no file user/none",
+    "user/none.safetensors": "there is no file",
+    "a/b/none": "there is no file a/b/none",
+    "/no/such": "there is no file /no/such",
 }
 
 
-@pytest.mark.parametrize("case", FAILURES)
-def test_each_failure_is_one_line_that_says_what_to_do(case, hub, uhl, adapter, tmp_path):
-    name, faults, words = FAILURES[case]
-    hub.add("user/repo", {"x.safetensors": adapter})
-    hub.faults = faults
-    assert words in uhl("inspect", name).error
+def test_each_failure_is_one_line_that_says_what_to_do(hub, uhl_many, adapter, tmp_path):
+    for name, (faults, _) in FAILURES.items():
+        hub.add(f"user/{name}", {"x.safetensors": adapter})
+        hub.faults += faults
+    called = uhl_many(*(["inspect", f"user/{name}"] for name in FAILURES))
+    for (name, (_, words)), each in zip(FAILURES.items(), called, strict=True):
+        assert words in each.error, name
+        assert each.error.isprintable()
     assert cached_files(tmp_path / "home") == []
-    if case in ("large", "unsized"):
-        assert not [line for line in hub.asked if "resolve" in line or "cdn" in line], "it was fetched"
+    asked = [line for line in hub.asked if "resolve" in line or "cdn" in line]
+    assert asked
+    assert not [line for line in asked if "head" not in line], "a file was fetched before its size was known"
+
+
+def test_each_name_that_leads_nowhere_is_one_line(hub, uhl_many, adapter):
+    hub.add("user/list", {"x.safetensors": adapter})
+    called = uhl_many(*(["inspect", name] for name in NAMES))
+    for (name, words), each in zip(NAMES.items(), called, strict=True):
+        assert words in each.error, name
+    assert {line for line in hub.asked if "api/models" in line} == {
+        "GET /api/models/user/none",
+        "GET /api/models/user/list/revision/old",
+        "GET /api/models/user/list",
+    }
+
+
+def test_a_store_that_refuses_is_named(hub, uhl, adapter):
+    hub.add("user/repo", {"x.safetensors": adapter})
+    hub.faults = [Fault("/cdn/", 403)]
+    assert "refuses access to 'user/repo'" in uhl("inspect", "user/repo").error
 
 
 def test_a_wrong_token_is_named_and_never_printed(hub, uhl, adapter, here, settings):
@@ -173,7 +198,7 @@ def test_a_damaged_file_is_refused_by_the_reader(hub, uhl, adapter):
     assert "user/repo:y.safetensors: not a whole safetensors" in uhl("inspect", "user/repo:y.safetensors").error
 
 
-def test_names_in_a_strangers_repository_do_no_harm(hub, uhl, adapter, tmp_path):
+def test_names_in_a_strangers_repository_do_no_harm(hub, uhl_many, adapter):
     names = [
         "../../../x.safetensors",
         "/tmp/x.safetensors",
@@ -182,15 +207,15 @@ def test_names_in_a_strangers_repository_do_no_harm(hub, uhl, adapter, tmp_path)
         "c\\d.safetensors",
     ]
     hub.add("user/repo", dict.fromkeys(names, adapter) | {"README.md": b"\x1b[2Jcard"})
-    assert "has no .safetensors file" in uhl("inspect", "user/repo").error
     hub.add(
         "user/many", {f"d/{number:05}-\u202e.safetensors": b"" for number in range(3000)} | {"\u202ea.safetensors": b""}
     )
-    assert "has no .safetensors file" in uhl("inspect", "user/many").error
     hub.add("user/more", {f"d/{number:05}.safetensors": b"" for number in range(3000)} | dict.fromkeys(names, b""))
-    said = uhl("inspect", "user/more").error
-    assert "has 3,000 .safetensors files: d/00000.safetensors" in said
-    assert "and 2,990 more. Name one, as user/more:FILE." in said
+    repo, many, more = (each.error for each in uhl_many(*(["inspect", f"user/{n}"] for n in ("repo", "many", "more"))))
+    assert "has no .safetensors file" in repo
+    assert "has no .safetensors file" in many
+    assert "has 3,000 .safetensors files: d/00000.safetensors" in more
+    assert "and 2,990 more. Name one, as user/more:FILE." in more
     assert not [line for line in hub.asked if "resolve" in line]
 
 

@@ -156,31 +156,36 @@ def test_private_is_never_public(hub, uhl, file):
     assert len(hub.repos["user/repo"].messages) == 1
 
 
+# By repository: what fails, and what is said.
 FAILURES = {
-    "no token": ("user/repo", [], "", "refuses the token for 'user/repo'. Check HF_TOKEN, or run `hf auth login`"),
-    "wrong token": ("user/repo", [], f"{TOKEN}x", "refuses the token for 'user/repo'"),
-    "no right": ("other/repo", [], TOKEN, "refuses access to 'other/repo'. Use a token whose owner may write to it"),
-    "limited": (
-        "user/repo",
-        [Fault("POST /api/repos/create", 429, {"Retry-After": "60"})],
-        TOKEN,
-        "limits the number of requests, so 'user/repo' is out of reach. Run again in 60 seconds",
+    "user/limited": (
+        Fault("POST /api/repos/create", 429, {"Retry-After": "60"}, times=1),
+        "limits the number of requests, so 'user/limited' is out of reach. Run again in 60 seconds.",
     ),
-    "down": ("user/repo", [Fault("/commit/", 500)], TOKEN, "answers with error 500 to a request for 'user/repo'"),
-    "store": ("user/repo", [Fault("PUT", 403)], TOKEN, "refuses access to 'user/repo'"),
-    "meanwhile": ("user/repo", [Fault("/commit/", 412)], TOKEN, "'user/repo' changed during the upload"),
-    "bad answer": ("user/repo", [Fault("/batch", 200, body=b"[]")], TOKEN, "'user/repo' could not be written: "),
+    "other/repo": (None, "refuses access to 'other/repo'. Use a token whose owner may write to it"),
+    "user/store": (Fault("PUT", 403, times=1), "refuses access to 'user/store'"),
+    "user/batch": (Fault("/user/batch.git", 200, body=b"[]", times=1), "'user/batch' could not be written: "),
+    "user/down": (Fault("/user/down/commit/", 500, times=1), "answers with error 500 to a request for 'user/down'"),
+    "user/meanwhile": (Fault("/user/meanwhile/commit/", 412, times=1), "'user/meanwhile' changed during the upload"),
 }
 
 
-@pytest.mark.parametrize("case", FAILURES)
-def test_each_failure_is_one_line_and_leaves_no_file(case, hub, uhl, file, here):
-    repo, faults, token, words = FAILURES[case]
-    hub.faults = faults
-    assert words in refused(pushed(uhl, file, repo, "--yes", token=token))
+def test_each_failure_is_one_line_and_leaves_no_file(hub, uhl_many, file):
+    hub.faults = [fault for fault, _ in FAILURES.values() if fault is not None]
+    calls = [["push", file, repo, "--yes"] for repo in FAILURES]
+    for (repo, (_, words)), each in zip(FAILURES.items(), uhl_many(*calls, HF_TOKEN=TOKEN), strict=True):
+        assert words in refused(each), repo
+    assert len(hub.repos) == 4, "a repository where none may be made"
     assert all("adapter.safetensors" not in each.files() for each in hub.repos.values())
-    hub.faults = []
-    assert case in ("no token", "wrong token", "no right") or pushed(uhl, file, repo, "--yes").code == 0
+    again = uhl_many(*calls, HF_TOKEN=TOKEN)
+    assert [each.code for each in again] == [int(repo == "other/repo") for repo in FAILURES]
+
+
+def test_without_a_valid_token_nothing_goes_up(hub, uhl, file):
+    for token in ("", f"{TOKEN}x"):
+        said = refused(pushed(uhl, file, "user/repo", "--yes", token=token))
+        assert "The hub refuses the token for 'user/repo'. Check HF_TOKEN, or run `hf auth login`" in said
+    assert hub.repos == {}
 
 
 def test_the_hub_may_refuse_the_card(hub, uhl, file):
@@ -189,16 +194,22 @@ def test_the_hub_may_refuse_the_card(hub, uhl, file):
     assert '"license" must be one of' in said
 
 
-def test_names_that_are_none_and_files_that_are_none_reach_no_network(hub, uhl, file, here):
-    for repo in ("repo", "a/b/c", "user/re--po", "../repo", "user/repo\x1b[31m"):
-        called = pushed(uhl, file, repo, "--yes")
-        assert "is no id of a repository. Pass one as user/name." in called.error
-        assert called.error.isprintable()
-    assert "no name of a branch" in pushed(uhl, file, "user/repo", "--revision", "../x").error
-    assert "there is no file" in pushed(uhl, here / "none.safetensors", "user/repo").error
-    assert "--license has no effect here" in pushed(uhl, file, "user/repo", "--no-card", "--license", "mit").error
-    file.write_bytes(file.read_bytes()[:-1])
-    assert "not a whole safetensors file" in pushed(uhl, file, "user/repo", "--yes").error
+def test_names_that_are_none_and_files_that_are_none_reach_no_network(hub, uhl_many, file, here):
+    repos = ["repo", "a/b/c", "user/re--po", "../repo", "user/repo\x1b[31m"]
+    (here / "damaged.safetensors").write_bytes(file.read_bytes()[:-1])
+    others = {
+        "no name of a branch": [file, "user/repo", "--revision", "../x"],
+        "there is no file": ["none.safetensors", "user/repo"],
+        "--license has no effect here": [file, "user/repo", "--no-card", "--license", "mit"],
+        "not a whole safetensors file": ["damaged.safetensors", "user/repo", "--yes"],
+    }
+    calls = [["push", file, repo, "--yes"] for repo in repos] + [["push", *words] for words in others.values()]
+    called = uhl_many(*calls, HF_TOKEN=TOKEN)
+    for each in called[: len(repos)]:
+        assert "is no id of a repository. Pass one as user/name." in each.error
+        assert each.error.isprintable()
+    for words, each in zip(others, called[len(repos) :], strict=True):
+        assert words in each.error
     assert hub.asked == []
 
 
