@@ -45,16 +45,20 @@ def test_a_file_is_fetched_once_and_then_read_from_the_cache(hub, uhl, adapter, 
     assert "not in the cache" in uhl("inspect", "user/repo", "--offline").error, "only v1 was ever asked for"
 
 
-def test_commands_name_what_the_user_wrote(hub, uhl, adapter, other, task):
+def test_commands_name_what_the_user_wrote(hub, uhl_many, adapter, other, task):
     hub.add("user/repo", {"adapter.safetensors": adapter, "b.safetensors": other, "t.task.safetensors": task})
-    found = shown(uhl("budget", "user/repo", "--json"))
-    assert (found["adapter"], found["file"]["bytes"]) == ("user/repo", len(adapter))
-    compared = shown(uhl("inspect", "user/repo", "--diff", "user/repo:b.safetensors", "--json"))
-    assert not compared["comparison"]["identical"]
-    assert shown(uhl("inspect", "user/repo:b.safetensors", "--verify", "--json"))["file"] == "user/repo:b.safetensors"
-    refused = uhl("budget", "user/repo", "--task-file", "user/repo:t.task.safetensors").error
-    assert refused.startswith("error: user/repo:t.task.safetensors was tuned on another adapter file")
-    assert "a uhl task file" in uhl("budget", "user/repo:t.task.safetensors").error
+    measured, compared, verified, refused, mistaken = uhl_many(
+        ["budget", "user/repo", "--json"],
+        ["inspect", "user/repo", "--diff", "user/repo:b.safetensors", "--json"],
+        ["inspect", "user/repo:b.safetensors", "--verify", "--json"],
+        ["budget", "user/repo", "--task-file", "user/repo:t.task.safetensors"],
+        ["budget", "user/repo:t.task.safetensors"],
+    )
+    assert (shown(measured)["adapter"], shown(measured)["file"]["bytes"]) == ("user/repo", len(adapter))
+    assert not shown(compared)["comparison"]["identical"]
+    assert shown(verified)["file"] == "user/repo:b.safetensors"
+    assert refused.error.startswith("error: user/repo:t.task.safetensors was tuned on another adapter file")
+    assert "user/repo:t.task.safetensors: this is not a uhl adapter but a uhl task file" in mistaken.error
 
 
 def test_a_local_path_wins(hub, uhl, here, adapter):
@@ -239,22 +243,21 @@ def in_layout(cache: Path, files: dict[str, bytes], *, commit: str = "c" * 40, r
     (folder / "refs" / ref).write_text(commit)
 
 
-def test_a_cache_that_others_filled_is_used(hub, uhl, adapter, other, tmp_path):
+def test_a_cache_that_others_filled_is_used(hub, uhl_many, adapter, other, tmp_path):
     cache = tmp_path / "elsewhere"
     in_layout(cache, {"x.safetensors": adapter, "README.md": b"card"})
     in_layout(cache, {"deep/y.safetensors": other, "z.safetensors": adapter}, commit="d" * 40, ref="v2")
-    where = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    for name, data in (
-        ("user/repo", adapter),
-        (f"user/repo@{'c' * 40}", adapter),
-        ("user/repo@v2:deep/y.safetensors", other),
-    ):
-        assert shown(uhl("inspect", name, "--json", **where))["bytes"] == len(data)
-    assert (
-        "has 2 .safetensors files: deep/y.safetensors, z.safetensors" in uhl("inspect", "user/repo@v2", **where).error
-    )
-    for name in ("user/repo@v3", "user/repo:y.safetensors", "user/other", f"user/repo@{'e' * 40}"):
-        said = uhl("inspect", name, **where).error
-        assert "is not in the cache, and the hub cannot be reached or offline mode is on" in said
-        assert "without offline mode" in said
+    there = {
+        "user/repo": adapter,
+        f"user/repo@{'c' * 40}": adapter,
+        "user/repo@v2:deep/y.safetensors": other,
+    }
+    absent = ["user/repo@v3", "user/repo:y.safetensors", "user/other", f"user/repo@{'e' * 40}"]
+    calls = [["inspect", name, "--json"] for name in (*there, "user/repo@v2", *absent)]
+    called = uhl_many(*calls, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
+    assert [shown(each)["bytes"] for each in called[:3]] == [len(data) for data in there.values()]
+    assert "has 2 .safetensors files: deep/y.safetensors, z.safetensors" in called[3].error
+    for each in called[4:]:
+        assert "is not in the cache, and the hub cannot be reached or offline mode is on" in each.error
+        assert "without offline mode" in each.error
     assert hub.asked == []
