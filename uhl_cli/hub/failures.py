@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
     enable_progress_bars,
 )
 
-from uhl_cli.errors import HubError, UhlError, first_line
+from uhl_cli.errors import HubError, UhlError, UhlWarning, first_line
 from uhl_cli.files import refuse_unwritable_cache
 
 # The hub's HTTP errors derive from its HTTP library's base error, whichever library this release uses;
@@ -87,19 +88,31 @@ def hub_errors(request: Request, cache_dir: str | Path | None = None) -> Iterato
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Neither progress bars nor warnings of `huggingface_hub` inside the block: the files are small."""
-    logger = logging.getLogger("huggingface_hub")
-    level, hidden = logger.level, are_progress_bars_disabled()
+    """Neither progress bars nor a log of `huggingface_hub` inside the block: the files are small.
+
+    That it waits since the hub limits requests is said by a `UhlWarning`.
+    """
+    handlers, hidden = tuple(logging.getLogger("huggingface_hub").handlers), are_progress_bars_disabled()
     forced = constants.HF_HUB_DISABLE_PROGRESS_BARS is False  # the user's wish has priority
-    logger.setLevel(logging.CRITICAL)
+    for handler in handlers:
+        handler.addFilter(_instead_of_log)
     if not forced:
         disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for handler in handlers:
+            handler.removeFilter(_instead_of_log)
         if not forced and not hidden:
             enable_progress_bars()
+
+
+def _instead_of_log(record: logging.LogRecord) -> bool:
+    """Whether to log a line of `huggingface_hub`; warns of a wait."""
+    said = record.getMessage()
+    if said.startswith("Rate limited"):
+        warnings.warn(UhlWarning(f"The hub limits the number of requests: {said}"), stacklevel=2)
+    return False
 
 
 def _explained(request: Request, error: BaseException) -> UhlError | None:
