@@ -224,6 +224,15 @@ class _Handler(BaseHTTPRequestHandler):
         content = {"_id": "1", "id": name, "modelId": name, "sha": oid, "private": repo.private, "tags": []}
         self._json(content | {"gated": repo.gated, "downloads": 0, "likes": 0, "siblings": siblings})
 
+    def tree(self, name: str, revision: str) -> None:
+        repo = self._repo(name)
+        oid = None if repo is None else self._commit_of(repo, revision)
+        if repo is not None and oid is not None:
+            files = repo.commits[oid].items()
+            self._json(
+                [{"type": "file", "oid": git_blob(data), "size": len(data), "path": file} for file, data in files]
+            )
+
     def resolve(self, name: str, revision: str, file: str) -> None:
         repo = self._repo(name)
         oid = None if repo is None else self._commit_of(repo, revision)
@@ -332,6 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
 _NAME = r"([^/]+/[^/]+)"
 _ROUTES = (
     (rf"GET /api/models/{_NAME}(?:/revision/(.+))?", _Handler.info),
+    (rf"GET /api/models/{_NAME}/tree/([^/]+)", _Handler.tree),
     (rf"(?:HEAD|GET) /{_NAME}/resolve/([^/]+|refs/pr/\d+|feature/[^/]+)/(.+)", _Handler.resolve),
     (r"(?:HEAD|GET) /cdn/(\w+)", _Handler.content),
     (r"POST /api/repos/create", _Handler.create),

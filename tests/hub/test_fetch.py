@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from command_runs import ROOT
 from hub.server import TOKEN, Fault, sha256
 
 pytestmark = pytest.mark.integration
@@ -156,6 +159,34 @@ def test_a_store_that_refuses_is_named(hub, uhl, adapter):
     hub.add("user/repo", {"x.safetensors": adapter})
     hub.faults = [Fault("/cdn/", 403)]
     assert "refuses access to 'user/repo'" in uhl("inspect", "user/repo").error
+
+
+LOCATE = """
+from uhl_cli.errors import HostNotFoundError
+from uhl_cli.host.locate import locate
+for name in ("none", "old", "gated", "down", "limited"):
+    try:
+        locate(f"user/{name}", revision="v9" if name == "old" else None)
+    except HostNotFoundError as error:
+        print(error)
+"""
+
+
+def test_hosts_have_the_same_errors(hub, here, settings):
+    for name in ("old", "gated", "down", "limited"):
+        hub.add(f"user/{name}", {"config.json": b"{}"}, gated=name == "gated")
+    hub.faults = [Fault("user/limited", 429, {"Retry-After": "9"}), Fault("user/down", 500)]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | settings
+    command = [sys.executable, "-c", LOCATE]
+    done = subprocess.run(
+        command, cwd=here, env=kept | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    none, old, gated, down, limited = done.stdout.splitlines()
+    assert "The hub has no model 'user/none', or it is private. Check the id; for a private model run" in none
+    assert "The hub has no revision 'v9' of 'user/old'" in old
+    assert "Access to 'user/gated' is restricted on the hub. Ask for access on the model's page" in gated
+    assert "answers with error 500 to a request for 'user/down'" in down
+    assert "'user/limited' is out of reach. Run again in 9 seconds." in limited
 
 
 def test_a_wrong_token_is_named_and_never_printed(hub, uhl, adapter, here, settings):
