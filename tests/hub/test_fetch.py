@@ -40,8 +40,7 @@ def test_a_file_is_fetched_once_and_then_read_from_the_cache(hub, uhl, adapter, 
     assert shown(uhl("inspect", "user/repo@v1", "--json")) == first
     assert not [line for line in hub.asked if "cdn" in line], "it was fetched again"
     hub.asked.clear()
-    for how in ({"arguments": ("--offline",)}, {"HF_HUB_OFFLINE": "1"}):
-        assert shown(uhl("inspect", "user/repo@v1", "--json", *how.pop("arguments", ()), **how)) == first
+    assert shown(uhl("inspect", "user/repo@v1", "--json", "--offline")) == first
     assert hub.asked == []
     hub.faults = [Fault(".", 503)]
     assert shown(uhl("inspect", "user/repo@v1", "--json")) == first, "the cache was not used"
@@ -72,18 +71,17 @@ def test_a_local_path_wins(hub, uhl, here, adapter):
     assert hub.asked == []
 
 
-def test_a_private_repository_needs_the_token(hub, uhl, adapter):
-    hub.add("user/repo", {"x.safetensors": adapter}, private=True)
-    said = uhl("inspect", "user/repo").error
-    assert "has no repository 'user/repo', or it is private" in said
-    assert "hf auth login" in said
-    assert uhl("inspect", "user/repo", "--quiet", HF_TOKEN=TOKEN).code == 0
-
-
-def test_a_gated_repository_needs_access(hub, uhl, adapter):
-    hub.add("user/repo", {"x.safetensors": adapter}, gated=True)
-    assert "Access to 'user/repo' is restricted on the hub. Ask for access" in uhl("inspect", "user/repo").error
-    assert uhl("inspect", "user/repo", "--quiet", HF_TOKEN=TOKEN).code == 0
+def test_a_private_and_a_gated_repository_need_the_token(hub, uhl_many, adapter):
+    hub.add("user/private", {"x.safetensors": adapter}, private=True)
+    hub.add("user/gated", {"x.safetensors": adapter}, gated=True)
+    calls = [["inspect", "user/private", "--quiet"], ["inspect", "user/gated", "--quiet"]]
+    private, gated = (each.error for each in uhl_many(*calls))
+    assert "has no repository 'user/private', or it is private. Check the id; for a private repository" in private
+    assert "hf auth login" in private
+    assert "Access to 'user/gated' is restricted on the hub. Ask for access" in gated
+    assert [each.code for each in uhl_many(*calls, HF_TOKEN=TOKEN)] == [0, 0]
+    assert hub.trusted
+    assert not [line for line in hub.trusted if "/cdn/" in line], "the store got the token"
 
 
 SIBLINGS = '{"id": "user/%s", "sha": "0", "siblings": [{"rfilename": "x.safetensors"%s}]}'
@@ -192,7 +190,7 @@ def test_hosts_have_the_same_errors(hub, here, settings):
 def test_a_wrong_token_is_named_and_never_printed(hub, uhl, adapter, here, settings):
     hub.add("user/repo", {"x.safetensors": adapter})
     wrong = f"{TOKEN}Not"
-    for token in (wrong, f"{wrong}\tx", f"{wrong}é", f"{wrong} x", f"{wrong}\x7f"):
+    for token in (wrong, f"{wrong}\tx"):
         called = uhl("inspect", "user/repo", "--debug", HF_TOKEN=token)
         assert "token" in called.err.splitlines()[-1]
         assert called.code == 1
@@ -219,18 +217,15 @@ def test_a_transfer_that_never_ends_leaves_no_file(hub, uhl, adapter, tmp_path):
     assert "could not be fetched" in said
     assert "run again" in said
     assert cached_files(tmp_path / "home") == []
-    hub.faults = []
-    assert uhl("inspect", "user/repo", "--quiet").code == 0
 
 
-def test_a_damaged_file_is_refused_by_the_reader(hub, uhl, adapter):
+def test_a_damaged_file_is_refused_by_the_reader(hub, uhl_many, adapter):
     damaged = bytearray(adapter)
     damaged[-1] ^= 1
     hub.add("user/repo", {"x.safetensors": bytes(damaged), "y.safetensors": b"\x80\x04pickle"})
-    assert (
-        "user/repo:x.safetensors: the digest of the content is not" in uhl("inspect", "user/repo:x.safetensors").error
-    )
-    assert "user/repo:y.safetensors: not a whole safetensors" in uhl("inspect", "user/repo:y.safetensors").error
+    flipped, foreign = uhl_many(*(["inspect", f"user/repo:{name}.safetensors"] for name in "xy"))
+    assert "user/repo:x.safetensors: the digest of the content is not" in flipped.error
+    assert "user/repo:y.safetensors: not a whole safetensors" in foreign.error
 
 
 def test_names_in_a_strangers_repository_do_no_harm(hub, uhl_many, adapter):

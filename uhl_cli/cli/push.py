@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
-
-import typer
 
 from uhl_cli.cli.options import command
 from uhl_cli.cli.output import Output, Table
@@ -48,10 +45,10 @@ def push(options: PushOptions, output: Output) -> None:
 def _consent(options: PushOptions, output: Output, warning: str) -> bool:
     """Say what becomes public, and ask where somebody can answer."""
     asked = not (options.yes or options.dry_run)
-    if asked and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()):
+    if asked and not output.asks():
         return False  # the error says it
     output.note(f"{warning}.", "warning: ")
-    return asked and typer.confirm(f"Upload to {options.repo}?", err=True)
+    return asked and output.confirm(f"Upload to {options.repo}?")
 
 
 def _table(output: Output, report: PushReport) -> None:
