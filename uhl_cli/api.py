@@ -14,6 +14,7 @@ names = adapter.port(aligned, task="names.task.safetensors")    # many tasks, al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,14 +32,20 @@ from uhl_cli.codes.layout import parameter_shapes
 from uhl_cli.cost.flops import count_flops
 from uhl_cli.cost.plan import PortPlan, plan_for
 from uhl_cli.errors import AlignmentError, DataError, FormatError, UsageError
-from uhl_cli.formats.adapter import AdapterFile, read_adapter
+from uhl_cli.formats.adapter import AdapterFile, read_adapter, to_bytes
+from uhl_cli.formats.adapter_card import CARD, adapter_card
+from uhl_cli.formats.container import ADAPTER, Problems
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.folder import is_ported, ported_path
 from uhl_cli.formats.ported import load_ported, tuned_on
+from uhl_cli.formats.sharing import SharedFile
 from uhl_cli.formats.task import TaskFile, TaskRecord, read_task
 from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.host.checkpoint import Host, wrap_host
 from uhl_cli.host.running import bare
+from uhl_cli.hub.fetch import fetch
+from uhl_cli.hub.reference import USUAL, FetchedPath, Reference
+from uhl_cli.hub.upload import upload
 from uhl_cli.ported.aligned import AlignedHost, FoldedAdapter, Progress, Served, align_host
 from uhl_cli.ported.calibrate import STRENGTHS, TEXTS, Calibration, Judge
 from uhl_cli.ported.model import PortedModel
@@ -56,7 +63,7 @@ class UniversalAdapter:
     `own_task` is False if it has another task's readout, which has no head-only control.  `max_length` is the longest
     input in tokens that it was trained, or tuned, with.  `features` is None for files without a feature bank, and for
     another task's readout, which was not trained on the source.  If `low_rank`, delta-theta is a low-rank update of
-    the host's linear modules and replaces the atoms' update (see `adapter.low_rank`).
+    the host's linear modules and replaces the atoms' update (see `adapter.low_rank`).  `content`: the file's.
     """
 
     manifest: Manifest
@@ -69,6 +76,7 @@ class UniversalAdapter:
     transfer: StoredTransfer | None = None
     low_rank: bool = False
     base: UniversalAdapter | None = field(default=None, repr=False)
+    content: AdapterFile | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalAdapter:
@@ -76,7 +84,7 @@ class UniversalAdapter:
 
         :raises FormatError: When it is missing, damaged, or breaks the format.
         """
-        return cls.from_file(read_adapter(Path(path)))
+        return cls.from_file(read_adapter(_path(path)))
 
     @classmethod
     def from_file(cls, content: AdapterFile) -> UniversalAdapter:
@@ -92,7 +100,90 @@ class UniversalAdapter:
             max_length=length,
             features=features,
             transfer=content.transfer,
+            content=content,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        filename: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> UniversalAdapter:
+        """Load an adapter file from the hub, or from this machine.
+
+        The token is that of the environment (HF_TOKEN) or of `hf auth login`.
+
+        :param pretrained_model_name_or_path: Hub id, `user/repo[@revision][:file]`; or a file, which always wins.
+        :param revision: Branch, tag or commit; by default the main branch.
+        :param filename: The file; by default the repository's only one, or its adapter.safetensors.
+        :param cache_dir: Cache to use in place of the hub's own.
+        :param local_files_only: Use the cache alone.
+        :raises HubError: When it cannot be found or fetched.
+        :raises FormatError: When there is no such file, or it is damaged or breaks the format.
+        :raises UsageError: When names are malformed, or a revision or a file is named twice.
+        """
+        given = Path(pretrained_model_name_or_path)
+        reference = None if given.exists() else Reference.parse(str(pretrained_model_name_or_path))
+        if reference is None:
+            if revision is not None or filename is not None:
+                raise UsageError(f"{given} is no hub id, so it has no revision and no other file.", "Pass user/repo.")
+            return cls.load(given)
+        reference = reference.narrowed(revision, filename)
+        local = fetch(reference, max_bytes=ADAPTER.max_bytes, offline=local_files_only, cache_dir=cache_dir)
+        return cls.load(FetchedPath.of(reference, local))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        filename: str = USUAL,
+        commit_message: str | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        license: str | None = None,
+        language: str | Sequence[str] = (),
+        overwrite: bool = False,
+        share_texts: bool = False,
+    ) -> str:
+        """Upload the adapter's file to the hub with a model card, in one commit, and return the repository's page.
+
+        The token is that of the environment (HF_TOKEN) or of `hf auth login`.
+
+        :param filename: Its name in the repository.
+        :param private: Make the repository private; an existing public one is refused.
+        :param revision: Branch to upload to, which is made if there is none.
+        :param license: Licence to name in the card; by default the one recorded in the file.
+        :param language: Languages of the texts, such as "en".
+        :param overwrite: Replace another model card in the repository.
+        :param share_texts: Agree that the training texts in the file become public.
+        :raises UsageError: When a name is malformed, the file holds texts and `share_texts` is False, or this is not
+            what was in a file.
+        :raises HubError: When the hub cannot be reached or refuses.
+        """
+        content = self.content
+        if content is None:
+            raise UsageError(
+                "an adapter with a task file is no file of its own.",
+                "Push adapter.own, and the task file by `uhl push`.",
+            )
+        shared = SharedFile.of(to_bytes(content), filename, Problems(Path(filename)))
+        if shared.warning and not share_texts:
+            raise UsageError(f"{shared.warning}.", "Nothing was uploaded; pass share_texts=True to agree.")
+        languages = (language,) if isinstance(language, str) else tuple(language)
+        card = adapter_card(shared, repo_id, revision=revision, licence=license, languages=languages)
+        done = upload(
+            repo_id,
+            {CARD: card.encode(), shared.name: shared.data},
+            keep=None if overwrite else CARD,
+            message=commit_message or f"Upload {shared.name} with uhl",
+            revision=revision,
+            private=private,
+        )
+        return done.url
 
     def with_task(self, task: str | Path | TaskFile) -> UniversalAdapter:
         """The adapter's file with the delta-theta (and the readout) of a task file that `uhl tune` made.
@@ -103,11 +194,11 @@ class UniversalAdapter:
         :raises FormatError: When the file is damaged or was tuned on another adapter.
         :raises UsageError: When it is the folder of a LoRA, which fits only one model.
         """
-        if not isinstance(task, TaskFile) and is_ported(Path(task)):
+        if not isinstance(task, TaskFile) and is_ported(_path(task)):
             raise UsageError(
                 f"{task} holds a LoRA, which fits only one model.", "Call adapter.port(model, tokenizer, task=folder)."
             )
-        content = task if isinstance(task, TaskFile) else read_task(Path(task))
+        content = task if isinstance(task, TaskFile) else read_task(_path(task))
         if content.record.adapter != self.digest:
             name = "the task file" if isinstance(task, TaskFile) else str(task)
             raise FormatError(f"{name} was tuned on another adapter file.", "Give the adapter that it was made from.")
@@ -266,9 +357,9 @@ class UniversalAdapter:
         if strength is not None and strength not in STRENGTHS:
             known = ", ".join(f"{value:g}" for value in STRENGTHS)
             raise UsageError(f"{strength:g} is not a strength of updates.", f"Choose one of {known}.")
-        if task is not None and is_ported(Path(task)):
+        if task is not None and is_ported(_path(task)):
             host = model.host if isinstance(model, AlignedHost) else _host_of(model, tokenizer)
-            return tuned_on(ported_path(Path(task)), host, self.digest)
+            return tuned_on(ported_path(_path(task)), host, self.digest)
         chosen = self if task is None else self.with_task(task)
         if not isinstance(model, AlignedHost):
             aligned = chosen.align(model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress)
@@ -391,6 +482,11 @@ class UniversalAdapter:
             )
             aligned.folded[self] = FoldedAdapter(folded.for_inference(host.device, host.map.embeddings.weight.dtype))
         return aligned.folded[self]
+
+
+def _path(path: str | Path) -> Path:
+    """The path itself if it is one: a copy of a `FetchedPath` would lose where the file lies."""
+    return path if isinstance(path, Path) else Path(path)
 
 
 def _host_of(model: nn.Module | Host, tokenizer: PreTrainedTokenizerBase | None) -> Host:

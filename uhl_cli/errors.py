@@ -37,6 +37,10 @@ class UsageError(UhlError):
     exit_code = 2
 
 
+class HubError(UhlError):
+    """A repository on the hub, or a file in it, cannot be found, fetched or written."""
+
+
 class HostError(UhlError):
     """A host checkpoint cannot be found, loaded or used."""
 

@@ -278,3 +278,18 @@ class HostReport(Frozen):
     pooler: str | None
     layers: tuple[LayerReport, ...]
     seconds: float
+
+
+class PushReport(Frozen):
+    """What `push` did, or with --dry-run would do."""
+
+    file: str
+    repo: str
+    revision: str | None = Field(description="the branch; None for the main one")
+    files: dict[str, int] = Field(description="bytes of the files by their name in the repository")
+    texts: dict[str, int] = Field(description="how many texts the file makes public, by the part that holds them")
+    card: str | None = Field(description="the model card; None without one")
+    url: str | None = Field(description="page of the repository; None for a dry run")
+    commit: str | None = Field(description="commit that has the files; None for a dry run")
+    changed: bool = Field(description="whether there is a new commit")
+    private: bool | None = Field(description="whether the repository is private; None for a dry run")

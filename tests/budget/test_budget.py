@@ -335,7 +335,7 @@ def test_configurations_that_serve_no_count(file, tmp_path):
     refused(tmp_path / "empty", HostError, "has no config.json")
     refused(tmp_path / "none.json", HostNotFoundError, "no file")
     refused("./none", HostNotFoundError, "no file")
-    refused("nobody/no-such-model", HostNotFoundError, "could not be fetched")
+    refused("nobody/no-such-model", HostNotFoundError, "not in the cache")
     refused("builtin:none", HostNotFoundError, "builtin")
     text = tmp_path / "text.json"
     text.write_text("no json")

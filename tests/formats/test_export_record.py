@@ -96,8 +96,8 @@ def code_of(card: str) -> str:
 def test_the_card_says_how_to_load_it():
     card = model_card(record(), {})
     head = card.split("---\n")[1]
-    assert 'base_model: "org/name"' in head
-    assert 'pipeline_tag: "text-classification"' in head
+    assert "base_model: org/name" in head
+    assert "pipeline_tag: text-classification" in head
     assert 'pipeline("text-classification", folder)' in code_of(card)
     assert "| accuracy, 1,234 examples |" in card
     assert "| this model | 0.500 [0.250, 0.750] |" in card

@@ -25,13 +25,14 @@ class BudgetOptions(Options):
     """All of `uhl budget`."""
 
     argument = "adapter"
+    files = ("adapter", "task_file")
     option_names: ClassVar = {"target.name": "target", "target_config.name": "target-config", "strategy": "align"}
     not_options = frozenset({"data.train_split", "data.limit_train"})
 
     adapter: Path = Field(
         DEFAULT_ADAPTER,
-        description="adapter file made by `uhl pretrain`, or folder made by `uhl port --output` or `uhl tune "
-        "--parameters lora`",
+        description="adapter file made by `uhl pretrain` or its hub id as user/repo[@revision][:file], or folder made "
+        "by `uhl port --output` or `uhl tune --parameters lora`",
     )
     target: HostOptions | None = Field(
         None,

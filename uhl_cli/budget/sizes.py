@@ -9,29 +9,11 @@ from pathlib import Path
 from pydantic import Field
 
 from uhl_cli.formats.container import ADAPTER, TASK, Contents, read
+from uhl_cli.formats.parts import OTHER, PARTS
 from uhl_cli.inspect.content import file_parts, ported_parts
 from uhl_cli.inspect.report import Part
 from uhl_cli.schema import Frozen
 
-# Tensors of every part, in the order of reports.
-PARTS: dict[str, tuple[str, ...]] = {
-    "header": ("header",),
-    "atoms": ("atoms_u", "atoms_v"),
-    "router": ("router", "task_router", "task_embedding", "threshold"),
-    "mixer": ("mixer_in_weight", "mixer_in_bias", "mixer_out_weight", "mixer_out_bias"),
-    "delta-theta": ("delta_theta",),
-    "hyper-MLP": ("size_in_weight", "size_in_bias", "size_out_weight", "size_out_bias"),
-    "readout": ("readout_in_weight", "readout_in_bias", "readout_pool", "readout_out_weight", "readout_out_bias"),
-    "head-only control": ("head_weight", "head_bias"),
-    "anchor coordinates": ("anchors.codes",),
-    "anchor texts": ("anchors.texts", "anchors.words"),
-    "feature bank": ("features.codes", "features.mean", "features.shift"),
-    "feature texts": ("features.texts", "features.words"),
-    "transfer texts": ("transfer.texts",),
-    "transfer outputs": ("transfer.outputs",),
-}
-# Optional parts of newer versions, which this uhl does not know.
-OTHER = "other parts"
 _DATA = tuple(name for part in PARTS for name in PARTS[part] if name.startswith(("anchors.", "features.", "transfer.")))
 
 

@@ -42,7 +42,7 @@ def _record() -> type[InspectOptions]:
     return InspectOptions
 
 
-@command(_record, example="uhl inspect adapter.safetensors --verify", panels={"Output": ("plot",)})
+@command(_record, example="uhl inspect adapter.safetensors --verify", panels={"Output": ("plot",), "Hub": ("offline",)})
 def inspect(options: InspectOptions, output: Output) -> None:
     """Show what is in a file, check it, or compare it with another; needs no host, no data and no torch.
 

@@ -19,9 +19,10 @@ from uhl_cli.cli.output import finished
 from uhl_cli.cli.port import port
 from uhl_cli.cli.predict import predict
 from uhl_cli.cli.pretrain import pretrain
+from uhl_cli.cli.push import push
 from uhl_cli.cli.tune import tune
 
-_ALL: tuple[Command[Any], ...] = (demo, pretrain, port, tune, predict, export, inspect, budget, hosts, compare)
+_ALL: tuple[Command[Any], ...] = (demo, pretrain, port, tune, predict, export, push, inspect, budget, hosts, compare)
 COMMANDS: dict[str, Command[Any]] = {each.name: each for each in _ALL}
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 

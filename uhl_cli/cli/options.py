@@ -86,9 +86,9 @@ class Command(Generic[Record]):
                 value = values[_identifier(flag)]
                 source = context.get_parameter_source(_identifier(flag))
                 if flag.name == kind.argument and source is not None and source.name == "DEFAULT":
-                    self._refuse_missing(value)
+                    self._refuse_missing(Path(value))
                 given[flag.name] = value.value if isinstance(value, Enum) else value
-            self.function(kind.from_flags(given), output)
+            self.function(kind.from_flags(given).fetched(given), output)
 
     def _refuse_missing(self, path: Path) -> None:
         """Explain how to make the default file that a command reads.
@@ -102,6 +102,8 @@ class Command(Generic[Record]):
     def _parameter(self, flag: Flag) -> inspect.Parameter:
         """The flag as a typer parameter, without bounds: the record checks them with a one-line error."""
         annotation, default = _typed(flag)
+        if flag.paths[0][0] in self.record().files:  # a hub id too, and a path forgets its `./`
+            annotation = str | None if default is None else str
         shown: dict[str, Any] = {"help": escape(flag.help), "metavar": self.metavars.get(flag.name)}
         if flag.name == self.record().argument:
             info = typer.Argument(**shown | {"metavar": self.metavars.get(flag.name, "ADAPTER")})

@@ -173,6 +173,14 @@ class Output:
         """Print one line on stderr."""
         self._stderr.say(text, label=label)
 
+    def asks(self) -> bool:
+        """Whether somebody can answer `confirm`: both stdin and stderr are a terminal."""
+        return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+    def confirm(self, question: str) -> bool:
+        """Ask for yes or no on stderr; no by default."""
+        return typer.confirm(one_line(question), err=True)
+
     def warn_truncated(self, truncated: int) -> None:
         """Warn on stderr if evaluation texts were cut."""
         if truncated:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from uhl_cli.errors import UsageError
+from uhl_cli.hub.reference import FetchedPath, Reference
 from uhl_cli.schema import Frozen
 
 Record = TypeVar("Record", bound="Options")
@@ -52,7 +53,8 @@ class Options(Frozen):
     The fields of a nested record are options too; the description of the nested record is the help of its first field.
 
     :cvar argument: The field of the positional argument, if there is one.
-    :cvar rest: The field that takes all further positional arguments, if there is one.
+    :cvar rest: The field of the second positional argument, if there is one; a tuple takes all further ones.
+    :cvar files: The fields whose path may also be the name of a file on the hub, see `fetched`.
     :cvar option_names: Names of options that differ from the field's name, by the field's dotted path.
     :cvar option_help: Help that differs from the field's description, by the same path.
     :cvar not_options: Dotted paths of fields that the command line does not offer.
@@ -60,6 +62,7 @@ class Options(Frozen):
 
     argument: ClassVar[str | None] = None
     rest: ClassVar[str | None] = None
+    files: ClassVar[tuple[str, ...]] = ()
     option_names: ClassVar[Mapping[str, str]] = {}
     option_help: ClassVar[Mapping[str, str]] = {}
     not_options: ClassVar[frozenset[str]] = frozenset()
@@ -110,6 +113,32 @@ class Options(Frozen):
             where = first["loc"]
             names = [flag.name for flag in flags for path in flag.paths if where[: len(path)] == path]
             raise UsageError(f"--{names[0] if names else where[-1]}: {first['msg']}.", "See --help.") from error
+
+    def fetched(self: Record, given: Mapping[str, object]) -> Record:
+        """The record with every file of the hub that it names in the cache: the one place where such names are read.
+
+        A path that exists is taken as it is, and so is what can only be a path.  What was fetched is shown by its name
+        (`FetchedPath`), so that reports and records never contain a path in the cache.
+
+        :param given: The values on the command line, by option name: a path may have lost its `./`, and `offline` may
+            belong to a record that is not there.
+        :raises HubError: When a file cannot be found or fetched.
+        :raises UsageError: When a name is malformed.
+        """
+        found: dict[str, Path] = {}
+        for name in self.files:
+            path = getattr(self, name)
+            if path is None or path.exists():
+                continue
+            reference = Reference.parse(str(given.get(name.replace("_", "-"), path)))
+            if reference is not None:
+                from uhl_cli.formats.container import ADAPTER
+                from uhl_cli.hub.fetch import fetch
+
+                offline = given.get("offline") is True
+                local = fetch(reference, max_bytes=ADAPTER.max_bytes, offline=offline)
+                found[name] = FetchedPath.of(reference, local)
+        return self.model_copy(update=found) if found else self
 
     def value_of(self, flag: Flag) -> object:
         """The value of an option in this record."""

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from uhl_cli.commands.flags import Options
+from uhl_cli.hub.reference import FetchedPath, local_name
 from uhl_cli.schema import AdapterConfig, Strategy, TokenizerSource, TrainingConfig
 
 # Defaults; both ship with the package.
@@ -27,6 +28,8 @@ _OF_THE_CALL = frozenset(
 _ALIGN = "alignment strategy; by default the one that the file was trained with"
 _MAX_FLOPS = "FLOP limit in percent of the target's own; parts of the adapter are left out to stay within it"
 _DEVICE = "device: cpu, cuda, cuda:1, mps, or auto for the best available"
+_ADAPTER = "adapter file made by `uhl pretrain`, or its hub id as user/repo[@revision][:file]"
+_OFFLINE = "use only local or cached files"
 _ENCODING = "encoding of local text files, such as latin-1 or utf-16; by default UTF-8"
 _OVERWRITE = "replace existing output"
 _RESUME = "continue an interrupted run"
@@ -51,7 +54,7 @@ class HostOptions(Options):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="precision of the host's weights"
     )
-    offline: bool = Field(False, description="use only local or cached files")
+    offline: bool = Field(False, description=_OFFLINE)
     trust_remote_code: bool = Field(False, description="run model code from the host's repository")
     tokenizer: TokenizerSource | None = Field(
         None,
@@ -194,16 +197,17 @@ class PortOptions(Options):
     """All of `uhl port`."""
 
     argument = "adapter"
+    files = ("adapter", "task_file")
     option_names: ClassVar = {"target.name": "target", "strategy": "align"}
     not_options = _TRAIN_DATA
 
-    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    adapter: Path = Field(DEFAULT_ADAPTER, description=_ADAPTER)
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to port to")
     data: DataOptions = Field(DataOptions(), description="task to score on; by default the adapter's")
     task_file: Path | None = Field(
         None,
-        description="task file or LoRA folder made by `uhl tune`, to use with the adapter; scores are then those of "
-        "the tuned model",
+        description="task file or LoRA folder made by `uhl tune`, or the hub id of a task file, to use with the "
+        "adapter; scores are then those of the tuned model",
     )
     strategy: Strategy | None = Field(None, description=_ALIGN)
     score: bool = Field(True, description="score zero-shot if the data is available")
@@ -300,10 +304,11 @@ class TuneOptions(Options):
     """All of `uhl tune`.  By default the task file is written next to the adapter, see `output_path`."""
 
     argument = "adapter"
+    files = ("adapter",)
     option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
     not_options = _NOT_TUNED | {"evaluation_batch_size"}
 
-    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    adapter: Path = Field(DEFAULT_ADAPTER, description=_ADAPTER)
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to tune on")
     data: DataOptions = Field(
         DataOptions(),
@@ -383,11 +388,16 @@ class TuneOptions(Options):
         self.refuse_given(idle | _idle_data(self.data, self.labelled, self.score_data))
 
     def output_path(self, task: str) -> Path:
-        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) next to the adapter."""
+        """`--output`, or ADAPTER.TASK.TARGET.task.safetensors (ADAPTER.TASK.TARGET.lora) next to the adapter.
+
+        For an adapter from the hub, it is in the current folder.
+        """
         if self.output is not None:
             return self.output
         ending = "lora" if self.parameters == "lora" else "task.safetensors"
         names = (re.sub(r"[^A-Za-z0-9_-]+", "-", Path(part).name).strip("-") for part in (task, self.target.name))
+        if isinstance(self.adapter, FetchedPath) and (reference := self.adapter.reference) is not None:
+            return Path(".".join([reference.stem, *names, ending]))
         return self.adapter.with_name(".".join([self.adapter.stem, *names, ending]))
 
     def deciding(self) -> dict[str, object]:
@@ -397,7 +407,7 @@ class TuneOptions(Options):
     def command(self, task: str) -> str:
         """The command line that makes the same file; see `PretrainOptions.command`."""
         data = self.data.model_copy(update={"task": task}) if self.labelled else self.data
-        named = self.model_copy(update={"adapter": Path(self.adapter.name), "data": data})
+        named = self.model_copy(update={"adapter": Path(local_name(self.adapter)), "data": data})
         always = frozenset({"target", "task"} if self.labelled else {"target"})
         return named.said("uhl tune", always=always, never=_OF_THE_CALL)
 
@@ -421,13 +431,14 @@ class PredictOptions(Options):
     """All of `uhl predict`."""
 
     argument = "adapter"
+    files = ("adapter", "task_file")
     rest = "texts"
     option_names: ClassVar = {"target.name": "target", "strategy": "align"}
 
     adapter: Path = Field(
         DEFAULT_ADAPTER,
-        description="adapter file, folder made by `uhl port --output` or `uhl tune --parameters lora`, or folder with "
-        "a transformers or peft classifier, such as `uhl export` writes",
+        description="adapter file or its hub id as user/repo[@revision][:file], folder made by `uhl port --output` or "
+        "`uhl tune --parameters lora`, or folder with a transformers or peft classifier, such as `uhl export` writes",
     )
     texts: tuple[str, ...] = Field(
         (), description="texts to label; for a task on pairs, two per pair. Put -- before one that begins with a dash"
@@ -438,7 +449,9 @@ class PredictOptions(Options):
         "ported folder records its model; give this if that model is elsewhere now",
     )
     task_file: Path | None = Field(
-        None, description="task file or LoRA folder made by `uhl tune`, to use with the adapter file"
+        None,
+        description="task file or LoRA folder made by `uhl tune`, or the hub id of a task file, to use with the "
+        "adapter file",
     )
     input: str | None = Field(
         None,
@@ -476,6 +489,7 @@ class ExportOptions(Options):
     """All of `uhl export`.  It trains a LoRA like `uhl tune --parameters lora`, but with a standard head."""
 
     argument = "adapter"
+    files = ("adapter", "task_file")
     option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
     option_help: ClassVar = {
         "training.max_steps": "training steps; by default 1,500",
@@ -488,7 +502,7 @@ class ExportOptions(Options):
         | {"target.dtype", "target.trust_remote_code", "evaluation_batch_size"}
     )
 
-    adapter: Path = Field(DEFAULT_ADAPTER, description="adapter file made by `uhl pretrain`")
+    adapter: Path = Field(DEFAULT_ADAPTER, description=_ADAPTER)
     target: HostOptions = Field(description="hub id, local folder or builtin:NAME of the model to export")
     output: Path = Field(description="folder for the export; written whole or not at all")
     format: Literal["merged", "peft"] = Field(
@@ -516,8 +530,8 @@ class ExportOptions(Options):
     )
     task_file: Path | None = Field(
         None,
-        description="output of `uhl tune` for this target: the export starts from a LoRA folder, and takes a task file "
-        "as a second teacher",
+        description="output of `uhl tune` for this target, or the hub id of a task file: the export starts from a LoRA "
+        "folder, and takes a task file as a second teacher",
     )
     score_data: str | None = Field(
         None, description="evaluation data to score on: local file or folder, or hub id; used for scores only"
@@ -566,7 +580,7 @@ class ExportOptions(Options):
 
     def command(self) -> str:
         """The command line that makes the same export; see `PretrainOptions.command`."""
-        named = self.model_copy(update={"adapter": Path(self.adapter.name)})
+        named = self.model_copy(update={"adapter": Path(local_name(self.adapter))})
         return named.said("uhl export", always=frozenset({"target", "format"}), never=_OF_THE_CALL)
 
 
@@ -581,6 +595,30 @@ def _idle_data(data: DataOptions, labelled: bool, score_data: str | None) -> dic
         elif score_data is None:
             idle[f"data.{name}"] = "no data is named: add --task, --data or --score-data"
     return idle
+
+
+class PushOptions(Options):
+    """All of `uhl push`."""
+
+    argument = "file"
+    rest = "repo"
+
+    file: Path = Field(description="adapter file of `uhl pretrain`, or task file of `uhl tune`")
+    repo: str = Field(description="repository on the hub, as user/name; it is made if there is none")
+    license: str | None = Field(
+        None,
+        max_length=500,
+        description="licence to name in the card, as an identifier of the hub such as mit or apache-2.0; by default "
+        "the one recorded in the file",
+    )
+    language: tuple[str, ...] = Field((), description="language of the texts, such as en; may be repeated")
+    private: bool = Field(False, description="make the repository private; an existing public one is refused")
+    revision: str | None = Field(None, description="branch to upload to, which is made if there is none")
+    message: str | None = Field(None, min_length=1, max_length=500, description="message of the commit")
+    card: bool = Field(True, description="upload a model card (README.md) with the file")
+    overwrite: bool = Field(False, description="replace another model card in the repository")
+    dry_run: bool = Field(False, description="print the card and what would be uploaded, without any connection")
+    yes: bool = Field(False, description="agree that the texts in the file become public, without being asked")
 
 
 class HostsOptions(HostOptions):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhl_cli.formats.export import BASE_FOLDER, ExportRecord
+from uhl_cli.formats.markdown import PIPELINES, block, front_matter, interval, plain
 from uhl_cli.metrics import Score
 from uhl_cli.text import one_line
 
-_PIPELINES = {"sequence": "text-classification", "tokens": "token-classification"}
 _CLASSES = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
 _NAMES = {"export": "this model", "tuned": "the adapter, tuned on it", "zero_shot": "the adapter, ported to it"}
 
@@ -21,7 +21,7 @@ def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
     :param arguments: Arguments for loading a peft export, besides its folder.
     """
     task = record.task
-    pipeline = _PIPELINES[task.kind]
+    pipeline = PIPELINES[task.kind]
     header: dict[str, Any] = {
         "library_name": "transformers" if record.format == "merged" else "peft",
         "pipeline_tag": pipeline,
@@ -29,23 +29,23 @@ def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
     }
     if record.target.revision is not None:  # a name of the hub
         header["base_model"] = record.target.name
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
-    lines += [f"# {_plain(task.name)} on {_plain(record.target.name)}", ""]
+    lines = front_matter(header)
+    lines += [f"# {plain(task.name)} on {plain(record.target.name)}", ""]
     what = {"merged": "a checkpoint", "peft": f"a LoRA of rank {record.rank}"}[record.format]
     # Earlier releases handle the padding of some decoders wrongly, see `train.standard`.
     needed = "transformers 4.50 or later" + ("" if record.format == "merged" else " and peft")
     lines += [f"This is {what} with the standard head of its family, made by `uhl export`. It needs {needed}, not uhl."]
-    lines += ["", "```python", *_loading(record, arguments), "```", ""]
-    lines += [f"Labels: {', '.join(_plain(label) for label in task.labels)}.", ""]
+    lines += ["", *block("python", *_loading(record, arguments)), ""]
+    lines += [f"Labels: {', '.join(plain(label) for label in task.labels)}.", ""]
     lines += [f"Texts are read up to {record.max_length:,} tokens; pass `truncation=True` for longer ones.", ""]
     if record.format == "peft":
         lines += [_about_base(record), ""]
     lines += _figures("Agreement with the teacher, on texts that were held out", record.agreement)
     lines += _figures("Scores on evaluation data", record.scores)
-    lines += ["## How it was made", "", f"Learnt from: {'; '.join(_plain(each) for each in record.teachers)}.", ""]
-    lines += ["```bash", one_line(record.training.command), "```", ""]
+    lines += ["## How it was made", "", f"Learnt from: {'; '.join(plain(each) for each in record.teachers)}.", ""]
+    lines += [*block("bash", one_line(record.training.command)), ""]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    lines += [f"{record.training.steps:,} steps, saved in {record.dtype}; {_plain(versions)}.", ""]
+    lines += [f"{record.training.steps:,} steps, saved in {record.dtype}; {plain(versions)}.", ""]
     lines += [f"Adapter file: SHA-256 `{record.adapter}`."]
     return "\n".join(lines) + "\n"
 
@@ -53,7 +53,7 @@ def model_card(record: ExportRecord, arguments: Mapping[str, object]) -> str:
 def _loading(record: ExportRecord, arguments: Mapping[str, object]) -> list[str]:
     """Python code that loads the export from `folder` and uses it."""
     kind = record.task.kind
-    pipeline = "ner" if kind == "tokens" else _PIPELINES[kind]
+    pipeline = "ner" if kind == "tokens" else PIPELINES[kind]
     grouped = ', aggregation_strategy="first"' if kind == "tokens" else ""
     text = "Anna lives in Paris." if kind == "tokens" else "a fine film"
     if record.format == "merged":
@@ -86,10 +86,5 @@ def _figures(title: str, scores: dict[str, Score]) -> list[str]:
         return []
     first = rows[0][1]
     lines = [f"## {title}", "", f"| {first.metric}, {first.examples:,} examples | value, 95 % interval |", "|---|---|"]
-    lines += [f"| {name} | {value.value:.3f} [{value.low:.3f}, {value.high:.3f}] |" for name, value in rows]
+    lines += [f"| {name} | {interval(value)} |" for name, value in rows]
     return [*lines, ""]
-
-
-def _plain(text: str) -> str:
-    """Untrusted text without characters that Markdown reads as markup."""
-    return "".join(f"\\{sign}" if sign in r"\`*_{}[]<>()#!|" else sign for sign in one_line(text))

@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers import AutoModel
 
 from uhl_cli.errors import HostError, HostNotFoundError, UsageError, first_line
-from uhl_cli.files import refuse_unwritable_cache
 from uhl_cli.host.builtin import PREFIX, builtin_path
 from uhl_cli.host.checkpoint import DTYPES, Host, longest_input
 from uhl_cli.host.fingerprint import shape_fingerprint
@@ -22,9 +19,7 @@ from uhl_cli.host.locate import CONFIG_FILE
 from uhl_cli.host.running import MetaGroups
 from uhl_cli.host.shrunken import map_without_weights
 from uhl_cli.host.untrusted import FOREIGN
-
-# Connection errors derive from this one, whichever HTTP library this release of huggingface_hub uses.
-_HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
+from uhl_cli.hub.failures import Request, hub_errors
 
 
 def load_config_host(name: str, *, revision: str | None = None, dtype: str = "float32", offline: bool = False) -> Host:
@@ -75,14 +70,8 @@ def _config_path(name: str, revision: str | None, offline: bool) -> Path:
         return path / CONFIG_FILE
     if not name or name.endswith(".json") or name.startswith((".", "/", "~")):
         raise HostNotFoundError(f"There is no file '{name}'.", "Check the path, or pass a hub id such as org/name.")
-    try:
+    with hub_errors(Request(name, revision, HostNotFoundError, "model", "pass a config.json")):
         return Path(hf_hub_download(name, CONFIG_FILE, revision=revision, local_files_only=offline))
-    except (OSError, RuntimeError, ValueError, EntryNotFoundError, _HTTP_ERROR) as error:
-        refuse_unwritable_cache(HF_HUB_CACHE, error)
-        raise HostNotFoundError(
-            f"The configuration of '{name}' could not be fetched: {first_line(error)}",
-            "Check the id and the network, or pass a config.json.",
-        ) from error
 
 
 def _dtype(dtype: str, config: Any) -> torch.dtype:  # noqa: ANN401

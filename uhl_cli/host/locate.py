@@ -9,21 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
-from uhl_cli.errors import HostError, HostNotFoundError, first_line
-from uhl_cli.files import refuse_unwritable_cache
+from uhl_cli.errors import HostError, HostNotFoundError
 from uhl_cli.host.builtin import PREFIX, builtin_path
+from uhl_cli.hub.failures import Request, hub_errors
+from uhl_cli.hub.fetch import snapshot_folder
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -44,9 +36,6 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "adde
 _SAFETENSORS = ".safetensors"
 _PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _CONVERT = "Convert them: load with transformers and call save_pretrained(folder), then pass the folder."
-# The hub's HTTP errors derive from its HTTP library's base error, whichever library this release uses;
-# errors of the connection itself (a proxy that refuses, a read that is interrupted) derive from it too.
-_HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 
 
 @dataclass(frozen=True)
@@ -173,10 +162,10 @@ def _from_hub(name: str, revision: str | None, offline: bool, cache_dir: str | P
 def _snapshot(
     name: str, revision: str | None, patterns: list[str], offline: bool, cache_dir: str | Path | None
 ) -> Path:
-    where = f"'{name}'" + (f" at revision '{revision}'" if revision else "")
-    try:
-        return Path(
-            snapshot_download(
+    request = Request(name, revision, HostNotFoundError, "model", "pass a local folder")
+    with hub_errors(request, cache_dir):
+        return snapshot_folder(
+            lambda: snapshot_download(
                 name,
                 revision=revision,
                 allow_patterns=patterns,
@@ -184,35 +173,6 @@ def _snapshot(
                 local_files_only=offline,
             )
         )
-    except GatedRepoError as error:
-        raise HostNotFoundError(
-            f"Access to {where} is restricted on the hub.",
-            "Ask for access on the model's page, then run `hf auth login` or set HF_TOKEN.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HostNotFoundError(
-            f"The hub has no revision '{revision}' of '{name}'.", "Pass an existing branch, tag or commit."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HostNotFoundError(
-            f"The hub has no model '{name}', or it is private.",
-            "Check the id; for a private model run `hf auth login` or set HF_TOKEN.",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        # The cache has only a part of the snapshot; the checks of the folder report missing files, if any.
-        partial = getattr(error, "snapshot_path", None)
-        if partial is not None:
-            return Path(partial)
-        raise HostNotFoundError(
-            f"{where} is not in the cache, and the hub cannot be reached or offline mode is on.",
-            "Run once with network access and without offline mode, or pass a local folder.",
-        ) from error
-    except (OSError, RuntimeError, EntryNotFoundError, _HTTP_ERROR) as error:
-        refuse_unwritable_cache(cache_dir or HF_HUB_CACHE, error)
-        raise HostNotFoundError(
-            f"{where} could not be fetched: {first_line(error)}",
-            "Check the network and the disk, then run again; finished files are kept.",
-        ) from error
 
 
 def _weight_files(folder: Path) -> set[str]:

@@ -24,10 +24,12 @@ class InspectOptions(Options):
     """All of `uhl inspect`."""
 
     argument = "file"
+    files = ("file", "diff")
 
     file: Path = Field(
         DEFAULT_ADAPTER,
-        description="adapter file of `uhl pretrain`, task file or LoRA folder of `uhl tune`, or folder of `uhl port`",
+        description="adapter file of `uhl pretrain`, task file or LoRA folder of `uhl tune`, or folder of `uhl port`; "
+        "a file may be named by its hub id as user/repo[@revision][:file]",
     )
     anchors: bool = Field(False, description="print the texts of anchors and feature bank, with marked words")
     transfer: bool = Field(False, description="print the texts of the transfer set, with the teacher's labels")
@@ -37,6 +39,7 @@ class InspectOptions(Options):
         None, description="draw the report as figures: a .png, .svg or .pdf file (needs the extra `figures`)"
     )
     overwrite: bool = Field(False, description="replace existing output")
+    offline: bool = Field(False, description="use only local or cached files")
 
 
 class Part(Frozen):
