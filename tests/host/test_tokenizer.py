@@ -114,3 +114,11 @@ def test_an_unknown_token_that_the_vocabulary_lacks(tmp_path):
     host = load_host(str(folder), device="cpu")
     assert host.tokenizer.unk_token is None
     assert ids(host.tokenizer) == wanted
+
+
+def test_settings_that_break_a_comparison_are_one_line(tmp_path):
+    folder = save_rebuilt_host(tmp_path / "host", "qwen2")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "many"}))
+    with pytest.raises(TokenizerError, match="of the tokenizer|tokenizer of"):
+        load_host(str(folder), device="cpu")

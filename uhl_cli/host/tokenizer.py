@@ -105,7 +105,7 @@ def load_tokenizer(
             **settings,
         )
         by_file = _of_file(folder, by_class, settings) if whole else None
-    texts = [] if by_file is None else _differing(by_class, by_file)
+        texts = [] if by_file is None else _differing(by_class, by_file)
     if not texts:
         return prepare_tokenizer(name, by_class), None
     chosen = source or ("file" if type(by_class).__module__.startswith("transformers.") else "class")
@@ -135,7 +135,7 @@ def warn_other_file(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     with _DamagedTokenizer(name):
         by_file = _of_file(file.parent, tokenizer, {})
-    texts = [] if by_file is None else _differing(tokenizer, by_file)
+        texts = [] if by_file is None else _differing(tokenizer, by_file)
     if texts:
         hint = "If the model was trained with the file, load it with PreTrainedTokenizerFast.from_pretrained."
         warnings.warn(UhlWarning(f"{_said(name, tokenizer, by_file, texts)} {hint}"), stacklevel=3)
