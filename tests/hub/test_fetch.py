@@ -160,12 +160,12 @@ def test_a_store_that_refuses_is_named(hub, uhl, adapter):
 
 
 LOCATE = """
-from uhl_cli.errors import HostNotFoundError
+from uhl_cli.errors import HostError
 from uhl_cli.host.locate import locate
-for name in ("none", "old", "gated", "down", "limited"):
+for name in ("none", "old", "gated", "down", "limited", "pickles", "index"):
     try:
         locate(f"user/{name}", revision="v9" if name == "old" else None)
-    except HostNotFoundError as error:
+    except HostError as error:
         print(error)
 """
 
@@ -173,18 +173,27 @@ for name in ("none", "old", "gated", "down", "limited"):
 def test_hosts_have_the_same_errors(hub, here, settings):
     for name in ("old", "gated", "down", "limited"):
         hub.add(f"user/{name}", {"config.json": b"{}"}, gated=name == "gated")
+    index = {"weight_map": {"x": "model.safetensors", "y": "pytorch_model.bin"}}
+    pickled = {"config.json": b"{}", "pytorch_model.bin": b"pickle", "modeling.py": b"code"}
+    hub.add("user/pickles", pickled)
+    hub.add("user/index", pickled | {"model.safetensors.index.json": json.dumps(index).encode()})
     hub.faults = [Fault("user/limited", 429, {"Retry-After": "9"}), Fault("user/down", 500)]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | settings
     command = [sys.executable, "-c", LOCATE]
     done = subprocess.run(
         command, cwd=here, env=kept | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
-    none, old, gated, down, limited = done.stdout.splitlines()
+    none, old, gated, down, limited, pickles, index_of_pickles = done.stdout.splitlines()
     assert "The hub has no model 'user/none', or it is private. Check the id; for a private model run" in none
     assert "The hub has no revision 'v9' of 'user/old'" in old
     assert "Access to 'user/gated' is restricted on the hub. Ask for access on the model's page" in gated
     assert "answers with error 500 to a request for 'user/down'" in down
     assert "'user/limited' is out of reach. Run again in 9 seconds." in limited
+    assert "'user/pickles' has no weights: model.safetensors is missing" in pickles
+    assert "lists pytorch_model.bin, which is not loaded since it can run code. Convert them" in index_of_pickles
+    fetched = {line.split("/")[-1] for line in hub.asked if "/user/pickles/" in line or "/user/index/" in line}
+    assert "config.json" in fetched
+    assert not {"pytorch_model.bin", "modeling.py"} & fetched
 
 
 def test_a_wrong_token_is_named_and_never_printed(hub, uhl, adapter, here, settings):
