@@ -34,7 +34,7 @@ _PRINTING = {
 }
 # Options of these names or nested records are listed under their own heading in every command.
 _PANELS = {"host": "Host", "target": "Host", "target_config": "Host", "data": "Data", "training": "Training"}
-_PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite": "Output"}
+_PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite": "Output", "cache": "Host"}
 
 
 @dataclass(frozen=True)
