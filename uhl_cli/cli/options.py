@@ -85,7 +85,8 @@ class Command(Generic[Record]):
             for flag in kind.flags():
                 value = values[_identifier(flag)]
                 source = context.get_parameter_source(_identifier(flag))
-                if flag.name == kind.argument and source is not None and source.name == "DEFAULT":
+                default = source is not None and source.name == "DEFAULT"
+                if flag.name == kind.argument and default and value is not None:
                     self._refuse_missing(value)
                 given[flag.name] = value.value if isinstance(value, Enum) else value
             self.function(kind.from_flags(given), output)
