@@ -20,6 +20,7 @@ from uhl_cli.formats.container import ADAPTER, TASK, read_metadata
 from uhl_cli.formats.task import read_task
 from uhl_cli.metrics import Score
 from uhl_cli.schema import Frozen, HostRecord
+from uhl_cli.text import one_line
 
 CARD = "README.md"
 _ENDING = ".safetensors"
@@ -181,8 +182,9 @@ def _listed(path: Path, name: str, aligned: Mapping[str, Sequence[AlignmentRecor
     """What a file is; None if it is none of uhl's."""
     num_bytes = 0
     try:
+        with suppress(OSError):
+            num_bytes = path.stat().st_size
         kinds = read_metadata(path)
-        num_bytes = path.stat().st_size
         if ADAPTER.key in kinds:
             content = read_adapter(path)
             manifest, digest, own = content.manifest, content.digest, True
@@ -193,8 +195,8 @@ def _listed(path: Path, name: str, aligned: Mapping[str, Sequence[AlignmentRecor
             task, host, score, licence = record.task, record.target, record.score, "unspecified"
         else:
             return None
-    except (FormatError, OSError) as error:
-        problem = str(error).removeprefix(f"{path}: ")
+    except FormatError as error:
+        problem = str(error).removeprefix(f"{one_line(path)}: ")
         return ListedFile(name=name, path=str(path), kind="unreadable", bytes=num_bytes, problem=problem)
     hosts = None
     if aligned is not None:
