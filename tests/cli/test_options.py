@@ -226,8 +226,8 @@ def test_a_place_is_a_name_and_a_path(entry, here):
 )
 def test_the_command_that_a_file_keeps_is_one_that_makes_the_same_record(record, taken):
     """Every option but those of the call alone."""
-    call_alone = {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
-    call_alone.add("cache")
+    call_alone = {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every"}
+    call_alone |= {"optimise", "cache"}
     given = {"task": "reviews"} | ({"output": Path("o")} if isinstance(record, ExportOptions) else {})
     for flag in type(record).flags():
         if flag.name not in {*call_alone, "adapter"}:

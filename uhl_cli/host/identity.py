@@ -46,7 +46,7 @@ def host_digest(host: Host) -> str | None:
         (name, type(module).__module__, type(module).__qualname__, _plain(module))
         for name, module in base.named_modules()
     ]
-    parts = [given, str(config._attn_implementation), modules, _tokenizer(host), _running(host.device)]
+    parts = [given, str(getattr(config, "_attn_implementation", "")), modules, _tokenizer(host), _running(host.device)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     with ThreadPoolExecutor() as pool:
         for (name, value), content in zip(tensors, pool.map(lambda entry: _content(entry[1]), tensors), strict=True):
@@ -86,6 +86,7 @@ def _tokenizer(host: Host) -> list[object]:
 def _running(device: torch.device) -> list[object]:
     """What decides the rounding of a pass: releases, device, threads and precision."""
     cuda = device.type == "cuda"
+    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return [
         __version__,
         torch.__version__,
@@ -96,7 +97,7 @@ def _running(device: torch.device) -> list[object]:
         torch.get_num_threads(),
         torch.get_float32_matmul_precision(),
         str(torch.get_default_dtype()),
-        torch.is_autocast_enabled(device.type) and str(torch.get_autocast_dtype(device.type)),
+        str(torch.get_autocast_dtype(device.type)) if autocast else None,
         torch.are_deterministic_algorithms_enabled(),
     ]
 
