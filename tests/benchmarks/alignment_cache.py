@@ -97,10 +97,10 @@ def main() -> None:
             "bytes": {"kept": turns[0]["bytes"], "word_states": states_bytes(adapter, host)},
             "turns": turns,
         }
+        found = {"adapter": given.adapter.name, "threads": torch.get_num_threads(), "results": results}
+        if given.output is not None:
+            write_text(given.output, json.dumps(found, indent=1) + "\n")
         print(name, json.dumps({key: round(value, 3) for key, value in medians.items()}), flush=True)
-    found = {"adapter": given.adapter.name, "threads": torch.get_num_threads(), "results": results}
-    if given.output is not None:
-        write_text(given.output, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

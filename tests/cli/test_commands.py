@@ -16,7 +16,17 @@ from typing import NoReturn
 import pandas
 import pytest
 from accelerate.state import AcceleratorState
-from command_runs import PROGRESS, ROOT, Called, call, port_arguments, pretrain_arguments, start, write_data
+from command_runs import (
+    PROGRESS,
+    ROOT,
+    Called,
+    call,
+    port_arguments,
+    pretrain_arguments,
+    start,
+    without_the_hubs_settings,
+    write_data,
+)
 from tiny_hosts import SENTENCES, save_tiny_host
 
 from uhl_cli import __version__
@@ -312,7 +322,7 @@ def test_names_of_the_hub_work_offline_in_a_process_of_their_own(tmp_path, here)
     second = port_arguments("out.safetensors", "org/name2", "x")
     second[second.index("--data") : second.index("--data") + 2] = ["--task", "org/data"]
     calls = json.dumps([[*first, "--json"], [*second, "--json", "--output", "ported"]])
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "UHL_"))}
+    kept = without_the_hubs_settings()
     kept |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(home)}
     command = [sys.executable, "-c", BOTH, calls]
     done = subprocess.run(command, cwd=here, env=kept, capture_output=True, text=True, check=False, timeout=240)
