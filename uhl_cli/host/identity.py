@@ -23,10 +23,10 @@ _ADDED_TOKENS = '"added_tokens"'
 def host_digest(host: Host) -> str | None:
     """SHA-256 over a host and what runs it; None if something of it cannot be seen.
 
-    Guarantee: two hosts with the same digest compute the same states of the same texts by the same operations.  It covers
-    every value of parameters and buffers with its dtype, the configuration, the plain attributes and classes of all
-    modules, the tokenizer, the kind of device, the number of threads, and the releases of uhl, torch, transformers and
-    tokenizers.  `Host.fingerprint` names a host, but covers three tensors alone and no tokenizer.
+    Guarantee: two hosts with the same digest compute the same states of the same texts, by the same operations.  It
+    covers every value of parameters and buffers with its dtype, the configuration, the plain attributes and classes of
+    all modules, the tokenizer, the kind of device, the number of threads, and the releases of uhl, torch, transformers
+    and tokenizers.  `Host.fingerprint` names a host, but covers three tensors alone and no tokenizer.
 
     None for modules of other packages, such as a checkpoint's own code, modules with hooks or a replaced `forward`,
     quantised weights, and a host without weights.  What it cannot see is code of torch or transformers that was
