@@ -24,7 +24,7 @@ from torch import Tensor
 from uhl_cli.align.alignment import Alignment
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.errors import UhlWarning
-from uhl_cli.formats.alignment import kept_alignments
+from uhl_cli.formats.alignment import kept_alignments, load_alignment, save_alignment
 from uhl_cli.formats.container import ALIGNMENT, to_bytes
 from uhl_cli.host.checkpoint import Host, load_host, wrap_host
 from uhl_cli.ported.aligned import AlignedHost
@@ -82,6 +82,33 @@ def assert_same(first: Alignment, second: Alignment) -> None:
     if first.features is not None and second.features is not None:
         assert first.features.quality == second.features.quality
         assert list(first.features.depth_weights) == list(second.features.depth_weights)
+
+
+@pytest.mark.parametrize("order", [(0, 12, 3, 10, 2), (12, 11, 1)])
+@pytest.mark.parametrize("featured", [True, False])
+def test_depths_are_summed_in_the_same_order(cache, order, featured):
+    """Sums of floating-point numbers depend on it."""
+    adapter = tiny_universal(tiny_host("bert"), featured=featured, digest=DIGEST)
+    host, config = tiny_host("bert", num_hidden_layers=12), adapter.manifest.config
+    made = aligned(adapter, host, cache=False).alignment
+    weight = made.depth_weights[0]
+    made = replace(made, depth_weights={depth: weight + depth for depth in order})
+    if made.features is not None:
+        weights = {depth: made.features.bias[:, None].expand(-1, 32) + depth for depth in reversed(order)}
+        made = replace(made, features=replace(made.features, depth_weights=weights))
+    save_alignment("e" * 64, made, adapter=DIGEST, host=host, serves="any")
+    found = load_alignment("e" * 64, config, host)
+    assert found is not None
+    assert_same(made, found)
+
+
+@pytest.mark.parametrize("featured", [True, False])
+def test_a_hit_on_a_deep_host(cache, featured):
+    adapter = tiny_universal(tiny_host("bert"), featured=featured, digest=DIGEST)
+    first, second = (aligned(adapter, tiny_host("llama", num_hidden_layers=12)) for _ in range(2))
+    assert (first.cached, second.cached) == (False, True)
+    assert_same(first.alignment, second.alignment)
+    assert torch.equal(adapter.port(first)(SENTENCES[:6]), adapter.port(second)(SENTENCES[:6]))
 
 
 @pytest.mark.parametrize("family", SWEEP)
@@ -198,6 +225,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "another type": lambda data: numbers(data, "layers.0.mean", lambda mean: mean.astype(np.float64)),
     "a map is missing": lambda data: without(data, "layers.2.stream"),
     "no depth": lambda data: without(data, "depths."),
+    "a depth is missing": lambda data: without(data, f"depths.{record_of(data)['depths'][-1]}"),
+    "no depth is named": lambda data: said(data, depths=[]),
     "an unknown tensor": lambda data: to_bytes(
         ALIGNMENT, json.dumps(record_of(data), sort_keys=True), load(data) | {"x": np.zeros(3, np.float32)}
     ),

@@ -45,6 +45,8 @@ class AlignmentRecord(Frozen):
     :param key: See `alignment_key`; also the file's name.
     :param adapter: Digest of the adapter file; empty for an adapter in memory.
     :param serves: See `ported.aligned.AlignedHost`.
+    :param depths: Depths that the readout reads, in the order in which their products are summed; `feature_depths`: the
+        same of the feature bank's maps.
     """
 
     format_version: str
@@ -52,6 +54,8 @@ class AlignmentRecord(Frozen):
     adapter: str = Field(pattern=r"^([0-9a-f]{64})?$")
     host: HostRecord
     serves: Literal["own", "other", "any"]
+    depths: tuple[int, ...] = Field(min_length=1)
+    feature_depths: tuple[int, ...]
     quality: tuple[float, ...]
     knot_quality: tuple[float, ...]
     feature_quality: float | None
@@ -124,6 +128,8 @@ def save_alignment(
             adapter=adapter,
             host=HostRecord(name=full_name(host.name), revision=host.revision, fingerprint=host.fingerprint),
             serves=serves,
+            depths=tuple(alignment.depth_weights),
+            feature_depths=() if features is None else tuple(features.depth_weights),
             quality=alignment.quality,
             knot_quality=alignment.knot_quality,
             feature_quality=None if features is None else features.quality,
@@ -204,30 +210,19 @@ def _alignment(record: AlignmentRecord, stored: Mapping[str, Stored], config: Ad
         bias, head, head_bias = (tensors[f"features.{name}"] for name in ("bias", "head", "head_bias"))
         if len(head) != len(head_bias):
             raise FormatError("the head's shapes differ")
-        features = FeatureMaps(_by_depth(tensors, True), bias, head, head_bias, record.feature_quality)
+        weights = {place: tensors[f"features.depths.{place}"] for place in record.feature_depths}
+        features = FeatureMaps(weights, bias, head, head_bias, record.feature_quality)
     return Alignment(
         "anchors",
         host.hidden_size,
         tuple(layers),
-        _by_depth(tensors, False),
+        {place: tensors[f"depths.{place}"] for place in record.depths},
         tensors["depth_bias"],
         record.quality,
         record.knot_quality,
         features,
         record.new_words,
     )
-
-
-def _by_depth(tensors: dict[str, Tensor], features: bool) -> dict[int, Tensor]:
-    """Maps by depth.
-
-    :raises FormatError: There is none.
-    """
-    matches = ((_DEPTH.fullmatch(name), value) for name, value in tensors.items())
-    found = {int(match[2]): value for match, value in matches if match and bool(match[1]) == features}
-    if not found:
-        raise FormatError("the readout reads no depth")
-    return found
 
 
 def _shapes(name: str, config: AdapterConfig, host: Host) -> tuple[tuple[int, ...], ...]:
