@@ -15,7 +15,7 @@ from sharing import asks_for_gpu, share_out
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Maps of hosts are searched anew, but for the tests of their cache.
+# Nothing is kept from test to test or read from the user's cache: the tests of the cache name folders of their own.
 os.environ["UHL_CACHE"] = os.devnull
 # Of torch, which no test file has imported yet, and of processes that tests start: a tiny host's work is far smaller
 # than the cost of sharing it out among threads.

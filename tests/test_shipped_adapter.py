@@ -105,6 +105,7 @@ def test_scores_on_real_hosts(shared: Path, target: str, least: float):
             adapter=SST2,
             target=HostOptions(name=str(shared / "hosts" / target), device="cpu"),
             data=DataOptions(data=str(shared / "data" / "sst2")),
+            controls=True,
         )
     )
     scores = {name: score.value for name, score in report.scores.items()}

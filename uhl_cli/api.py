@@ -34,6 +34,7 @@ from uhl_cli.cost.plan import PortPlan, plan_for
 from uhl_cli.errors import AlignmentError, DataError, FormatError, UsageError
 from uhl_cli.formats.adapter import AdapterFile, read_adapter, to_bytes
 from uhl_cli.formats.adapter_card import CARD, adapter_card
+from uhl_cli.formats.alignment import alignment_key, load_alignment, save_alignment
 from uhl_cli.formats.container import ADAPTER, Problems
 from uhl_cli.formats.convert import bank_of, dequantised, features_of, stored_parameters
 from uhl_cli.formats.folder import is_ported, ported_path
@@ -46,7 +47,7 @@ from uhl_cli.host.running import bare
 from uhl_cli.hub.fetch import fetch
 from uhl_cli.hub.reference import USUAL, FetchedPath, Reference
 from uhl_cli.hub.upload import upload
-from uhl_cli.ported.aligned import AlignedHost, FoldedAdapter, Progress, Served, align_host
+from uhl_cli.ported.aligned import AlignedHost, FoldedAdapter, Progress, Served, align_host, warn_of_new_words
 from uhl_cli.ported.calibrate import STRENGTHS, TEXTS, Calibration, Judge
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.ported.shift import correction, update_shift
@@ -267,6 +268,7 @@ class UniversalAdapter:
         max_flops: float = 10.0,
         any_task: bool = False,
         progress: Progress | None = None,
+        cache: bool = False,
     ) -> AlignedHost:
         """Align a model to this adapter: no label, no gradient, one pass over the anchor texts.
 
@@ -275,6 +277,9 @@ class UniversalAdapter:
 
         :param max_flops: Limit in percent of the model's own FLOPs; parts are left out to meet it (see `cost.plan`).
         :param any_task: Also serve the readouts of task files, which takes longer; default: this adapter's only.
+        :param cache: Take the alignment from the cache if this call was made before, or keep it there, as the commands
+            do (see `formats.alignment`).  Of a model in memory, every weight, setting and module is compared (see
+            `host.identity`); leave it out if you replaced functions of torch or transformers, which nothing can see.
         :raises UsageError: When a model is given without its tokenizer.
         :raises BudgetError: When nothing that fits the limit is left.
         :raises HostMapError: When the model hands no stream of states from layer to layer.
@@ -288,17 +293,36 @@ class UniversalAdapter:
             plan = plan_for(host, self.manifest.config, host_flops, max_flops)
             if host.map.embeddings.weight.is_meta and chosen == "anchors":
                 return AlignedHost(host, space, self._shapes(host, plan), plan, host_flops, self._serves(any_task))
-            joint = any_task or self.features is None
-            found = align_host(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
-            if chosen != "anchors" or self.own.features is None:
-                return AlignedHost(host, space, found, plan, host_flops)
-            if any_task or self.features is not None:
-                found = self._with_features(host, found, plan, progress)
-                if found.features is None:  # the host can read too few of the bank's words
-                    if not joint:
+            if chosen != "anchors":
+                return AlignedHost(host, space, align_host(host, self.bank, chosen), plan, host_flops)
+            joint, own = any_task or self.features is None, self.own
+            features = own.features if any_task or self.features is not None else None
+            key = found = None
+            if cache:
+                key = alignment_key(
+                    host,
+                    self.bank,
+                    depths=plan.readout_depths,
+                    joint=joint,
+                    features=features,
+                    config=own.manifest.config,
+                    stored=own.stored,
+                )
+                found = None if key is None else load_alignment(key, own.manifest.config, host)
+            cached = found is not None
+            if found is None:
+                found = align_host(host, self.bank, chosen, plan=plan, joint=joint, progress=progress)
+                if features is not None:
+                    found = self._with_features(host, found, plan, progress)
+                    if found.features is None and not joint:  # the host can read too few of the bank's words
                         found = align_host(host, self.bank, chosen, plan=plan, progress=progress)
-                    return AlignedHost(host, space, found, plan, host_flops)
-        return AlignedHost(host, space, found, plan, host_flops, self._serves(any_task))
+            else:
+                warn_of_new_words(host, found.new_words)
+        alone = features is not None and found.features is None
+        serves: Served = "any" if alone else self._serves(any_task)
+        if key is not None and not cached:
+            save_alignment(key, found, adapter=self.digest, host=host, serves=serves)
+        return AlignedHost(host, space, found, plan, host_flops, serves, cached)
 
     def _serves(self, any_task: bool) -> Served:
         if any_task or self.own.features is None:
@@ -339,10 +363,11 @@ class UniversalAdapter:
         max_flops: float = 10.0,
         strength: float | None = None,
         progress: Progress | None = None,
+        cache: bool = False,
     ) -> PortedModel:
         """Port the adapter to a model: no label, no gradient, one pass over the anchor texts.
 
-        :param model: A model, or the result of `align`; `strategy` and `max_flops` are for `align` (see there).
+        :param model: A model, or the result of `align`; `strategy`, `max_flops` and `cache` are for `align`.
         :param task: Task file of `uhl tune`, which replaces the adapter's own task; or the folder that `uhl tune
             --parameters lora` made for this model, which needs no alignment and has no FLOP limit.
         :param strength: How strongly the updates act: 0, 0.5 or 1; by default chosen by the transfer set (see
@@ -362,7 +387,9 @@ class UniversalAdapter:
             return tuned_on(ported_path(_path(task)), host, self.digest)
         chosen = self if task is None else self.with_task(task)
         if not isinstance(model, AlignedHost):
-            aligned = chosen.align(model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress)
+            aligned = chosen.align(
+                model, tokenizer, strategy=strategy, max_flops=max_flops, progress=progress, cache=cache
+            )
             return chosen._ported(aligned, strength)
         if task is not None:
             plan = plan_for(model.host, chosen.manifest.config, model.host_flops, model.plan.max_flops)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from uhl_cli.errors import OutputError
 
-_HIDDEN = ".uhl-tmp"
+# Ending of the temporary folders of writes.
+HIDDEN = ".uhl-tmp"
 # What `flock` raises on file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -130,7 +131,7 @@ def remove_leftovers(path: Path) -> None:
     """
     with suppress(OSError):
         for left in [each for each in path.parent.iterdir() if each.name.startswith(f".{path.name}.")]:
-            if left.suffix != _HIDDEN or left.is_symlink():
+            if left.suffix != HIDDEN or left.is_symlink():
                 continue
             handle = _locked(left / "lock", certainly=True)
             if handle is None:
@@ -216,7 +217,7 @@ def _hidden_folder(path: Path) -> Iterator[Path]:
     hidden, handle = path, None
     try:
         while handle is None:  # another process may take it for a leftover before it is locked
-            hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_HIDDEN))
+            hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=HIDDEN))
             with suppress(FileNotFoundError):
                 handle = _locked(hidden / "lock")
         yield hidden

@@ -81,7 +81,7 @@ class CalibrationReport(Frozen):
 
 
 class PortReport(Frozen):
-    """What `port` did.  `scores` has "ported" and the controls; `gains` is ported minus each control, paired."""
+    """What `port` did.  `scores` has "ported" and what it is compared with, with --controls all; `gains` is paired."""
 
     adapter: str
     bytes: int
@@ -95,6 +95,7 @@ class PortReport(Frozen):
         None, description="what the task file, or the LoRA's folder, tuned; None zero-shot"
     )
     supervision: Literal["labels", "transfer set"] | None = Field(None, description="what it was tuned by")
+    alignment_cached: bool = Field(False, description="the alignment was kept by an earlier call, not fitted by this")
     quality: tuple[DepthQuality, ...]
     readout_quality: tuple[float, ...] = Field(
         description="held-out R^2 of a readout's canonical coordinates, one per knot; empty with a feature bank"

@@ -388,9 +388,10 @@ def train(
 
 
 def port(adapter: Path, target: str) -> dict[str, Any]:
-    """What the command `uhl port --task reviews --json` reports."""
-    command = [sys.executable, "-m", "uhl_cli", "port", str(adapter), "--target", target]
-    found = subprocess.run([*command, "--task", "reviews", "--json", "--quiet"], check=True, stdout=subprocess.PIPE)
+    """What the command `uhl port --task reviews --controls --no-cache --json` reports."""
+    command = [sys.executable, "-m", "uhl_cli", "port", str(adapter), "--target", target, "--task", "reviews"]
+    command += ["--controls", "--no-cache", "--json", "--quiet"]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     report: dict[str, Any] = json.loads(found.stdout)
     return report
 

@@ -61,7 +61,13 @@ class Bench:
         steps = more.pop("steps", None)
         training = {"max_steps": self.arguments.steps or steps, "mixed_precision": self.arguments.mixed_precision}
         host = HostOptions(name=self.target, device=self.arguments.device, offline=True)
-        return {"adapter": self.arguments.file, "target": host, "training": training, "resume": True} | more
+        return {
+            "adapter": self.arguments.file,
+            "target": host,
+            "training": training,
+            "resume": True,
+            "cache": False,
+        } | more
 
     def lora(self, name: str, **more: Any) -> Path:
         """The folder of a tuned LoRA, made if it is not there."""

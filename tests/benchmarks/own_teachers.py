@@ -116,6 +116,7 @@ def made(kind: str, shared: Path, work: Path) -> dict[str, Any]:
             training={"mixed_precision": "bf16"},
             output=work / f"tuned-by-{kind}",
             overwrite=True,
+            cache=False,
         )
     )
     assert pretrained.teacher_score is not None

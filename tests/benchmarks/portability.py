@@ -72,7 +72,7 @@ def carry(store: Store, path: Path, target: str, where: str, data: TaskData) -> 
     row: Row = {"kind": "zero-shot", "task": manifest.task.name, "source": manifest.source.name, "target": target}
     row |= {"file": path.name, "bytes": path.stat().st_size, "digest": adapter.digest}
     row["source_score"] = None if manifest.score is None else manifest.score.model_dump()
-    options = PortOptions(adapter=path, target=HostOptions(name=where))
+    options = PortOptions(adapter=path, target=HostOptions(name=where), controls=True, cache=False)
     _, report = port(adapter, host, options, data=data)
     row["scores"] = {name: found.model_dump() for name, found in report.scores.items()}
     row["gains"] = {name: found.model_dump() for name, found in report.gains.items()}

@@ -165,7 +165,7 @@ def main() -> None:
             adapter = UniversalAdapter.load(path)
             line = f"{variant}: source {trained.score.value:.3f} (updates off {trained.readout_only.value:.3f})"
             for target in arguments.targets:
-                port_options = PortOptions(adapter=path, target=HostOptions(name=target))
+                port_options = PortOptions(adapter=path, target=HostOptions(name=target), controls=True, cache=False)
                 _, report = port(adapter, hosts[target], port_options, data=data)
                 row["targets"][target] = report.model_dump(mode="json", exclude={"adapter", "output"})
                 scores = report.scores

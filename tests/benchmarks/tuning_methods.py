@@ -146,6 +146,7 @@ def tuned(target: Target, training: TrainingConfig) -> Row:
             data=DataOptions(task=target.data.task.name),
             training=training,
             output=Path(folder) / "task.safetensors",
+            cache=False,
         )
         report = tune(target.adapter, target.host, target.data, options, accelerator=Accelerator(cpu=True))
     kept = {"bytes", "delta_bytes", "readout_bytes", "atoms_per_token", "truncated", "left_out"}

@@ -47,7 +47,9 @@ def main() -> None:
                         target=HostOptions(name=path, device="cpu"),
                         data=DataOptions(data=data),
                         strategy=strategy,
+                        controls=True,
                         seed=arguments.seed,
+                        cache=False,
                     )
                 )
                 row = report.model_dump(mode="json")

@@ -53,9 +53,15 @@ def call(*arguments: str | Path, env: dict[str, str | None] | None = None, stdin
     return Called(result.exit_code, result.stdout, result.stderr)
 
 
+def without_the_hubs_settings() -> dict[str, str]:
+    """This process's environment without settings of the hub and of uhl's tests; the cache is the test's own."""
+    own = ("HF_", "HUGGINGFACE", "UHL_")
+    return {name: value for name, value in os.environ.items() if name == "UHL_CACHE" or not name.startswith(own)}
+
+
 def start(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Called:
     """Run `python -m uhl_cli` in a process of its own, without this process's settings of the hub."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "UHL_"))}
+    kept = without_the_hubs_settings()
     kept |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | (env or {})
     command = [sys.executable, "-m", "uhl_cli", *(str(argument) for argument in arguments)]
     done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, check=False, timeout=240)

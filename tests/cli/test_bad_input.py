@@ -279,7 +279,7 @@ def test_output_that_cannot_be_written_is_noticed_before_the_host_is_loaded(plac
 
 def test_folder_of_a_ported_adapter_that_cannot_be_made(place, here, monkeypatch):
     (here / "file").write_text("precious")
-    monkeypatch.setattr("uhl_cli.commands.port.load", lambda _: pytest.fail("the host was loaded"))
+    monkeypatch.setattr("uhl_cli.commands.port.load", lambda *_, **__: pytest.fail("the host was loaded"))
     for output in ("file", "file/deep"):
         arguments = [*port_arguments(place.adapter, place.target, place.data), "--output", output]
         refused(here, arguments, 1, "--output")

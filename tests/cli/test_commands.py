@@ -16,7 +16,17 @@ from typing import NoReturn
 import pandas
 import pytest
 from accelerate.state import AcceleratorState
-from command_runs import PROGRESS, ROOT, Called, call, port_arguments, pretrain_arguments, start, write_data
+from command_runs import (
+    PROGRESS,
+    ROOT,
+    Called,
+    call,
+    port_arguments,
+    pretrain_arguments,
+    start,
+    without_the_hubs_settings,
+    write_data,
+)
 from tiny_hosts import SENTENCES, save_tiny_host
 
 from uhl_cli import __version__
@@ -55,6 +65,12 @@ def test_json_is_all_of_stdout_and_progress_is_on_stderr(place, here):
     assert {line.split(":")[0] for line in lines} >= {"anchors", "aligning", "training", "head-only control"}
     called = call(*port_arguments("out.safetensors", place.target, place.data), "--json")
     ported = json.loads(called.out)
+    assert "size" not in ported["scores"]
+    controlled = json.loads(
+        call(*port_arguments("out.safetensors", place.target, place.data), "--json", "--controls").out
+    )
+    assert controlled["scores"].items() >= ported["scores"].items()
+    ported = controlled
     assert ported["source_score"] == report["score"]
     assert ported["bytes"] == report["bytes"]
     always = {"ported", "readout_only", "majority_class", "random_update", "head_only", "size"}
@@ -77,9 +93,16 @@ def test_tables_for_people(place, here):
     called = call(*pretrain_arguments(place.host, place.data, "out.safetensors"), env={"COLUMNS": "160"})
     for words in ("accuracy on the source (12 examples)", "readout only", "bytes", "FLOP overhead", "anchor words"):
         assert words in called.out
-    called = call(*port_arguments("out.safetensors", place.target, place.data), env={"COLUMNS": "160"})
-    for words in ("ported (zero-shot)", "control: head only", "control: --align size", "R^2", "FLOP overhead"):
+    port, hint = port_arguments("out.safetensors", place.target, place.data), "--controls scores"
+    plain = call(*port, env={"COLUMNS": "160"})
+    called = call(*port, "--controls", env={"COLUMNS": "160"})
+    for words in ("ported (zero-shot)", "control: majority class", "R^2", "FLOP overhead"):
+        assert words in plain.out
         assert words in called.out
+    for words in ("control: head only", "control: --align size"):
+        assert words in called.out
+        assert words not in plain.out
+    assert (plain.out.count(hint), called.out.count(hint)) == (1, 0)
     assert "\x1b" not in called.out + called.err
 
 
@@ -299,7 +322,7 @@ def test_names_of_the_hub_work_offline_in_a_process_of_their_own(tmp_path, here)
     second = port_arguments("out.safetensors", "org/name2", "x")
     second[second.index("--data") : second.index("--data") + 2] = ["--task", "org/data"]
     calls = json.dumps([[*first, "--json"], [*second, "--json", "--output", "ported"]])
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "UHL_"))}
+    kept = without_the_hubs_settings()
     kept |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(home)}
     command = [sys.executable, "-c", BOTH, calls]
     done = subprocess.run(command, cwd=here, env=kept, capture_output=True, text=True, check=False, timeout=240)

@@ -25,8 +25,13 @@ NEEDED = {"port": ["--target", "x"], "tune": ["--target", "x"], "compare": ["--c
 NEEDED |= {"export": ["--target", "x", "--output", "o"], "push": ["x", "y"]}
 PLACES = {"demo": "commands.demo", "pretrain": "commands.pretrain", "port": "commands.port", "tune": "commands.tune"}
 PLACES |= {"predict": "commands.predict", "export": "commands.export", "inspect": "inspect.run"}
-PLACES |= {"budget": "budget.run", "compare": "compare.experiment", "hosts": "commands.hosts"}
-PLACES |= {"push": "commands.push"}
+PLACES |= {
+    "budget": "budget.run",
+    "compare": "compare.experiment",
+    "hosts": "commands.hosts",
+    "list": "inspect.listing",
+    "push": "commands.push",
+}
 COLOURLESS = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
 
@@ -225,7 +230,8 @@ def test_a_place_is_a_name_and_a_path(entry, here):
 )
 def test_the_command_that_a_file_keeps_is_one_that_makes_the_same_record(record, taken):
     """Every option but those of the call alone."""
-    call_alone = {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
+    call_alone = {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every"}
+    call_alone |= {"optimise", "cache"}
     given = {"task": "reviews"} | ({"output": Path("o")} if isinstance(record, ExportOptions) else {})
     for flag in type(record).flags():
         if flag.name not in {*call_alone, "adapter"}:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import ROOT
+from command_runs import ROOT, without_the_hubs_settings
 from tiny_classifiers import save, tiny_classifier
 from tiny_hosts import SENTENCES, tiny_model, tiny_tokenizer
 
@@ -56,7 +56,7 @@ def place(tmp_path_factory) -> Path:
 
 def run(place: Path, command: list[str], script: str) -> str:
     """What a script prints, with README's names at hand; it must succeed."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE", "UHL_"))}
+    kept = without_the_hubs_settings()
     kept |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     kept["PATH"] = f"{place / 'bin'}{os.pathsep}{kept['PATH']}"
     done = subprocess.run(command, cwd=place, env=kept, input=script, capture_output=True, text=True, check=False)

@@ -40,8 +40,8 @@ def low_rank(place, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return output, tuned_by(place, output, "--score-data", place.data)
 
 
-def ported_with(place: Workplace, path: Path) -> dict[str, Any]:
-    called = call(*port_arguments(place.adapter, place.target, place.data), "--task-file", path, "--json")
+def ported_with(place: Workplace, path: Path, *more: str) -> dict[str, Any]:
+    called = call(*port_arguments(place.adapter, place.target, place.data), "--task-file", path, "--json", *more)
     assert called.code == 0, called.err
     return json.loads(called.out)
 
@@ -58,6 +58,7 @@ def test_port_uses_a_loras_folder(place, lora):
     table = call(*port_arguments(place.adapter, place.target, place.data), "--task-file", path, env=WIDE).out
     assert "ported, a LoRA tuned by labels" in table
     assert "no label and no gradient" not in table
+    assert "--controls" not in table, "there are none"
 
 
 def test_port_uses_a_low_rank_task_file(place, low_rank):
@@ -65,7 +66,10 @@ def test_port_uses_a_low_rank_task_file(place, low_rank):
     found = ported_with(place, path)
     assert found["scores"]["ported"] == report["scores"]["tuned"]
     assert (found["parameters"], found["supervision"]) == ("low-rank", "transfer set")
-    assert set(found["scores"]) == {"ported", "majority_class", "readout_only", "head_only"}
+    assert set(found["scores"]) == {"ported", "majority_class"}
+    controlled = ported_with(place, path, "--controls")["scores"]
+    assert controlled.items() >= found["scores"].items()
+    assert set(controlled) == {"ported", "majority_class", "readout_only", "head_only"}
     assert found["left_out"] == []
     tight = [*port_arguments(place.adapter, place.target, place.data), "--no-score", "--json"]
     tight[tight.index("--max-flops") + 1] = "20"

@@ -231,7 +231,7 @@ def test_a_runs_identity_names_every_option_but_those_that_decide_nothing():
     nothing = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size"}
     for options, host, apart in (
         (pretraining, "host", {"licence"}),
-        (tuning, "target", {"adapter", "optimise", "score_data"}),
+        (tuning, "target", {"adapter", "optimise", "score_data", "cache"}),
     ):
         assert set(type(options).model_fields) - set(options.deciding()) == nothing | apart | {host}
         for changes in ({"max_flops": 9.0}, {host: HostOptions(name="a", dtype="bfloat16")}):

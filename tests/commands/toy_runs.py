@@ -101,7 +101,7 @@ def make_adapter(host: Host, data: TaskData, output: Path, **changes: object) ->
 
 
 def carry(adapter: Path, host: Host, data: TaskData | None, **changes: object) -> tuple[PortedModel, PortReport]:
-    """Read the file and port it to a loaded host."""
-    settings: dict[str, object] = {"max_flops": TINY_LIMIT} | changes
+    """Read the file and port it to a loaded host, with all controls."""
+    settings: dict[str, object] = {"max_flops": TINY_LIMIT, "controls": True} | changes
     options = PortOptions(adapter=adapter, target=HostOptions(name="tiny", device="cpu"), **settings)
     return port(UniversalAdapter.load(adapter), host, options, data=data)

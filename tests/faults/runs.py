@@ -63,7 +63,7 @@ RUNS = (
 def prepare(root: Path) -> None:
     """Make `root/place` with the hosts, data and adapter of all runs, and import what they need."""
     os.environ |= {"HF_HOME": str(root / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "UHL_CACHE": os.devnull}
     warm()
     child = os.fork()
     if not child:  # tensors are only computed in children, so that no thread is lost in a fork

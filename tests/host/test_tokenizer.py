@@ -120,5 +120,5 @@ def test_settings_that_break_a_comparison_are_one_line(tmp_path):
     folder = save_rebuilt_host(tmp_path / "host", "qwen2")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "many"}))
-    with pytest.raises(TokenizerError, match="of the tokenizer|tokenizer of"):
+    with pytest.raises(TokenizerError, match="okenizer of"):
         load_host(str(folder), device="cpu")

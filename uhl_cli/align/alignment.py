@@ -59,6 +59,7 @@ class Alignment:
     the coordinates at each knot.  Both are NaN-free, and empty where a strategy has nothing to measure.
     `features` (with a feature bank only) maps states to the features of the adapter's own readout directly, which is
     more accurate than through canonical space.  Readouts of other tasks use `depth_weights`.
+    `new_words` is the `new_word_quality` of the states that it was fitted to, if it was measured.
     """
 
     strategy: str
@@ -69,6 +70,7 @@ class Alignment:
     quality: tuple[float, ...]
     knot_quality: tuple[float, ...]
     features: FeatureMaps | None = None
+    new_words: float | None = None
 
     @property
     def num_hidden_layers(self) -> int:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from uhl_cli.budget.sizes import FileSizes
 from uhl_cli.commands.flags import Options
-from uhl_cli.commands.options import DEFAULT_ADAPTER, DataOptions, HostOptions
+from uhl_cli.commands.options import CACHE, DEFAULT_ADAPTER, DataOptions, HostOptions
 from uhl_cli.schema import Degree, Frozen, Strategy, TransferRecord
 
 CONVENTION = (
@@ -72,6 +72,7 @@ class BudgetOptions(Options):
     time: bool = Field(False, description="also measure the wall-clock overhead")
     repetitions: int = Field(20, ge=3, le=10_000, description="pairs of passes for --time")
     seed: int = Field(0, ge=0, description="seed of --limit-evaluation")
+    cache: bool = Field(True, description=CACHE)
 
     @property
     def data_asked(self) -> bool:

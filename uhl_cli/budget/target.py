@@ -60,7 +60,9 @@ def target_budget(
     """
     if options.target is not None:
         examples, source = _examples(adapter, options, offline=target.offline)
-        return measure(adapter, load(target), options, examples=examples, source=source, reporter=reporter)
+        return measure(
+            adapter, load(target, cache=options.cache), options, examples=examples, source=source, reporter=reporter
+        )
     return _without_weights(target, lambda host: measure(adapter, host, options, reporter=reporter))
 
 
@@ -74,7 +76,7 @@ def folder_budget(task: Task, options: BudgetOptions, target: HostOptions, repor
     if options.data_asked:
         examples, source = _named_data(task, options, offline=target.offline)
     if options.target is not None:
-        ported = load_ported(folder, load(target))
+        ported = load_ported(folder, load(target, cache=options.cache))
         return _measured(ported, options, examples=examples, source=source, reporter=reporter)
     return _without_weights(target, lambda host: _measured(load_ported(folder, host), options, reporter=reporter))
 
@@ -181,12 +183,15 @@ def _align(
     adapter: UniversalAdapter, host: Host, options: BudgetOptions, reporter: Reporter
 ) -> tuple[AlignedHost, str | None]:
     """The plan that `port` would use; if it would refuse, the plan with all parts, and the reason."""
-    progress, limit = phase(reporter, "aligning"), options.max_flops or MAX_FLOPS
+
+    def within(limit: float) -> AlignedHost:
+        progress = phase(reporter, "aligning")
+        return adapter.align(host, strategy=options.strategy, max_flops=limit, progress=progress, cache=options.cache)
+
     try:
-        return adapter.align(host, strategy=options.strategy, max_flops=limit, progress=progress), None
+        return within(options.max_flops or MAX_FLOPS), None
     except BudgetError as error:
-        whole = adapter.align(host, strategy=options.strategy, max_flops=math.inf, progress=progress)
-        return whole, error.message.rstrip(".")
+        return within(math.inf), error.message.rstrip(".")
 
 
 def _atoms(ported: PortedModel, examples: Examples, source: str, reporter: Reporter) -> AtomsBudget:

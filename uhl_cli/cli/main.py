@@ -14,6 +14,7 @@ from uhl_cli.cli.demo import demo
 from uhl_cli.cli.export import export
 from uhl_cli.cli.hosts import hosts
 from uhl_cli.cli.inspect import inspect
+from uhl_cli.cli.list import list as list_files
 from uhl_cli.cli.options import Command
 from uhl_cli.cli.output import finished
 from uhl_cli.cli.port import port
@@ -22,7 +23,20 @@ from uhl_cli.cli.pretrain import pretrain
 from uhl_cli.cli.push import push
 from uhl_cli.cli.tune import tune
 
-_ALL: tuple[Command[Any], ...] = (demo, pretrain, port, tune, predict, export, push, inspect, budget, hosts, compare)
+_ALL: tuple[Command[Any], ...] = (
+    demo,
+    pretrain,
+    port,
+    tune,
+    predict,
+    export,
+    push,
+    inspect,
+    list_files,
+    budget,
+    hosts,
+    compare,
+)
 COMMANDS: dict[str, Command[Any]] = {each.name: each for each in _ALL}
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 

@@ -34,7 +34,7 @@ _PRINTING = {
 }
 # Options of these names or nested records are listed under their own heading in every command.
 _PANELS = {"host": "Host", "target": "Host", "target_config": "Host", "data": "Data", "training": "Training"}
-_PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite": "Output"}
+_PANELS |= {"device": "Host", "offline": "Host", "output": "Output", "overwrite": "Output", "cache": "Host"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Command(Generic[Record]):
             for flag in kind.flags():
                 value = values[_identifier(flag)]
                 source = context.get_parameter_source(_identifier(flag))
-                if flag.name == kind.argument and source is not None and source.name == "DEFAULT":
+                default = source is not None and source.name == "DEFAULT"
+                if flag.name == kind.argument and default and value is not None:
                     self._refuse_missing(Path(value))
                 given[flag.name] = value.value if isinstance(value, Enum) else value
             self.function(kind.from_flags(given).fetched(given), output)

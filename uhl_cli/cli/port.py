@@ -31,8 +31,8 @@ def _record() -> type[PortOptions]:
 
 @command(
     _record,
-    example="uhl port adapter.safetensors --target distilbert-base-uncased --json",
-    panels={"Data": ("score",)},
+    example="uhl port adapter.safetensors --target distilbert-base-uncased --controls",
+    panels={"Data": ("score", "controls")},
     interrupted="Nothing was written.",
 )
 def port(options: PortOptions, output: Output) -> None:
@@ -46,12 +46,12 @@ def port(options: PortOptions, output: Output) -> None:
     output.result(
         report,
         quiet=[("not-scored" if ported is None else f"{ported.value:.6f}",)],
-        table=partial(_table, target=options.target.name),
+        table=partial(_table, target=options.target.name, controls=options.controls),
     )
 
 
-def _table(output: Output, report: PortReport, *, target: str) -> None:
-    """Print what `port` did; `target` is the name that the user gave."""
+def _table(output: Output, report: PortReport, *, target: str, controls: bool) -> None:
+    """Print what `port` did; `target` is the name that the user gave, `controls` whether all were scored."""
     shape = report.target.fingerprint
     output.line(
         f"{report.adapter} from {report.source} to {report.target.name} "
@@ -93,9 +93,13 @@ def _table(output: Output, report: PortReport, *, target: str) -> None:
                 table.row(label, interval(report.scores[name]), interval(report.gains.get(name)))
         table.row("for comparison: the source itself", interval(report.source_score))
         output.table(table)
+        if not controls and report.parameters != "lora":
+            output.line("--controls scores the readout alone, random updates and others, each by another pass")
     else:
         output.line(report.data or "not scored")
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in report.seconds.items())
+    cached = " (cached)" if report.alignment_cached else ""
+    times = {name: f"{value:.1f}{cached if name == 'align' else ''}" for name, value in report.seconds.items()}
+    seconds = ", ".join(f"{name} {value}" for name, value in times.items())
     atoms = "" if report.atoms_per_token is None else f"   active atoms per token: {report.atoms_per_token:.2f}"
     output.line(f"bytes: {report.bytes:,}   FLOP overhead: {report.flops.percent:.2f} %{atoms}")
     output.line(f"seconds: {seconds}")

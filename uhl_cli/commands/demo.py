@@ -47,7 +47,7 @@ def run_demo(options: DemoOptions, reporter: Reporter = silent) -> DemoReport:
             host=source, data=data, output=path, training=training, teacher="adapter", licence="MIT", overwrite=True
         )
         pretrained = run_pretrain(pretrain_options, reporter)
-        port_options = PortOptions(adapter=path, target=target, data=data, seed=options.seed)
+        port_options = PortOptions(adapter=path, target=target, data=data, controls=True, seed=options.seed)
         _, ported = run_port(port_options, reporter)
         tuning = TuneTraining(max_steps=options.tune_steps, seed=options.seed)
         tune_options = TuneOptions(

@@ -73,7 +73,7 @@ def _run(adapter: UniversalAdapter, options: ExportOptions, files: RunFiles, rep
     accelerator = accelerator_for(options.target.device, options.training.mixed_precision)
     chosen = str(accelerator.device) if options.target.device == "auto" else options.target.device
     evaluation = score_data(carried, options)
-    host = load(options.target.model_copy(update={"device": chosen, "dtype": "float32"}))
+    host = load(options.target.model_copy(update={"device": chosen, "dtype": "float32"}), cache=options.cache)
     refuse_headless(host, carried.manifest.task)
     data = labelled_data(carried.manifest.task, options) if options.labelled else None
     try:
@@ -235,7 +235,11 @@ def _ported(
 ) -> dict[str, PortedModel]:
     """The models that the export is compared with: the ported adapter, and the one tuned by the task file."""
     aligned = carried.align(
-        host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+        host,
+        strategy=options.strategy,
+        max_flops=options.max_flops,
+        progress=phase(reporter, "aligning"),
+        cache=options.cache,
     )
     found = {"zero_shot": adapter.port(aligned)} if carried.own_task else {}
     if options.task_file is not None:

@@ -23,7 +23,7 @@ TEACHERS = ("auto", "adapter", "lora")
 
 # Options that do not affect a file's content; the command recorded in the file leaves them out.
 _OF_THE_CALL = frozenset(
-    {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise"}
+    {"output", "device", "offline", "trust-remote-code", "resume", "overwrite", "save-every", "optimise", "cache"}
 )
 _ALIGN = "alignment strategy; by default the one that the file was trained with"
 _MAX_FLOPS = "FLOP limit in percent of the target's own; parts of the adapter are left out to stay within it"
@@ -32,6 +32,7 @@ _ADAPTER = "adapter file made by `uhl pretrain`, or its hub id as user/repo[@rev
 _OFFLINE = "use only local or cached files"
 _ENCODING = "encoding of local text files, such as latin-1 or utf-16; by default UTF-8"
 _OVERWRITE = "replace existing output"
+CACHE = "take the alignment, and what was found about an unknown architecture, from the cache, and keep them there"
 _RESUME = "continue an interrupted run"
 _SAVE_EVERY = "steps between checkpoints"
 
@@ -41,7 +42,7 @@ def _deciding(options: Options, *others: str) -> dict[str, object]:
 
     Hosts, data and files are identified by digests of their content, so their names do not count.
     """
-    apart = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size", *others}
+    apart = {"data", "output", "resume", "overwrite", "save_every", "evaluation_batch_size", "cache", *others}
     return options.model_dump(mode="json", exclude=apart)
 
 
@@ -211,9 +212,15 @@ class PortOptions(Options):
     )
     strategy: Strategy | None = Field(None, description=_ALIGN)
     score: bool = Field(True, description="score zero-shot if the data is available")
+    controls: bool = Field(
+        False,
+        description="also score the controls, such as random updates and the readout alone, each by another pass over "
+        "the data",
+    )
     batch_size: int = Field(64, ge=1, description="texts per batch when scoring")
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
     seed: int = Field(0, ge=0, description="seed of the random-update control and of subsets")
+    cache: bool = Field(True, description=CACHE)
     output: Path | None = Field(
         None, description="folder to save the ported adapter in, which loads without aligning again"
     )
@@ -326,6 +333,7 @@ class TuneOptions(Options):
     )
     rank: int = Field(8, ge=1, le=256, description="rank of the LoRA")
     strategy: Strategy | None = Field(None, description=_ALIGN)
+    cache: bool = Field(True, description=CACHE)
     training: TuneTraining = TuneTraining()
     top_k: int | None = Field(
         None, ge=1, le=2, description="most active atoms per token; by default the adapter's own number"
@@ -474,6 +482,7 @@ class PredictOptions(Options):
     )
     strategy: Strategy | None = Field(None, description=_ALIGN)
     max_flops: float = Field(10.0, gt=0, description=_MAX_FLOPS)
+    cache: bool = Field(True, description=CACHE)
     top_k: int | None = Field(None, ge=1, description="keep only the largest N probabilities of each text")
     threshold: float | None = Field(
         None, gt=0, le=1, description="leave the label empty if the largest probability is below this"
@@ -538,6 +547,7 @@ class ExportOptions(Options):
     )
     rank: int = Field(8, ge=1, le=256, description="rank of the LoRA; that of the --task-file, if this is a LoRA")
     strategy: Strategy | None = Field(None, description=_ALIGN)
+    cache: bool = Field(True, description=CACHE)
     training: TuneTraining = TuneTraining()
     max_length: int | None = Field(
         None,

@@ -51,7 +51,7 @@ def _run(options: PortOptions, reporter: Reporter) -> tuple[PortedModel, PortRep
         if isinstance(tuned, TaskRecord):
             adapter = adapter.with_task(options.task_file)
     started = time.monotonic()
-    host = load(options.target)
+    host = load(options.target, cache=options.cache)
     seconds = {"load": time.monotonic() - started}
     data, reason = _data(adapter, options)
     ported, report = port(adapter, host, options, data=data, reporter=reporter, seconds=seconds)
@@ -78,8 +78,10 @@ def port(
 ) -> tuple[PortedModel, PortReport]:
     """Port a loaded adapter to a loaded host; `data` is only ever used to score.
 
-    A LoRA folder that `options.task_file` names replaces the adapter's own parts.  A LoRA or low-rank update, tuned on
-    its own alignment, has no controls with random updates or with `size`.
+    Without `options.controls`, only comparisons that need no pass of their own are scored: the majority class, and
+    the readout alone where calibration has left the updates out.  A LoRA folder that `options.task_file` names replaces
+    the adapter's own parts.  A LoRA or low-rank update, tuned on its own alignment, has no controls with random updates
+    or with `size`.
 
     :raises AlignmentError: When the host cannot be aligned.
     :raises BudgetError: When the FLOP limit leaves nothing.
@@ -90,7 +92,11 @@ def port(
     aligned = None
     if folder is None:
         aligned = adapter.align(
-            host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+            host,
+            strategy=options.strategy,
+            max_flops=options.max_flops,
+            progress=phase(reporter, "aligning"),
+            cache=options.cache,
         )
         times["align"] = time.monotonic() - started
         started = time.monotonic()
@@ -106,10 +112,13 @@ def port(
         predictions["majority_class"] = predictor.majority_class()
         if aligned is not None:
             off = not ported.adapter.updates and ported.adapter.lora is None
-            predictions["readout_only"] = predictions["ported"] if off else predictor.readout_only(ported)
-            if adapter.own_task:
+            if off:
+                predictions["readout_only"] = predictions["ported"]
+            elif options.controls:
+                predictions["readout_only"] = predictor.readout_only(ported)
+            if adapter.own_task and options.controls:
                 predictions["head_only"] = predictor.head_only(host, aligned.alignment)
-        if aligned is not None and not adapter.low_rank:
+        if aligned is not None and not adapter.low_rank and options.controls:
             full = adapter.port(aligned, strength=1.0)
             if off and full.adapter.updates:
                 predictions["full_updates"] = predictor.predicted(full, "updates").classes
@@ -136,6 +145,7 @@ def port(
         task=manifest.task.name,
         source=manifest.source.name,
         source_score=manifest.score,
+        alignment_cached=aligned is not None and aligned.cached,
         quality=() if aligned is None else depth_quality(aligned.alignment),
         readout_quality=() if aligned is None else aligned.alignment.knot_quality,
         feature_quality=None if features is None else features.quality,

@@ -292,9 +292,14 @@ def _open(options: PredictOptions) -> Opened:
         task = adapter.manifest.task
 
     def model(reporter: Reporter) -> tuple[str, Model]:
-        host, how, limit = load(target), options.strategy, options.max_flops
+        host, how = load(target, cache=options.cache), options.strategy
         return host.name, adapter.port(
-            host, task=folder, strategy=how, max_flops=limit, progress=phase(reporter, "aligning")
+            host,
+            task=folder,
+            strategy=how,
+            max_flops=options.max_flops,
+            progress=phase(reporter, "aligning"),
+            cache=options.cache,
         )
 
     return Opened(task.kind, task.labels, task, model)
@@ -310,7 +315,7 @@ def _open_ported(options: PredictOptions) -> Opened:
 
     def model(_: Reporter) -> tuple[str, Model]:
         try:
-            host = load(HostOptions(**how))
+            host = load(HostOptions(**how), cache=options.cache)
         except HostNotFoundError as error:
             if options.target.name is not None:
                 raise

@@ -30,12 +30,14 @@ from uhl_cli.schema import HostRecord
 Classes = list[int] | list[list[int]]
 
 
-def load(options: HostOptions) -> Host:
+def load(options: HostOptions, *, cache: bool = True) -> Host:
     """The host that the options name.
+
+    :param cache: See `load_host`.
 
     :raises HostError: When it cannot be found, loaded or used.
     """
-    return load_host(**options.model_dump())
+    return load_host(**options.model_dump(), cache=cache)
 
 
 def versions() -> dict[str, str]:

@@ -199,7 +199,7 @@ def _students(
     all their spans, or by labelled examples where there are any."""
     whole = distillation_data_for(adapter, host, data)
     distillation, held = whole.split(_fraction(whole.examples), options.training.seed)
-    aligned = adapter.align(host, strategy=options.strategy, max_flops=options.max_flops)
+    aligned = adapter.align(host, strategy=options.strategy, max_flops=options.max_flops, cache=options.cache)
     zero_shot, config = adapter.port(aligned), training_of(adapter, options)
     task = adapter.manifest.task
 

@@ -51,7 +51,7 @@ def _run(adapter: UniversalAdapter, name: str, options: TuneOptions, files: RunF
     if not options.labelled:
         adapter.transfer_set()  # an error before the host is loaded
         evaluation = score_data(adapter, options)
-    host = load(options.target.model_copy(update={"device": chosen}))
+    host = load(options.target.model_copy(update={"device": chosen}), cache=options.cache)
     if options.labelled:
         data = load_task(
             name,

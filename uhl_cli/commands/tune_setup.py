@@ -112,7 +112,11 @@ def prepare(
     # The plan depends on the kind of task, so it is made for the adapter with the new task's readout.
     if aligned is None or not own_task:
         aligned = adapter.with_parameters(record, {}).align(
-            host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+            host,
+            strategy=options.strategy,
+            max_flops=options.max_flops,
+            progress=phase(reporter, "aligning"),
+            cache=options.cache,
         )
     return TuningSetup(adapter, host, data, options, record, aligned, reporter)
 

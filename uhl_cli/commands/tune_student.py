@@ -159,7 +159,11 @@ def tune_student(
     distillation = distillation_data_for(adapter, host, data)
     if aligned is None:
         aligned = adapter.align(
-            host, strategy=options.strategy, max_flops=options.max_flops, progress=phase(reporter, "aligning")
+            host,
+            strategy=options.strategy,
+            max_flops=options.max_flops,
+            progress=phase(reporter, "aligning"),
+            cache=options.cache,
         )
     zero_shot = adapter.port(aligned)
     config = training_of(adapter, options)

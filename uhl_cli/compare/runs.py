@@ -175,6 +175,7 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
             output=output,
             overwrite=True,
             resume=files is not None and files.checkpoint.exists(),
+            cache=False,
         )
         accelerator = accelerator_for(resources.device, training.mixed_precision)
         unscored = replace(data, evaluation=None)

@@ -104,7 +104,10 @@ CHECKPOINT = Kind(
     1_000_000_000,
     "It is damaged or was written by an older uhl; start over without --resume.",
 )
-_KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT)
+ALIGNMENT = Kind(
+    "uhl-alignment", "kept alignment", "1.0", 1_000_000_000, "Remove it: it is made again when it is needed."
+)
+_KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT, ALIGNMENT)
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,33 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytearray:
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
     return data
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in a safetensors file's header, which alone is read; nothing is checked but its size and form.
+
+    Empty for a file with a header larger than any of uhl's.
+
+    :raises FormatError: When it is no regular file, cannot be read, or is no safetensors file.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        if not path.is_file():  # opening a pipe would block
+            raise FormatError(f"{path} is not a regular file.", "Write it to a file first.")
+        with path.open("rb") as file:
+            length = int.from_bytes(start := file.read(8), "little")
+            if len(start) < 8 or not 2 <= length <= num_bytes - 8:
+                raise FormatError(f"{path}: not a whole safetensors file (its header does not fit).", DAMAGED)
+            if length > MAX_HEADER_BYTES:
+                return {}
+            metadata = json.loads(file.read(length).decode()).get("__metadata__", {})
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path}: not a whole safetensors file (its header is damaged).", DAMAGED) from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"{path}: not a whole safetensors file (its metadata are damaged).", DAMAGED)
+    return metadata
 
 
 def read(path: Path, *kinds: Kind, problems: Problems | None = None) -> Contents:

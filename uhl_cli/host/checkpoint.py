@@ -87,6 +87,7 @@ def load_host(
     trust_remote_code: bool = False,
     tokenizer: TokenizerSource | None = None,
     cache_dir: str | Path | None = None,
+    cache: bool = True,
 ) -> Host:
     """The host `name`: `builtin:NAME`, a local folder or GGUF file, or a hub id, with a proven map.
 
@@ -100,6 +101,7 @@ def load_host(
     :param trust_remote_code: Run the checkpoint's own Python code.
     :param tokenizer: "file" for the tokenizer that tokenizer.json holds, "class" for the one that transformers makes.
         Where they differ, the default is the file, with a `UhlWarning`; see `tokenizer.load_tokenizer`.
+    :param cache: Take a map by structure from the cache, or put it there, see `map_cache`.
     :raises UsageError: Unknown dtype or device.
     :raises HostNotFoundError: There is no such host, or it cannot be reached.
     :raises TokenizerError: Its tokenizer is missing, damaged or not fast.
@@ -133,7 +135,7 @@ def load_host(
                 "Use --device cpu, or --dtype bfloat16.",
             ) from error
         model.eval().requires_grad_(False)
-        host = replace(_host(name, model, found, located.revision, cached=True), tokenizer_source=source)
+        host = replace(_host(name, model, found, located.revision, cached=cache), tokenizer_source=source)
         refuse_incomplete(name, weights, host.map)
         return host
 

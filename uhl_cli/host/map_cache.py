@@ -1,8 +1,8 @@
 """Cache maps, so that each model is searched and proved once.
 
-One JSON file a model, in `$UHL_CACHE`, else in `uhl` below the user's cache folder.  Its name is a digest of what the
-map depends on: the model's class and configuration, the names, shapes and first values of all its parameters, and the
-releases of uhl, torch and transformers.  A file is untrusted: if it does not fit the model, it is ignored, and the
+One JSON file a model, in the folder of `uhl_cli.cache`.  Its name is a digest of what the map depends on: the model's
+class and configuration, the names, shapes and first values of all its parameters, and the releases of uhl, torch and
+transformers.  A file is untrusted: if it does not fit the model, it is ignored, and the
 model is searched again.  A cache that cannot be written is no error.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from uhl_cli import __version__
+from uhl_cli.cache import cache_folder, mark_used, remove_least_used
 from uhl_cli.errors import OutputError
 from uhl_cli.files import write_text
 from uhl_cli.host.hostmap import MODULE_TYPES, READER_TYPES, HostLayer, HostMap, TargetModule
@@ -80,35 +80,25 @@ def load_map(base: nn.Module) -> HostMap | None:
         found = _as_map(stored, base)
     except (OSError, ValidationError, AttributeError, ValueError):  # also a name that the model does not have
         return None
-    with suppress(OSError):
-        path.touch()  # the oldest are removed first
+    mark_used(path)
     return found
 
 
 def save_map(host_map: HostMap) -> None:
-    """Keep a map in the cache, if that can be written; the oldest beyond `_MOST_FILES` are removed."""
+    """Keep a map in the cache, if that can be written."""
     path = _path(host_map.base)
     if path is None:
         return
     with suppress(OutputError, OSError):
         write_text(path, _of_map(host_map).model_dump_json())
-        by_age = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)
-        for old in by_age[:-_MOST_FILES]:
-            old.unlink()
+        remove_least_used(path.parent, ".json", most_files=_MOST_FILES, most_bytes=_MOST_FILES * _MOST_BYTES)
 
 
 def _path(base: nn.Module) -> Path | None:
     """The file of a base model; None without a home folder, or for a model that has no configuration of its own."""
-    config = getattr(base, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    config, folder = getattr(base, "config", None), cache_folder("maps")
+    if config is None or not hasattr(config, "to_dict") or folder is None:
         return None
-    folder: str | Path | None = os.environ.get("UHL_CACHE")
-    if folder is None:
-        try:
-            above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        except RuntimeError:
-            return None
-        folder = above / "uhl"
     given = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
     versions = (_FORMAT, __version__, torch.__version__, transformers.__version__)
     kind = (type(base).__module__, type(base).__qualname__, str(getattr(config, "_attn_implementation", "")))
@@ -117,7 +107,7 @@ def _path(base: nn.Module) -> Path | None:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         first = value.detach().reshape(-1)[:_FIRST_VALUES]
         digest.update(first.float().cpu().numpy().tobytes())
-    return Path(folder) / "maps" / f"{digest.hexdigest()}.json"
+    return folder / f"{digest.hexdigest()}.json"
 
 
 def _of_map(host_map: HostMap) -> _Map:

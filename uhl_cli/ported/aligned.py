@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -46,6 +46,7 @@ class AlignedHost:
     :param plan: The parts that the host carries within the FLOP limit.
     :param host_flops: FLOPs of the host's own forward pass, see `cost.flops`.
     :param serves: Readouts that the alignment supports: the adapter's own, those of other tasks, or any.
+    :param cached: Whether the alignment was kept by an earlier call, see `formats.alignment`.
     """
 
     host: Host
@@ -54,6 +55,7 @@ class AlignedHost:
     plan: PortPlan
     host_flops: int
     serves: Served = "any"
+    cached: bool = False
     folded: dict[object, FoldedAdapter] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
@@ -99,7 +101,7 @@ def align_host(
     :param states: The host's word states, if they were already computed.
     :param joint: See `align_anchors`.
 
-    Warns (`UhlWarning`) if words align no better than by chance, as with another model's tokenizer.
+    Warns (`UhlWarning`) if words align no better than by chance, see `warn_of_new_words`.
 
     :raises AlignmentError: When too few anchors fit into the host's input, or its states are degenerate.
     :raises HostError: When an adapter is attached to the host.
@@ -110,6 +112,13 @@ def align_host(
         with bare(host.map.base):
             states = word_states(host, bank.anchors, progress=progress)
     quality = new_word_quality(bank, states)
+    warn_of_new_words(host, quality)
+    found = align_anchors(bank, states, readout_depths=None if plan is None else plan.readout_depths, joint=joint)
+    return replace(found, new_words=quality)
+
+
+def warn_of_new_words(host: Host, quality: float | None) -> None:
+    """Warn (`UhlWarning`) if a host's `new_word_quality` is no better than chance, as with another tokenizer."""
     if quality is not None and quality < NEW_WORDS:
         warnings.warn(
             UhlWarning(
@@ -117,6 +126,5 @@ def align_host(
                 f"{quality:.2f}, where models with their own tokenizer reach 0.35 or more. Expect wrong results; check "
                 "that the tokenizer belongs to the weights, and that the model knows the language of the adapter."
             ),
-            stacklevel=2,
+            stacklevel=3,
         )
-    return align_anchors(bank, states, readout_depths=None if plan is None else plan.readout_depths, joint=joint)
