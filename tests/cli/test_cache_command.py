@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from command_runs import call, port_arguments, start
-from tiny_hosts import tiny_tokenizer
-from transformers import AutoConfig, AutoModel
 
 
 @pytest.fixture
@@ -40,19 +38,6 @@ def test_without_the_cache_nothing_is_kept(place, cache):
     report(*port_arguments(place.adapter, place.target, place.data), "--no-cache")
     assert not cache.exists()
     report(*port_arguments(place.adapter, place.target, place.data))
-    assert [path.name for path in cache.iterdir()] == ["alignments"]
-
-
-def test_no_cache_skips_the_map_cache_too(place, cache, tmp_path):
-    tokenizer = tiny_tokenizer("gpt2")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    config = AutoConfig.for_model("gpt_neox", vocab_size=len(tokenizer), **sizes)  # a type without a row
-    for part in (AutoModel.from_config(config), tokenizer):
-        part.save_pretrained(tmp_path / "host")
-    arguments = [*port_arguments(place.adapter, tmp_path / "host", place.data), "--no-score"]
-    report(*arguments, "--no-cache")
-    assert not cache.exists()
-    report(*arguments)
     assert sorted(path.name for path in cache.iterdir()) == ["alignments", "maps"]
 
 
