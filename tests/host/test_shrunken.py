@@ -202,3 +202,16 @@ def test_many_widths_divide_by_one_factor():
     assert [shrunken._factor(mixture, size) for size in (0, 1)] == [32, 16]
     uneven = mixture.__class__(hidden_size=2880, num_attention_heads=64, head_dim=64)  # 45 is no multiple of two
     assert [shrunken._factor(uneven, size) for size in (0, 1)] == [16, 8]
+
+
+def test_sizes_without_bounds_are_refused_at_once(tmp_path, monkeypatch):
+    config, _ = made("mistral", num_key_value_heads=2)
+    for sizes, words in (
+        ({"hidden_size": 2**27, "num_attention_heads": 2**20}, "a hidden_size of 134,217,728, more than 1,000,000"),
+        ({"intermediate_size": 2**45}, "a copy 4 times as narrow still has"),
+    ):
+        with pytest.raises(HostMapError, match=words):
+            load_config_host(write(tmp_path / "host", config.to_dict() | sizes))
+    monkeypatch.setattr(shrunken, "_MOST_FEATURES", 300)
+    with pytest.raises(HostMapError, match="a module has 320 features, more than 300"):
+        load_config_host(write(tmp_path / "host", config.to_dict()))

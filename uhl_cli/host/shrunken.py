@@ -48,6 +48,8 @@ _HEAD_SIZES = (4, 8)
 _WIDTHS = (32, 64)
 _VOCABULARY, _EXPERT_COUNT = 512, 4
 _MOST_ELEMENTS = 200_000_000
+# Of a stream, and of any module.
+_MOST_WIDTH, _MOST_FEATURES = 1_000_000, 100_000_000
 _HINT = "Load its weights with --target, or open an issue that names the model type."
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -117,6 +119,8 @@ def _factor(config: Any, size: int) -> int | None:  # noqa: ANN401
     width, number = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if type(width) is not int or width < 1:
         raise HostError("its configuration names no hidden_size")
+    if width > _MOST_WIDTH:
+        raise HostError(f"its configuration names a hidden_size of {width:,}, more than {_MOST_WIDTH:,}")
     if not heads and type(number) is int and 0 < number <= width:
         heads = [width // number]
     # Many classes ask for a width that is a multiple of the heads, even with a head size of its own.
@@ -208,6 +212,9 @@ def _carried(host_map: HostMap, base: nn.Module) -> HostMap:
         with torch.no_grad(), MetaGroups() if ids.is_meta else nullcontext():
             calls = Tracer(base, ids).run(watched=there.values())[1]
         shapes = {key: (call.input.shape[-1], call.output.shape[-1]) for key, call in calls.items()}
+        most = max(size for pair in shapes.values() for size in pair)
+        if most > _MOST_FEATURES:
+            raise HostError(f"a module has {most:,} features, more than {_MOST_FEATURES:,}")
         layers = tuple(_layer(layer, there, shapes) for layer in host_map.layers)
         first = host_map.layers[0]
         width = shapes[there[first.module], first.call][0]
