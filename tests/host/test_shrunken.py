@@ -211,7 +211,7 @@ def test_sizes_without_bounds_are_refused_at_once(tmp_path, monkeypatch):
         ({"intermediate_size": 2**45}, "a copy 4 times as narrow still has"),
     ):
         with pytest.raises(HostMapError, match=words):
-            load_config_host(write(tmp_path / "host", config.to_dict() | sizes))
+            load_config_host(write(tmp_path / words[:10], config.to_dict() | sizes))
     monkeypatch.setattr(shrunken, "_MOST_FEATURES", 300)
     with pytest.raises(HostMapError, match="a module has 320 features, more than 300"):
         load_config_host(write(tmp_path / "host", config.to_dict()))
