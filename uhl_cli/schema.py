@@ -174,7 +174,6 @@ class TrainingConfig(Frozen):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast precision of training")
 
-
     schedule: Schedule | None = Field(
         None, description="schedule of the learning rate, by transformers' get_scheduler; None: see `train.loop`"
     )

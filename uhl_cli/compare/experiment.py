@@ -10,7 +10,15 @@ from pydantic import Field
 
 from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
-from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
+from uhl_cli.compare.config import (
+    CompareOptions,
+    Mode,
+    RunConfig,
+    TrackingSection,
+    load_configs,
+    refuse_unknown_places,
+    trial,
+)
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder, RunMetrics
@@ -87,7 +95,8 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         flag = "--time-only" if options.time_only else "--compare-only"
         raise UsageError(f"{flag} makes no run that could overwrite another.", "Leave out one of the two.")
     runs = chosen_runs(options)
-    refuse_missing(options.report_to)
+    for run in runs:
+        refuse_missing(tracking_of(run, options).report_to)
     refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
@@ -109,7 +118,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
                 remove_folder(folder)
             metrics = make_run(run, resources, options.mode, searches)
             _draw_run(metrics, options)
-        report_run(options.report_to, metrics, options.results_dir)
+        report_run(tracking_of(run, options), metrics, options.results_dir)
 
     def time(run: RunConfig) -> None:
         time_again(run, resources)
@@ -130,6 +139,14 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         pairings=comparison.tests.pairings,
         verdicts=comparison.tests.verdicts,
     )
+
+
+def tracking_of(run: RunConfig, options: CompareOptions) -> TrackingSection:
+    """Where a run is reported: as the call says, else as its configuration says, and nowhere in trial mode."""
+    if options.mode == "trial":
+        return TrackingSection()
+    said = run.tracking or TrackingSection()
+    return said if options.report_to is None else said.model_copy(update={"report_to": options.report_to})
 
 
 def _attempted(
