@@ -14,7 +14,6 @@ from recompute import differences, read
 
 from uhl_cli.compare import resources
 from uhl_cli.compare.config import load_configs
-from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.resources import Resources
 from uhl_cli.reports import silent
 
@@ -24,28 +23,11 @@ TINY = {
     "defaults": {"adapter": {"source": {"name": "source"}}},
     "methods": {name: {"training": {"steps": 2}} for name in ("uhl-zero-shot", "uhl-tuned", "lora", "majority-class")},
 }
-METRICS = {"score", "zero_shot", "after_tuning", "training_seconds", "adapter_bytes", "memory_mb", "flops_percent"}
-METRICS |= {"atoms_per_token", "wall_clock_percent"}
-KINDS = ("sst2", "boolq", "conll2003")  # single texts, pairs, and tokens
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data_sets(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def trial(tmp_path_factory, data):
-    """Every method of a shipped set on every kind of task, two steps each, on tiny hosts in place of the set's."""
-    folder = tmp_path_factory.mktemp("trial")
-    places = write_hosts(folder / "hosts", {"minilm-l6": "bert", "minilm-l3": "bert"}) | {k: data[k] for k in KINDS}
-    chosen = [word for task in KINDS for word in ("--task", task)]
-    called = call(
-        *("compare", "--config", "local", "--host", "minilm-l3", *chosen, "--mode", "trial", "--no-figures"),
-        *("--results-dir", folder / "results", "--device", "cpu", "--offline", "--json", *at(places)),
-    )
-    assert called.code == 0, called.err
-    return folder / "results", json.loads(called.out)
 
 
 @pytest.fixture(scope="module")
@@ -66,36 +48,6 @@ def here(tmp_path, monkeypatch):
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.mark.integration
-def test_every_method_works_for_every_kind_of_task(trial):
-    results, report = trial
-    assert (report["failed"], report["skipped"]) == ([], [])
-    found = [(run["method"], run["task"]) for run in read(results).values()]
-    assert sorted(found) == sorted((method, task) for method in METHODS for task in KINDS)
-    assert len(report["made"]) == len(found)
-    # One adapter a source and data set, whatever the number of methods.
-    assert len(list((results / "adapters").glob("*.safetensors"))) == len(KINDS)
-
-
-@pytest.mark.integration
-def test_the_comparison_says_what_the_runs_say(trial):
-    assert differences(trial[0]) == []
-
-
-@pytest.mark.integration
-def test_every_metric_is_there(trial):
-    results, report = trial
-    assert set(report["aggregated"]["metrics"]) == METRICS
-    for run in read(results).values():
-        trained = METHODS[run["method"]].trained
-        assert bool(run["curve"]) == trained
-        assert (run["training_seconds"] > 0) == trained
-        assert (run["search"] is not None) == trained
-        assert (run["zero_shot"] is not None) == (run["method"] == "uhl-tuned")
-        assert run["device"] == "cpu"
-        assert (run["timed_on"] is None) == (run["costs"]["wall_clock_percent"] is None)
 
 
 @pytest.mark.integration

@@ -119,10 +119,11 @@ class AdapterSection(_WithLater):
     anchors: str | None = "general"
     num_anchors: int = Field(2048, ge=32, le=20_000)
     feature_words: int | None = Field(None, ge=0, le=200_000)
+    transfer_set: str | None = Field(None, description="as `uhl pretrain --transfer-set`; None: auto")
     task: str | None = Field(None, description="task of its pretraining")
     dataset: DataOptions | None = Field(None, description="location, columns and limits of that task's data")
 
-    later: ClassVar = frozenset({"task", "dataset"})
+    later: ClassVar = frozenset({"transfer_set", "task", "dataset"})
 
     @model_validator(mode="after")
     def _one_of_them(self) -> AdapterSection:
@@ -492,6 +493,7 @@ def trial(run: RunConfig) -> RunConfig:
             "pretraining": {"max_steps": 2, "batch_size": 8, "max_length": 32},
             "num_anchors": 128,
             "feature_words": 0,
+            "transfer_set": "8",
         }
         if run.adapter.task is not None:
             small["adapter"]["dataset"] = few

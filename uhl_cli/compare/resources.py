@@ -158,6 +158,7 @@ class Resources:
             anchors=section.anchors,
             num_anchors=section.num_anchors,
             feature_words=section.feature_words,
+            transfer_set=section.transfer_set or "auto",
             training=training,
             max_bytes=max(1, run.budget.max_bytes - TASK_FILE_BYTES),
             max_flops=run.budget.max_flops,
