@@ -22,9 +22,21 @@ OURS |= {"atoms_per_token", "wall_clock_percent"}
 PUBLISHED = {"Memory overhead (MB)", "FLOP overhead (%)", "Active atoms per token", "F1 Score", "Accuracy"}
 
 
+# Sets whose runs can be compared with each other: the others have other settings of the same methods.
+TOGETHER = (
+    ("builtin", "local", "published"),
+    ("protocol",),
+    ("proposed-iter1-CoNLL-2003", "comparative-1-iter1-CoNLL-2003"),
+)
+
+
+def chosen(names, results):
+    return chosen_runs(CompareOptions(configs=names, results_dir=results, mode="trial"))
+
+
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
-    """All runs of all sets, two steps each: (results, report)."""
+    """All runs of all sets, two steps each: [(names, results, report)]."""
     folder = tmp_path_factory.mktemp("trials")
     hosts = write_hosts(folder / "hosts", {"source": "bert", "target": "bert"})
     data = write_data_sets(folder / "data")
@@ -32,59 +44,77 @@ def trials(tmp_path_factory):
     sources = {run.adapter.source.name for run in runs if run.adapter is not None}
     places = {run.host.name: hosts["target"] for run in runs} | dict.fromkeys(sources, hosts["source"])
     places |= data  # the data of `reviews` ships with the package
-    called = call(
-        "compare",
-        *(word for name in shipped_sets() for word in ("--config", name)),
-        *("--mode", "trial", "--no-figures", "--device", "cpu", "--offline", "--json"),
-        *("--results-dir", folder / "results", *at(places)),
-    )
-    assert called.code == 0, called.err
-    return folder / "results", json.loads(called.out)
+    made = []
+    for names in TOGETHER:
+        runs, results = load_configs(names), folder / names[0]
+        known = {run.host.name for run in runs} | {run.dataset.task for run in runs}
+        known |= {run.adapter.source.name for run in runs if run.adapter is not None}
+        known |= {run.pretraining_data.task for run in runs}
+        called = call(
+            "compare",
+            *(word for name in names for word in ("--config", name)),
+            *("--mode", "trial", "--no-figures", "--device", "cpu", "--offline", "--json", "--results-dir", results),
+            *at({name: place for name, place in places.items() if name in known}),
+        )
+        assert called.code == 0, called.err
+        made.append((names, results, json.loads(called.out)))
+    return made
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 def test_every_run_of_every_set_is_made(trials):
-    results, report = trials
-    assert (report["failed"], report["skipped"]) == ([], [])
-    expected = chosen_runs(CompareOptions(configs=tuple(shipped_sets()), results_dir=results, mode="trial"))
-    assert report["made"] == [run.run_id for run in expected]
-    runs = read(results)
-    for run in expected:  # with the values of its configuration in trial mode
-        assert runs[run.run_id]["config_digest"] == run.digest
-    for name in shipped_sets():
-        assert {run.run_id for run in load_configs([name]) if run.seed in (0, 42)} <= set(runs)
-    found = {(run["method"], run["task"]) for run in runs.values()}
+    assert sorted(name for names, _, _ in trials for name in names) == shipped_sets()
+    for names, results, report in trials:
+        assert (report["failed"], report["skipped"]) == ([], [])
+        expected = chosen(names, results)
+        assert report["made"] == [run.run_id for run in expected]
+        runs = read(results)
+        for run in expected:  # with the values of its configuration in trial mode
+            assert runs[run.run_id]["config_digest"] == run.digest
+        # The first seed of every run of the file is there.
+        assert {run.run_id for run in load_configs(names) if run.seed in (0, 42)} == set(runs)
+    found = {(run["method"], run["task"]) for run in read(trials[0][1]).values()}
     assert found >= {(method, task) for method in METHODS for task in TASKS}
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 def test_one_adapter_a_source_pretraining_task_and_seed_is_made(trials):
-    made = sorted(path.name.rsplit("--", 1)[0] for path in (trials[0] / "adapters").glob("*.safetensors"))
-    expected = {f"{source}--{task}--s0" for source in ("minilm-l6", "bert-base-uncased") for task in TASKS}
-    assert made == sorted(expected | {"builtin-base--reviews--s0", "bert-base-uncased--sst2--s42"})
+    made = [
+        sorted(path.name.rsplit("--", 1)[0] for path in (results / "adapters").glob("*.safetensors"))
+        for _, results, _ in trials
+    ]
+    whole = {f"{source}--{task}--s0" for source in ("minilm-l6", "bert-base-uncased") for task in TASKS}
+    assert made == [
+        sorted(whole | {"builtin-base--reviews--s0"}),
+        ["minilm-l6--sst2--s0"],
+        ["bert-base-uncased--sst2--s42"],
+    ]
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 def test_the_comparison_says_what_the_runs_say(trials):
-    assert differences(trials[0]) == []
+    assert [differences(results) for _, results, _ in trials] == [[], [], []]
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 def test_every_metric_is_there(trials):
-    results, report = trials
-    metrics = report["aggregated"]["metrics"]
+    runs = {}
+    for _, results, report in trials:
+        metrics = report["aggregated"]["metrics"]
+        mine = read(results)
+        assert set(metrics["F1 Score"]) == set(metrics["Accuracy"]) == set(mine)
+        runs |= {(str(results), name): run for name, run in mine.items()}
+    metrics = trials[0][2]["aggregated"]["metrics"]
     assert set(metrics) == OURS | PUBLISHED
     for name, other in (("Memory overhead (MB)", "memory_mb"), ("FLOP overhead (%)", "flops_percent")):
         assert metrics[name] == metrics[other]
-    runs = read(results)
-    assert set(metrics["F1 Score"]) == set(metrics["Accuracy"]) == set(runs)
-    for name, run in runs.items():
+    for (_, name), run in runs.items():
         trained = METHODS[run["method"]].trained
-        own = run["config"].get("adapter", {}).get("task") in (None, run["task"])
+        own = (run["config"]["adapter"] or {}).get("task") in (None, run["task"])
         assert bool(run["curve"]) == trained
         assert (run["training_seconds"] > 0) == trained
         assert (run["search"] is not None) == (trained and "iter1" not in name)  # and none by optuna

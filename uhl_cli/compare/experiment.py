@@ -58,7 +58,8 @@ class CompareReport(Frozen):
 def chosen_runs(options: CompareOptions) -> list[RunConfig]:
     """The runs that the options name; in trial mode in their smallest form, with the first seed only.
 
-    :raises UsageError: When no run is left, or a filter matches nothing.
+    :raises UsageError: When no run is left, a filter matches nothing, or runs that would be seeds of one method differ
+        in more than the seed.
     """
     runs = load_configs(list(options.configs))
     refuse_unknown_places(runs, options.places)
@@ -76,10 +77,25 @@ def chosen_runs(options: CompareOptions) -> list[RunConfig]:
             raise UsageError(f"no run has the {name} {odd[0]!r}.", f"There are {listed}.")
         if wanted:
             runs = [run for run in runs if value(run) in wanted]
+    _refuse_different_seeds(runs)
     if options.mode == "trial":
         first = {(run.method, run.group): run for run in reversed(runs)}
         return [trial(run) for run in runs if first[run.method, run.group] is run]
     return runs
+
+
+def _refuse_different_seeds(runs: list[RunConfig]) -> None:
+    """Refuse two configurations of one method on one host and data set, whose mean would mean nothing."""
+    found: dict[tuple[str, tuple[str, str]], RunConfig] = {}
+    for run in runs:
+        first = found.setdefault((run.method, run.group), run)
+        same_seed = run.model_copy(update={"training": run.training.model_copy(update={"seed": first.seed})})
+        if same_seed.digest != first.digest:
+            raise UsageError(
+                f"runs {first.run_id} and {run.run_id} are both {run.method} on {run.dataset.task} and "
+                f"{run.host.name}, with different settings.",
+                "Compare them in two calls, or choose by --method, --host and --task.",
+            )
 
 
 def run_compare(options: CompareOptions, reporter: Reporter = silent) -> CompareReport:
