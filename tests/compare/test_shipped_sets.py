@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from command_runs import call
@@ -50,8 +51,13 @@ def trials(tmp_path_factory):
         known = {run.host.name for run in runs} | {run.dataset.task for run in runs}
         known |= {run.adapter.source.name for run in runs if run.adapter is not None}
         known |= {run.pretraining_data.task for run in runs}
+        if made:  # runs that are the same as in an earlier set are kept
+            again = {run.run_id for run in chosen(names, results)} & {path.name for path in made[0][1].iterdir()}
+            for name in again:
+                shutil.copytree(made[0][1] / name, results / name)
         called = call(
             "compare",
+            "--resume",
             *(word for name in names for word in ("--config", name)),
             *("--mode", "trial", "--no-figures", "--device", "cpu", "--offline", "--json", "--results-dir", results),
             *at({name: place for name, place in places.items() if name in known}),
@@ -66,9 +72,10 @@ def trials(tmp_path_factory):
 def test_every_run_of_every_set_is_made(trials):
     assert sorted(name for names, _, _ in trials for name in names) == shipped_sets()
     for names, results, report in trials:
-        assert (report["failed"], report["skipped"]) == ([], [])
         expected = chosen(names, results)
-        assert report["made"] == [run.run_id for run in expected]
+        assert report["failed"] == []
+        assert sorted(report["made"] + report["skipped"]) == sorted(run.run_id for run in expected)
+        assert len(report["skipped"]) == (4 * 4 * 3 + 4 if names == ("protocol",) else 0)
         runs = read(results)
         for run in expected:  # with the values of its configuration in trial mode
             assert runs[run.run_id]["config_digest"] == run.digest
