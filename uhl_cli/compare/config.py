@@ -314,7 +314,8 @@ class RunConfig(_WithLater):
         adapter = self.adapter
         if adapter is None or adapter.task is None or (adapter.task == self.dataset.task and adapter.dataset is None):
             return self.dataset
-        return DatasetSection(**(adapter.dataset or DataOptions()).model_dump() | {"task": adapter.task})
+        section = DatasetSection(**(adapter.dataset or DataOptions()).model_dump() | {"task": adapter.task})
+        return self.dataset if section == self.dataset else section
 
     @property
     def own_task(self) -> bool:
@@ -335,11 +336,12 @@ class RunConfig(_WithLater):
     def digest(self) -> str:
         """SHA-256 of everything that affects the result: not the name, nor where it is reported.
 
-        A task of pretraining that is the run's own counts as none.
+        A task of pretraining whose data is the run's own counts as none.
         """
         run = self
         if self.adapter is not None and self.pretraining_data is self.dataset:
-            run = self.model_copy(update={"adapter": self.adapter.model_copy(update={"task": None})})
+            unnamed = self.adapter.model_copy(update={"task": None, "dataset": None})
+            run = self.model_copy(update={"adapter": unnamed})
         return hashlib.sha256(run.model_dump_json(exclude={"run_id", "tracking"}).encode()).hexdigest()
 
     def tuning(self) -> TrainingConfig:
