@@ -84,3 +84,39 @@ def test_the_recomputation_notices_a_changed_file(tmp_path):
     assert len(found) == 2
     assert found[0].startswith("gap")
     assert found[1].startswith(f"{row['proposed']} beside {row['other']} on {row['host']}")
+
+
+def test_the_recomputation_notices_what_the_published_names_say(tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(RESULTS / "compare_builtin", results)
+    name = "lora--builtin-small--reviews--s0"
+    path = results / name / "metrics.json"
+    run = json.loads(path.read_text())
+    costs, accuracy = run["costs"], run["score"]["value"]
+    aggregated = json.loads((results / "comparison" / "aggregated_metrics.json").read_text())["metrics"]
+    f1 = aggregated["F1 Score"][name]
+    published = {"Memory overhead (MB)": costs["memory_mb"], "FLOP overhead (%)": costs["flops_percent"]}
+    published |= {"F1 Score": f1, "Accuracy": accuracy}
+    trials = [{"values": {"rank": rank}, "score": rank / 10} for rank in (1, 3, 2)]
+    right = run | {"f1": f1, "accuracy": accuracy, "published": published}
+    right["search"] = run["search"] | {"trials": trials, "best": 1}
+    path.write_text(json.dumps(right))
+    assert differences(results) == []
+    wrong = {
+        "F1": {"f1": f1 + 0.01},
+        "accuracy": {"accuracy": accuracy - 0.01},
+        "FLOP overhead (%)": {"published": published | {"FLOP overhead (%)": 0.0}},
+        "Active atoms per token": {"published": published | {"Active atoms per token": 1.0}},
+        "best trial": {"search": right["search"] | {"best": 2}},
+    }
+    for said, change in wrong.items():
+        path.write_text(json.dumps(right | change))
+        (found,) = differences(results)
+        assert found.startswith(f"{name} {said}: ")
+    path.write_text(json.dumps(right))
+    path = results / "comparison" / "groups.json"
+    content = json.loads(path.read_text())
+    content["groups"][0]["f1"] += 0.01
+    path.write_text(json.dumps(content))
+    (found,) = differences(results)
+    assert found.startswith(f"f1 of {content['groups'][0]['method']}")

@@ -12,7 +12,8 @@ from command_runs import call
 from compare_runs import at, write_data_sets, write_hosts
 from recompute import differences, read
 
-from uhl_cli.compare import resources
+from uhl_cli.compare import resources, runs
+from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import load_configs
 from uhl_cli.compare.resources import Resources
 from uhl_cli.formats.task import read_task
@@ -356,18 +357,32 @@ def test_scoring_in_training_changes_no_run(whole, tmp_path):
 
 
 @pytest.mark.integration
-def test_the_time_of_a_run_on_another_task_is_measured_again(whole, tmp_path):
+def test_the_time_of_what_a_search_chose_is_measured_again(whole, tmp_path, monkeypatch):
     arguments, results, _ = whole
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
-    path = copy / TUNED / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["costs"]["wall_clock_percent"] = 1e9
-    path.write_text(json.dumps(metrics))
+    chosen = {}
+    for name in (TUNED, LORA):
+        path = copy / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["costs"]["wall_clock_percent"] = 1e9
+        search = metrics["search"]
+        search["best"] = 1 - search["best"]  # the other trial than the one that was made
+        chosen[name] = search["trials"][search["best"]]["values"]
+        path.write_text(json.dumps(metrics))
+    made = []
+
+    def retrained(method, host, labels, training):
+        made.append(training.rank)
+        return Retrained(method, host, labels, training)
+
+    monkeypatch.setattr(runs, "Retrained", retrained)
     called = call(*arguments, "--results-dir", copy, "--time-only", "--json", "--no-figures")
     assert called.code == 0, called.err
-    assert json.loads(called.out)["timed"] == [TUNED]
-    assert json.loads(path.read_text())["costs"]["wall_clock_percent"] is None  # no repetitions are asked for
+    assert sorted(json.loads(called.out)["timed"]) == sorted([TUNED, LORA])
+    assert made == [chosen[LORA]["rank"]]
+    for name in (TUNED, LORA):  # no repetitions are asked for
+        assert json.loads((copy / name / "metrics.json").read_text())["costs"]["wall_clock_percent"] is None
 
 
 @pytest.mark.integration

@@ -404,7 +404,7 @@ def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
     """
     folder = RunFolder(resources.results, run.run_id)
     metrics = folder.read()
-    percent = _wall_clock(run, resources)
+    percent = _wall_clock(run.model_copy(update={"training": _chosen(run, metrics.search)}), resources)
     costs = metrics.costs.model_copy(update={"wall_clock_percent": percent})
     metrics = metrics.model_copy(update={"costs": costs, "timed_on": resources.device_name})
     folder.write_metrics(metrics)
@@ -419,7 +419,7 @@ def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
     path = resources.adapter_path(run)
     if not path.exists():
         raise UsageError(f"{path} no longer exists.", "Make the run again with --overwrite.")
-    if run.own_task:
+    if run.own_task and run.training.top_k is None:
         # A tuned adapter only differs in its gains.
         ported = ported_by(run, resources.aligned_file(run))
     else:
