@@ -124,6 +124,8 @@ class Trial(Frozen):
     delta_weight: float | None = Field(None, gt=0)
     top_k: int | None = Field(None, ge=1, le=2)
     readout_learning_rate: float | None = Field(None, gt=0, description="None if no readout is trained")
+    rank: int | None = Field(None, ge=1, description="searched by `uhl compare` alone, as the batch size")
+    batch_size: int | None = Field(None, ge=1)
     score: float
 
 

@@ -18,6 +18,7 @@ from uhl_cli.metrics import Score
 UPDATE_TYPES: tuple[str, ...] = ("q", "k", "v", "o", "up", "down", "gate", "readout")
 
 Strategy = Literal["anchors", "size"]
+Schedule = Literal["linear", "cosine", "constant"]
 # Kinds of task that later versions of the formats may hold; this version refuses them by name.
 RESERVED_KINDS = ("regression", "multi-label")
 
@@ -172,6 +173,16 @@ class TrainingConfig(Frozen):
     gradient_clip: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of everything random")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast precision of training")
+
+    schedule: Schedule | None = Field(
+        None, description="schedule of the learning rate, by transformers' get_scheduler; None: see `train.loop`"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_schedule(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out a schedule that is not chosen, so that earlier versions read the record."""
+        fields: dict[str, object] = handler(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("schedule", None)}
 
 
 # Settings of earlier versions: the number of simulated widths.

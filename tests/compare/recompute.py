@@ -15,6 +15,7 @@ from pathlib import Path
 from scipy.stats import binom, norm
 from seqeval.metrics import f1_score
 from sklearn.metrics import accuracy_score
+from sklearn.metrics import f1_score as class_f1
 
 PROPOSED = ("uhl-zero-shot", "uhl-tuned")
 BASELINES = ("sat-lora", "lora", "full")
@@ -41,10 +42,42 @@ def score_of(run: dict) -> float:
 
 
 def _score(run: dict) -> float:
-    if run["metric"] == "entity_f1":
-        names = [[[run["labels"][tag] for tag in row] for row in run[part]] for part in ("references", "predictions")]
-        return float(f1_score(names[0], names[1], zero_division=0))
-    return float(accuracy_score(run["references"], run["predictions"]))
+    return f1_of(run) if run["metric"] in ("entity_f1", "f1") else accuracy_of(run)
+
+
+def f1_of(run: dict) -> float:
+    """F1 of the run's predictions: of entities for words, else of class 1 of two, or the mean over classes."""
+    if "own_f1" not in run:
+        true, found = run["references"], run["predictions"]
+        if isinstance(true[0], list):
+            names = [[[run["labels"][tag] for tag in row] for row in part] for part in (true, found)]
+            run["own_f1"] = float(f1_score(names[0], names[1], zero_division=0))
+        else:
+            average = "binary" if len(run["labels"]) == 2 else "macro"
+            run["own_f1"] = float(class_f1(true, found, average=average, zero_division=0))
+    return run["own_f1"]
+
+
+def accuracy_of(run: dict) -> float:
+    """Accuracy of the run's predictions, over words for a token task."""
+    flat = [
+        [tag for row in run[part] for tag in (row if isinstance(row, list) else [row])]
+        for part in ("references", "predictions")
+    ]
+    return float(accuracy_score(flat[0], flat[1]))
+
+
+def published_of(run: dict) -> dict[str, float]:
+    """The run's costs and scores by the published names; without active atoms where there are none."""
+    costs = run["costs"]
+    values = {
+        "Memory overhead (MB)": costs["memory_mb"],
+        "FLOP overhead (%)": costs["flops_percent"],
+        "Active atoms per token": costs["atoms_per_token"],
+        "F1 Score": f1_of(run),
+        "Accuracy": accuracy_of(run),
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def wilson(value: float, count: int) -> tuple[float, float]:
@@ -91,12 +124,31 @@ def differences(results: Path) -> list[str]:
             check(f"{name} high", run["score"]["high"], high)
         if run["within_budget"] != within(run):
             found.append(f"{name}: within_budget is {within(run)}")
+        if "f1" in run:  # files of earlier versions have neither
+            check(f"{name} F1", run["f1"], f1_of(run))
+            check(f"{name} accuracy", run["accuracy"], accuracy_of(run))
+            own = published_of(run)
+            for metric in {**own, **run["published"]}:
+                check(f"{name} {metric}", run["published"].get(metric), own.get(metric))
+        search = run.get("search") or {}
+        if search.get("trials"):
+            top = max(range(len(search["trials"])), key=lambda index: (search["trials"][index]["score"], -index))
+            check(f"{name} best trial", search["best"], top)
+        last = [point for point in run.get("dev_curve", []) if point["step"] == run["config"]["training"]["steps"]]
+        if last and run["method"] == "uhl-tuned":  # others are rounded after their last step
+            check(f"{name} last dev score", last[0]["score"], score_of(run))
     said = json.loads((results / "comparison" / "aggregated_metrics.json").read_text())
     if set(said) != {"primary_metric", "metrics", "best_proposed", "best_baseline", "gap"}:
         found.append(f"keys {sorted(said)}")
     check("runs with a score", len(said["metrics"]["score"]), len(runs))
     for name, run in runs.items():
         check(f"aggregated score of {name}", said["metrics"]["score"].get(name), score_of(run))
+        for metric, value in published_of(run).items():
+            check(f"aggregated {metric} of {name}", said["metrics"].get(metric, {}).get(name), value)
+    for group in json.loads((results / "comparison" / "groups.json").read_text())["groups"]:
+        mine = [run for run in runs.values() if all(run[part] == group[part] for part in ("task", "host", "method"))]
+        for metric, own in (("f1", f1_of), ("accuracy", accuracy_of)):
+            check(f"{metric} of {group['method']}", group.get(metric), sum(map(own, mine)) / len(mine))
     best = {}
     for role, methods in (("best_proposed", PROPOSED), ("best_baseline", BASELINES)):
         values = [score_of(run) for run in runs.values() if run["method"] in methods and within(run)]

@@ -12,10 +12,11 @@ from command_runs import call
 from compare_runs import at, write_data_sets, write_hosts
 from recompute import differences, read
 
-from uhl_cli.compare import resources
+from uhl_cli.compare import resources, runs
+from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import load_configs
-from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.resources import Resources
+from uhl_cli.formats.task import read_task
 from uhl_cli.reports import silent
 
 TINY = {
@@ -24,28 +25,11 @@ TINY = {
     "defaults": {"adapter": {"source": {"name": "source"}}},
     "methods": {name: {"training": {"steps": 2}} for name in ("uhl-zero-shot", "uhl-tuned", "lora", "majority-class")},
 }
-METRICS = {"score", "zero_shot", "after_tuning", "training_seconds", "adapter_bytes", "memory_mb", "flops_percent"}
-METRICS |= {"atoms_per_token", "wall_clock_percent"}
-KINDS = ("sst2", "boolq", "conll2003")  # single texts, pairs, and tokens
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data_sets(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def trial(tmp_path_factory, data):
-    """Every method of a shipped set on every kind of task, two steps each, on tiny hosts in place of the set's."""
-    folder = tmp_path_factory.mktemp("trial")
-    places = write_hosts(folder / "hosts", {"minilm-l6": "bert", "minilm-l3": "bert"}) | {k: data[k] for k in KINDS}
-    chosen = [word for task in KINDS for word in ("--task", task)]
-    called = call(
-        *("compare", "--config", "local", "--host", "minilm-l3", *chosen, "--mode", "trial", "--no-figures"),
-        *("--results-dir", folder / "results", "--device", "cpu", "--offline", "--json", *at(places)),
-    )
-    assert called.code == 0, called.err
-    return folder / "results", json.loads(called.out)
 
 
 @pytest.fixture(scope="module")
@@ -66,36 +50,6 @@ def here(tmp_path, monkeypatch):
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.mark.integration
-def test_every_method_works_for_every_kind_of_task(trial):
-    results, report = trial
-    assert (report["failed"], report["skipped"]) == ([], [])
-    found = [(run["method"], run["task"]) for run in read(results).values()]
-    assert sorted(found) == sorted((method, task) for method in METHODS for task in KINDS)
-    assert len(report["made"]) == len(found)
-    # One adapter a source and data set, whatever the number of methods.
-    assert len(list((results / "adapters").glob("*.safetensors"))) == len(KINDS)
-
-
-@pytest.mark.integration
-def test_the_comparison_says_what_the_runs_say(trial):
-    assert differences(trial[0]) == []
-
-
-@pytest.mark.integration
-def test_every_metric_is_there(trial):
-    results, report = trial
-    assert set(report["aggregated"]["metrics"]) == METRICS
-    for run in read(results).values():
-        trained = METHODS[run["method"]].trained
-        assert bool(run["curve"]) == trained
-        assert (run["training_seconds"] > 0) == trained
-        assert (run["search"] is not None) == trained
-        assert (run["zero_shot"] is not None) == (run["method"] == "uhl-tuned")
-        assert run["device"] == "cpu"
-        assert (run["timed_on"] is None) == (run["costs"]["wall_clock_percent"] is None)
 
 
 @pytest.mark.integration
@@ -318,16 +272,137 @@ def test_list_makes_nothing(here):
     assert list(here.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """A small grid in full mode: an adapter of SST-2 tuned on words, and LoRA; searches by optuna, dev scores."""
+    folder = tmp_path_factory.mktemp("whole")
+    hosts = write_hosts(folder / "hosts", {"source": "bert", "small": "bert"})
+    limits = {"limit_train": 48, "limit_evaluation": 24}
+    adapter = {"source": {"name": "source"}, "task": "sst2", "dataset": limits, "num_anchors": 128}
+    adapter |= {"feature_words": 0, "transfer_set": "8", "pretraining": {"max_steps": 2, "max_length": 32}}
+    training = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "max_length": 32, "schedule": "linear", "eval_steps": 2}
+    rates = {"learning_rate": {"low": 0.001, "high": 0.1}}
+    spaces = {
+        "uhl-tuned": rates | {"top_k": [1, 2], "lambda_F": [0.01, 0.1]},
+        "lora": rates | {"rank": {"low": 2, "high": 4}},
+    }
+    grid = {
+        "hosts": ["small"],
+        "datasets": {"conll2003": {}},
+        "defaults": {
+            "adapter": adapter,
+            "dataset": limits,
+            "training": training,
+            "evaluation": {"timing_repetitions": 0},
+        },
+        "methods": {name: {"optuna": {"n_trials": 2, "search_space": space}} for name, space in spaces.items()},
+    }
+    (folder / "grid.yaml").write_text(yaml.safe_dump({"grid": grid}))
+    places = hosts | {name: data[name] for name in ("sst2", "conll2003")}
+    arguments = ["compare", "--config", folder / "grid.yaml", "--device", "cpu", "--offline", *at(places)]
+    called = call(*arguments, "--results-dir", folder / "results", "--report-to", "tensorboard")
+    assert called.code == 0, called.err
+    return arguments, folder / "results", grid
+
+
+TUNED, LORA = "uhl-tuned--small--conll2003--s0--from-sst2", "lora--small--conll2003--s0"
+
+
 @pytest.mark.integration
-def test_tensorboard_gets_what_the_files_hold(tiny, tmp_path):
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_searches_by_optuna_and_dev_scores_are_recorded(whole):
+    _, results, _ = whole
+    assert differences(results) == []
+    runs = read(results)
+    assert set(runs) == {TUNED, LORA}
+    for name, settings in ((TUNED, {"learning_rate", "top_k", "lambda_F"}), (LORA, {"learning_rate", "rank"})):
+        run = runs[name]
+        assert [point["step"] for point in run["dev_curve"]] == [2, 4]
+        assert run["dev_curve"][-1]["f1"] == run["dev_curve"][-1]["score"]  # of entities
+        search = run["search"]
+        assert [set(trial["values"]) for trial in search["trials"]] == [settings] * 2
+        assert search["rate"] == search["trials"][search["best"]]["values"]["learning_rate"]
+        assert list((results / name).glob("*.uhl-run")) == []
+        assert (run["f1_metric"], run["f1"]) == ("entity_f1", run["score"]["value"])
+        assert (results / name / f"{name}_learning_curve.pdf").exists()
+    assert runs[TUNED]["zero_shot"] is None
+    assert len(list((results / "adapters").glob("source--sst2--s0--*.safetensors"))) == 1
+    assert not list((results / "adapters").glob("*conll2003*"))
+
+
+@pytest.mark.integration
+def test_what_a_search_chose_is_what_is_trained(whole):
+    _, results, _ = whole
+    search = read(results)[TUNED]["search"]
+    record = read_task(results / TUNED / "tuned.task.safetensors").record
+    values = search["trials"][search["best"]]["values"]
+    config = record.training.config
+    assert (config.learning_rate, config.active_weight) == (values["learning_rate"], values["lambda_F"])
+    assert (record.config.top_k, config.schedule, record.task.name) == (values["top_k"], "linear", "conll2003")
+
+
+@pytest.mark.integration
+def test_scoring_in_training_changes_no_run(whole, tmp_path):
+    arguments, results, grid = whole
+    grid = json.loads(json.dumps(grid))
+    grid["defaults"]["training"].pop("eval_steps")
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grid": grid}))
+    shutil.copytree(results / "adapters", tmp_path / "results" / "adapters")
+    changed = [tmp_path / "grid.yaml" if str(part).endswith("grid.yaml") else part for part in arguments]
+    called = call(*changed, "--results-dir", tmp_path / "results", "--no-figures")
+    assert called.code == 0, called.err
+    for name in (TUNED, LORA):
+        path = f"{name}/predictions.json"
+        assert (tmp_path / "results" / path).read_text() == (results / path).read_text()
+        assert json.loads((tmp_path / "results" / name / "metrics.json").read_text())["dev_curve"] == []
+
+
+@pytest.mark.integration
+def test_the_time_of_what_a_search_chose_is_measured_again(whole, tmp_path, monkeypatch):
+    arguments, results, _ = whole
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    chosen = {}
+    for name in (TUNED, LORA):
+        path = copy / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["costs"]["wall_clock_percent"] = 1e9
+        search = metrics["search"]
+        search["best"] = 1 - search["best"]  # the other trial than the one that was made
+        chosen[name] = search["trials"][search["best"]]["values"]
+        path.write_text(json.dumps(metrics))
+    made = []
+
+    def retrained(method, host, labels, training):
+        made.append(training.rank)
+        return Retrained(method, host, labels, training)
+
+    monkeypatch.setattr(runs, "Retrained", retrained)
+    called = call(*arguments, "--results-dir", copy, "--time-only", "--json", "--no-figures")
+    assert called.code == 0, called.err
+    assert sorted(json.loads(called.out)["timed"]) == sorted([TUNED, LORA])
+    assert made == [chosen[LORA]["rank"]]
+    for name in (TUNED, LORA):  # no repetitions are asked for
+        assert json.loads((copy / name / "metrics.json").read_text())["costs"]["wall_clock_percent"] is None
+
+
+@pytest.mark.integration
+def test_nothing_is_reported_in_trial_mode_whatever_is_asked(tiny, tmp_path):
     _, arguments, _, _ = tiny
     called = call(
-        *arguments, "--method", "lora", "--results-dir", tmp_path, "--no-figures", "--report-to", "tensorboard"
+        *arguments, "--method", "majority-class", "--results-dir", tmp_path, "--no-figures", "--report-to", "wandb"
     )
-    assert called.code == 0
-    name = "lora--small--sst2--s0"
-    events = event_accumulator.EventAccumulator(str(tmp_path / "tracking" / name)).Reload()
-    metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert called.code == 0, called.err
+    assert not (tmp_path / "tracking").exists()
+
+
+@pytest.mark.integration
+def test_tensorboard_gets_what_the_files_hold(whole):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, results, _ = whole
+    events = event_accumulator.EventAccumulator(str(results / "tracking" / LORA)).Reload()
+    metrics = json.loads((results / LORA / "metrics.json").read_text())
+    dev = events.Scalars("dev/score_in_training")
+    assert [event.step for event in dev] == [point["step"] for point in metrics["dev_curve"]]
+    assert events.Scalars("published/F1 Score")[0].value == pytest.approx(metrics["f1"])
     assert events.Scalars("dev/score")[0].value == pytest.approx(metrics["score"]["value"])
     assert [event.step for event in events.Scalars("train/loss")] == [point["step"] for point in metrics["curve"]]

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import pytest
 import yaml
 
-from uhl_cli.compare.config import RunConfig, load_configs, refuse_unknown_places, shipped_sets, trial
-from uhl_cli.compare.experiment import CompareOptions, chosen_runs
+from uhl_cli.compare.config import (
+    DatasetSection,
+    RunConfig,
+    TrackingSection,
+    dotless,
+    load_configs,
+    refuse_unknown_places,
+    shipped_sets,
+    trial,
+)
+from uhl_cli.compare.experiment import CompareOptions, chosen_runs, tracking_of
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.resources import Resources
+from uhl_cli.compare.results import RunFolder
 from uhl_cli.errors import UsageError
 from uhl_cli.reports import silent
 
@@ -51,6 +62,31 @@ def test_one_run(tmp_path):
         ({"adapter": {"num_anchors": 64}}, "an adapter section needs either file or source"),
         ({"run_id": "../outside"}, "run_id"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
+        ({"training": {"schedule": "stairs"}}, "training.schedule"),
+        ({"adapter": {"file": "x.safetensors", "task": "sst2"}}, "a file has its own"),
+        ({"adapter": {"source": {"name": "s"}, "dataset": {"config": "x"}}}, "which must be named beside it"),
+        (
+            {"method": "uhl-zero-shot", "adapter": {"source": {"name": "s"}, "task": "sst2"}},
+            "one: uhl-zero-shot is not defined on reviews for an adapter that is pretrained on sst2",
+        ),
+        ({"method": "head-only", "adapter": {"source": {"name": "s"}, "task": "sst2"}}, "use uhl-tuned"),
+        ({"optuna": {"search_space": {}}}, "optuna.search_space"),
+        ({"optuna": {"search_space": {"rank": {"low": 8, "high": 4}}}}, "low must be below high"),
+        ({"optuna": {"search_space": {"rank": [4.5]}}}, "optuna.search_space.rank"),
+        ({"optuna": {"search_space": {"lambda_F": [0.1]}}}, "method lora has no lambda_F to search"),
+        ({"optuna": {"search_space": {"alpha": [1.0]}}}, "optuna.search_space"),
+        (
+            {"optuna": {"search_space": {"rank": [4]}}, "search": {"learning_rates": [0.1]}},
+            "search and optuna both choose",
+        ),
+        (
+            {
+                "method": "majority-class",
+                "adapter": {"file": "x"},
+                "optuna": {"search_space": {"learning_rate": [0.1]}},
+            },
+            "it has none",
+        ),
     ],
 )
 def test_wrong_configurations_are_refused(tmp_path, change, said):
@@ -66,7 +102,7 @@ def test_what_is_no_configuration_is_refused(tmp_path, content):
 
 
 def test_a_set_that_is_not_there_names_those_that_are():
-    with pytest.raises(UsageError, match="builtin, local, published"):
+    with pytest.raises(UsageError, match=r"builtin, .*local, .*protocol, published"):
         load_configs(["nothing"])
 
 
@@ -91,7 +127,8 @@ def test_two_different_runs_of_one_name_are_refused(tmp_path):
 
 
 def test_shipped_sets_hold_every_method_host_and_data_set():
-    assert shipped_sets() == ["builtin", "local", "published"]
+    single = ["comparative-1-iter1-CoNLL-2003", "proposed-iter1-CoNLL-2003"]
+    assert set(shipped_sets()) == {"builtin", "local", "protocol", "published", *single}
     hosts = {
         "local": {"minilm-l3", "wiki-256x4", "builtin:decoder", "builtin:base"},
         "published": {
@@ -107,8 +144,9 @@ def test_shipped_sets_hold_every_method_host_and_data_set():
         assert found == {(method, host, *part) for method, host, part in product(METHODS, expected, data)}
 
 
-def test_a_trial_of_every_shipped_set_makes_every_method_once_a_host_and_data_set(tmp_path):
-    runs = chosen_runs(CompareOptions(configs=tuple(shipped_sets()), results_dir=tmp_path, mode="trial"))
+def test_a_trial_of_a_whole_set_makes_every_method_once_a_host_and_data_set(tmp_path):
+    whole = ("builtin", "local", "published")
+    runs = chosen_runs(CompareOptions(configs=whole, results_dir=tmp_path, mode="trial"))
     places = {(run.host.name, run.dataset.task) for run in runs}
     assert len(places) == 2 * 4 * 4 + 3
     assert [(run.method, *place) for place in places for run in runs if (run.host.name, run.dataset.task) == place] == [
@@ -129,7 +167,7 @@ def test_sat_lora_is_as_published():
 
 
 def test_every_trained_method_searches_as_many_rates():
-    for name in shipped_sets():
+    for name in ("builtin", "local", "protocol", "published"):
         sizes = {len(run.search.learning_rates) for run in load_configs([name]) if METHODS[run.method].trained}
         assert sizes == {3}
 
@@ -149,7 +187,95 @@ def test_places_of_unknown_names_are_refused():
         refuse_unknown_places(runs, {"minilm-l9": "x"})
 
 
-def test_digest_knows_all_but_the_name(tmp_path):
+def test_digest_knows_all_but_the_name_and_where_it_is_reported(tmp_path):
     (run,) = load_configs([write(tmp_path, RUN)])
     assert run.model_copy(update={"run_id": "two"}).digest == run.digest
+    assert run.model_copy(update={"tracking": TrackingSection(report_to="wandb")}).digest == run.digest
     assert run.model_copy(update={"method": "full"}).digest != run.digest
+    for name, value in {"schedule": "linear", "eval_steps": 5, "lambda_F": 0.05, "lambda_Q": 0.1, "top_k": 1}.items():
+        changed = run.model_copy(update={"training": run.training.model_copy(update={name: value})})
+        assert changed.digest != run.digest
+
+
+def tuned_from(task, own="boolq", **adapter):
+    return RunConfig.model_validate(
+        {"run_id": "x", "method": "uhl-tuned", "host": {"name": "h"}, "dataset": {"task": own}}
+        | {"adapter": {"source": {"name": "s"}, **adapter} | ({} if task is None else {"task": task})}
+    )
+
+
+def test_another_task_of_pretraining_is_another_run_and_another_file(tmp_path):
+    resources = Resources(tmp_path, {}, device="cpu", offline=True, reporter=silent)
+    runs = [tuned_from(task) for task in (None, "sst2", "conll2003")]
+    assert len({run.digest for run in runs}) == len({resources.adapter_path(run) for run in runs}) == 3
+    assert [run.own_task for run in runs] == [True, False, False]
+    # The run's own task, named or not, is one run and one file, which other data sets share.
+    assert tuned_from("boolq").digest == tuned_from(None).digest
+    shared = {resources.adapter_path(tuned_from("sst2", own)) for own in ("sst2", "boolq", "amazon")}
+    assert shared == {resources.adapter_path(tuned_from(None, "sst2"))}
+    limited = tuned_from("sst2", dataset={"limit_train": 9})
+    assert limited.pretraining_data == DatasetSection(task="sst2", limit_train=9)
+    assert {resources.adapter_path(limited)}.isdisjoint(shared)
+
+
+def test_a_grid_names_another_task_of_pretraining(tmp_path):
+    grid = {"hosts": ["h"], "datasets": {"sst2": {}, "boolq": {}}, "methods": {"uhl-tuned": {}, "lora": {}}}
+    grid["defaults"] = {"adapter": {"source": {"name": "s"}, "task": "sst2"}}
+    names = {run.run_id for run in load_configs([write(tmp_path, {"grid": grid})])}
+    tuned = {"uhl-tuned--h--sst2--s0", "uhl-tuned--h--boolq--s0--from-sst2"}
+    assert names == tuned | {"lora--h--sst2--s0", "lora--h--boolq--s0"}
+
+
+def test_names_have_no_dots_and_different_names_stay_different(tmp_path):
+    names = ["a.b", "a-b", "a_b", "a..b", "a.b.", ".a.b", "ab", "a-b-" + dotless("a.b")[-6:]]
+    made = [dotless(name) for name in names]
+    assert not any("." in name for name in made)
+    # One clash is left, with a name that ends in the hash of another; names without dots stay as they are.
+    assert made[0] == names[-1]
+    assert len(set(made[:-1])) == len(names) - 1
+    assert [name for name in names if dotless(name) == name] == ["a-b", "a_b", "ab", names[-1]]
+    (run,) = load_configs([write(tmp_path, RUN | {"run_id": "v1.5"})])
+    assert run.run_id == dotless("v1.5")
+    grid = {"hosts": ["org/m-1.5b", "org/m-1-5b"], "datasets": {"sst2": {}}, "methods": {"lora": {}}}
+    first, second = (run.run_id for run in load_configs([write(tmp_path, {"grid": grid})]))
+    assert (first, second) == (dotless("lora--org-m-1.5b--sst2--s0"), "lora--org-m-1-5b--sst2--s0")
+    assert first != second
+
+
+def test_a_run_of_an_earlier_version_with_dots_is_found(tmp_path):
+    for name in ("lora--m-1.5b--sst2--s0", "lora--m-1.6b--sst2--s0"):
+        (tmp_path / name).mkdir()
+    folder = RunFolder(tmp_path, dotless("lora--m-1.5b--sst2--s0"))
+    assert folder.path == tmp_path / "lora--m-1.5b--sst2--s0"
+    assert RunFolder(tmp_path, "lora--m-1-5b--sst2--s0").path.name == "lora--m-1-5b--sst2--s0"
+    config = tmp_path / "lora--m-1.5b--sst2--s0" / "config.json"
+    config.write_text(json.dumps(RUN | {"run_id": "lora--m-1.5b--sst2--s0"}))
+    assert folder.read_config().training.steps == 7
+
+
+def test_different_settings_of_one_method_are_not_compared_as_seeds(tmp_path):
+    def chosen(*runs):
+        paths = [tmp_path / f"{index}.yaml" for index in range(len(runs))]
+        for path, run in zip(paths, runs, strict=True):
+            path.write_text(yaml.safe_dump(RUN | run))
+        return chosen_runs(CompareOptions(configs=tuple(map(str, paths)), results_dir=tmp_path))
+
+    second = {"run_id": "two", "training": {"steps": 7, "seed": 1}}
+    assert len(chosen({}, second)) == 2
+    assert len(chosen({}, {"run_id": "two", "method": "full"})) == 2
+    with pytest.raises(UsageError, match="one and two are both lora on reviews"):
+        chosen({}, {"run_id": "two", "training": {"steps": 8, "seed": 1}})
+
+
+def test_a_trial_searches_and_reports_nothing(tmp_path):
+    for name in ("proposed-iter1-CoNLL-2003", "comparative-1-iter1-CoNLL-2003"):
+        (run,) = load_configs([name])
+        small = trial(run)
+        assert run.optuna is not None
+        assert (small.optuna, small.tracking, small.training.eval_steps) == (None, None, 1)
+        for asked in (None, "wandb", "tensorboard"):
+            for mode, expected in (("trial", "none"), ("full", asked or "wandb")):
+                options = CompareOptions(configs=(name,), results_dir=tmp_path, mode=mode, report_to=asked)
+                assert tracking_of(run, options).report_to == expected
+        options = CompareOptions(configs=(name,), results_dir=tmp_path, report_to="none")
+        assert tracking_of(run, options).report_to == "none"

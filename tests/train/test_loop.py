@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from tiny_hosts import SENTENCES, SWEEP, tiny_host
+from transformers import get_scheduler
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.align.alignment import align_anchors
@@ -29,7 +30,7 @@ from uhl_cli.ported.controls import head_logits, mean_final_states
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import AdapterConfig, TrainingConfig
 from uhl_cli.train.head import fit_head, regression
-from uhl_cli.train.loop import RunFiles, learning_rate_factor, optimizer_for, total_steps, train
+from uhl_cli.train.loop import RunFiles, learning_rate_factor, learning_rate_factors, optimizer_for, total_steps, train
 from uhl_cli.train.model import TrainedModel
 
 NEVER_TRAINED = ("delta_theta", "head_weight", "head_bias")
@@ -90,6 +91,28 @@ def test_schedule_warms_up_and_falls_to_zero():
 def test_schedule_of_short_runs_trains(steps, warmup):
     factors = [learning_rate_factor(step, steps, warmup) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_chosen_schedule_is_that_of_transformers(schedule):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
+    expected = []
+    for _ in range(100):
+        expected.append(optimizer.param_groups[0]["lr"] / 2.0)
+        optimizer.step()
+        scheduler.step()
+    factor = learning_rate_factors(schedule, 100, 0.1)
+    assert [factor(step) for step in range(100)] == pytest.approx(expected)
+    own = learning_rate_factors(None, 100, 0.1)
+    assert [own(step) for step in range(100)] == [learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert own(0) > factor(0) == 0.0
+
+
+def test_a_schedule_that_is_not_chosen_is_not_recorded():
+    assert "schedule" not in TrainingConfig().model_dump()
+    assert TrainingConfig(schedule="linear").model_dump()["schedule"] == "linear"
 
 
 def test_number_of_steps():

@@ -104,7 +104,7 @@ class PretrainOptions(Options):
     option_names: ClassVar = {"host.name": "host", "adapter.strategy": "align"}
     not_options = frozenset(
         {f"adapter.{name}" for name in AdapterConfig.model_fields if name != "strategy"}
-        | {"training.delta_weight", "training.gradient_clip", "evaluation_batch_size"}
+        | {"training.delta_weight", "training.gradient_clip", "training.schedule", "evaluation_batch_size"}
     )
 
     host: SourceOptions = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -35,6 +35,7 @@ from uhl_cli.train.loop import RunFiles, total_steps
 from uhl_cli.train.task_adapter import TaskAdapter
 
 Ranges = dict[str, tuple[float, float]]
+Choices = Mapping[str, Sequence[float]]
 
 # Delta-theta changes gains of about one, so its rate is far above that of weights: below 1e-3, 500 steps hardly change
 # anything (tests/benchmarks/results/tuning_choices.json).
@@ -56,7 +57,9 @@ HELD_OUT, MOST_HELD_OUT, LEAST_EXAMPLES = 0.2, 2000, 10
 class Space:
     """What a search tries, and how it scores a trial.
 
-    :param top_k: Numbers of active atoms to choose from; empty without atoms.
+    :param ranges: Ends of each range, searched on a log scale; if both are integers, integers are tried.
+    :param choices: Values to choose from, by name.
+    :param widen: Whether a range is widened when the best trial is at its end.
     :param steps: Steps of one trial.
     :param held_out: Number of examples that trials are scored on.
     :param identity: Everything that affects the result of the search.
@@ -64,11 +67,21 @@ class Space:
     """
 
     ranges: Ranges
-    top_k: Sequence[int]
+    choices: Choices
     steps: int
     held_out: int
     identity: dict[str, object]
     score: Callable[[Trial, Reporter], float]
+    widen: bool = True
+
+
+def refuse_no_optuna() -> None:
+    """Return only if optuna is installed.
+
+    :raises UsageError: It is not.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise UsageError("a search for hyper-parameters needs optuna.", "Run `pip install 'uhl[optimise]'`.")
 
 
 def optimise(
@@ -92,8 +105,7 @@ def optimise(
     :raises DataError: When the training data is too small to hold a part of it out.
     :raises TrainingError: When the saved trials belong to other settings.
     """
-    if importlib.util.find_spec("optuna") is None:
-        raise UsageError("--optimise needs optuna.", "Run `pip install 'uhl[optimise]'`.")
+    refuse_no_optuna()
     if accelerator.num_processes > 1:
         raise UsageError("--optimise runs in one process.", "Search first, then tune with the values that it prints.")
     if data is None or options.parameters == "lora":
@@ -103,15 +115,42 @@ def optimise(
     defaults = options.training.with_defaults(options.mode)
     start = {name: float(getattr(defaults, name)) for name in space.ranges}
     ranges = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in space.ranges.items()}
-    kept = _KeptTrials(files, run_digest(space.identity | {"ranges": ranges}), resume=options.resume)
+    first = Trial(number=0, top_k=max(map(int, space.choices.get("top_k", ())), default=None), score=0.0, **start)
+    report = search(
+        replace(space, ranges=ranges),
+        first,
+        options.optimise,
+        seed=options.training.seed,
+        files=files,
+        resume=options.resume,
+        reporter=reporter,
+    )
+    return with_trial(options, report.trials[report.best]), report
+
+
+def search(
+    space: Space,
+    first: Trial,
+    count: int,
+    *,
+    seed: int,
+    files: RunFiles | None = None,
+    resume: bool = False,
+    reporter: Reporter = silent,
+) -> SearchReport:
+    """Do `count` trials of the space, the first with the values of `first`, the others as optuna chooses.
+
+    With `files`, finished trials are saved, and `resume` continues after the last one.
+
+    :raises TrainingError: When the saved trials belong to another space or first trial.
+    """
+    kept = _KeptTrials(files, run_digest(space.identity | {"ranges": space.ranges}), resume=resume)
     trials = kept.read()
-    while len(trials) < options.optimise:
-        number = len(trials)
-        asked = Trial(number=0, top_k=max(space.top_k, default=None), score=0.0, **start)
-        if number:
-            asked = _ask(trials, widened(ranges, trials), space.top_k, seed=options.training.seed)
+    while len(trials) < count:
+        number, ranges = len(trials), _ranges(space, trials)
+        asked = _ask(trials, first, ranges, space.choices, seed=seed) if number else first
         best = max((each.score for each in trials), default=None)
-        shown = partial(_shown, reporter, number=number, steps=space.steps, trials=options.optimise, best=best)
+        shown = partial(_shown, reporter, number=number, steps=space.steps, trials=count, best=best)
         try:
             found = space.score(asked, shown)
         except TrainingError:  # diverged: the worst score
@@ -119,10 +158,13 @@ def optimise(
         trials.append(asked.model_copy(update={"score": found}))
         kept.write(trials)
     best_trial = max(trials, key=lambda each: (each.score, -each.number))
-    report = SearchReport(
-        trials=tuple(trials), best=best_trial.number, held_out=space.held_out, ranges=widened(ranges, trials)
+    return SearchReport(
+        trials=tuple(trials), best=best_trial.number, held_out=space.held_out, ranges=_ranges(space, trials)
     )
-    return with_trial(options, best_trial), report
+
+
+def _ranges(space: Space, trials: Sequence[Trial]) -> Ranges:
+    return widened(space.ranges, trials) if space.widen else space.ranges
 
 
 def with_trial(options: TuneOptions, trial: Trial) -> TuneOptions:
@@ -189,7 +231,7 @@ def _task_adapters(
     first = setting_for(most)
     ranges = RANGES | ({} if first.record.own_task else READOUT_RANGES)
     steps = first.record.training.steps
-    return Space(ranges, range(1, most + 1), steps, len(held), first.identity(), score_of)
+    return Space(ranges, {"top_k": range(1, most + 1)}, steps, len(held), first.identity(), score_of)
 
 
 def _students(
@@ -216,7 +258,7 @@ def _students(
 
     identity = student_identity(adapter, host, distillation, config, options)
     steps = total_steps(len(distillation.examples), config)
-    return Space(STUDENT_RANGES[options.mode], (), steps, len(held), identity, score_of)
+    return Space(STUDENT_RANGES[options.mode], {}, steps, len(held), identity, score_of)
 
 
 def _fraction(examples: Examples | None) -> float:
@@ -248,18 +290,20 @@ def _shown(
         reporter("searching", number * steps + done, trials * steps, note)
 
 
-def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed: int) -> Trial:
+def _ask(trials: Sequence[Trial], first: Trial, ranges: Ranges, choices: Choices, *, seed: int) -> Trial:
     """The next trial by optuna's tree-structured Parzen estimator; a function of its arguments alone."""
     import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = [*ranges, *(["top_k"] if top_k else [])]
+    names = [*ranges, *choices]
     space: dict[str, BaseDistribution] = {
-        name: FloatDistribution(low, high, log=True) for name, (low, high) in ranges.items()
+        name: IntDistribution(low, high, log=True)
+        if isinstance(low, int) and isinstance(high, int)
+        else FloatDistribution(low, high, log=True)
+        for name, (low, high) in ranges.items()
     }
-    if top_k:
-        space["top_k"] = CategoricalDistribution(list(top_k))
+    space |= {name: CategoricalDistribution(list(values)) for name, values in choices.items()}
     number = len(trials)
     # One seed per trial, so that a resumed search draws the same trials as an uninterrupted one.
     sampler = optuna.samplers.TPESampler(seed=1000 * seed + number, n_startup_trials=5)
@@ -267,7 +311,8 @@ def _ask(trials: Sequence[Trial], ranges: Ranges, top_k: Sequence[int], *, seed:
     for each in trials:
         values = {name: getattr(each, name) for name in names}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=space, value=each.score))
-    return Trial(number=number, score=0.0, **study.ask(fixed_distributions=space).params)
+    asked = study.ask(fixed_distributions=space).params
+    return Trial(**first.model_dump() | {"number": number, "score": 0.0} | asked)
 
 
 class _KeptTrials:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from uhl_cli.formats.folder import FILE_NAME
 from uhl_cli.formats.task import TaskFile, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.ported.aligned import AlignedHost
+from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, TuneReport, silent
 from uhl_cli.train.loop import RunFiles, accelerator_for
 from uhl_cli.train.task_adapter import TaskAdapter
@@ -83,10 +85,13 @@ def tune(
     files: RunFiles | None = None,
     reporter: Reporter = silent,
     aligned: AlignedHost | None = None,
+    after_step: Callable[[int, Callable[[], PortedModel]], None] | None = None,
 ) -> TuneReport:
     """Tune a loaded adapter on a loaded host and write the task file.
 
     :param aligned: See `prepare`.
+    :param after_step: Called after each step with the number of finished steps, and a function that gives the target
+        as tuned so far.
 
     The task is the adapter's own when name, kind and labels agree; then only delta-theta is trained.
 
@@ -104,8 +109,16 @@ def tune(
     if predictor and record.own_task:
         # As from `port`: calibrated by the transfer set, which delta-theta with labels does not use.
         predictions["zero_shot"] = predictor.predicted(adapter.port(setup.aligned), "zero-shot").classes
-    train_task(trained, setup, accelerator, files)
-    ported = setup.ported(trained.trained_values())
+
+    def ported_now() -> PortedModel:
+        return setup.ported(trained.trained_values())
+
+    def stepped(done: int) -> None:
+        if after_step is not None:
+            after_step(done, ported_now)
+
+    train_task(trained, setup, accelerator, files, stepped)
+    ported = ported_now()
     atoms, truncated = None, 0
     if predictor:
         predictions["tuned"], atoms, truncated = predictor.predicted(ported, "tuned")

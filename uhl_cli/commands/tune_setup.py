@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -72,7 +73,7 @@ def prepare(
 ) -> TuningSetup:
     """Align the host and make the task file's record.
 
-    :param aligned: The adapter's alignment to this host, if it is known and the task is the adapter's own.
+    :param aligned: The alignment to this host of the adapter with this task's readout, if it is known.
     :raises DataError: When there is nothing to train on.
     :raises UsageError: When more active atoms are asked for than the adapter has.
     :raises AlignmentError: When the host cannot be aligned.
@@ -110,7 +111,7 @@ def prepare(
         versions=versions(),
     )
     # The plan depends on the kind of task, so it is made for the adapter with the new task's readout.
-    if aligned is None or not own_task:
+    if aligned is None:
         aligned = adapter.with_parameters(record, {}).align(
             host,
             strategy=options.strategy,
@@ -121,9 +122,16 @@ def prepare(
     return TuningSetup(adapter, host, data, options, record, aligned, reporter)
 
 
-def train_task(trained: TaskAdapter, setup: TuningSetup, accelerator: Accelerator, files: RunFiles | None) -> None:
+def train_task(
+    trained: TaskAdapter,
+    setup: TuningSetup,
+    accelerator: Accelerator,
+    files: RunFiles | None,
+    after_step: Callable[[int], None] | None = None,
+) -> None:
     """Train in place, as the record says.
 
+    :param after_step: Called with the number of finished steps after each step.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
     """
     record, options = setup.record, setup.options
@@ -148,4 +156,5 @@ def train_task(trained: TaskAdapter, setup: TuningSetup, accelerator: Accelerato
         resume=options.resume,
         save_every=options.save_every,
         on_step=on_step,
+        after_step=after_step,
     )

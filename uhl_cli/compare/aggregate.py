@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.stats import binomtest
 
 from uhl_cli.compare.methods import METHODS, Role
-from uhl_cli.compare.results import Predicted, RunFolder, RunMetrics
+from uhl_cli.compare.results import BothScores, Predicted, RunFolder, RunMetrics, both_scores, published
 from uhl_cli.metrics import Counted, Difference, MeanDifference, correct, count, mean_difference
 from uhl_cli.schema import Frozen
 
@@ -64,6 +64,8 @@ class GroupSummary(Frozen):
     wall_clock_percent: float | None
     atoms_per_token: float | None
     training_seconds: float | None = Field(description="None if the seeds were run on different devices")
+    f1: float = Field(description="mean over seeds, as the accuracy")
+    accuracy: float
     within_budget: bool
     devices: tuple[str, ...] = Field(description="what the runs were made on")
 
@@ -119,8 +121,10 @@ def aggregate(results: Path, run_ids: Iterable[str]) -> Comparison:
     gap = None
     if proposed is not None and baseline is not None:
         gap = percent_better(proposed.value, baseline.value, smaller=False)
-    aggregated = Aggregated(metrics=_by_metric(runs), best_proposed=proposed, best_baseline=baseline, gap=gap)
-    return Comparison(runs, aggregated, summaries(runs), paired_tests(results, runs))
+    kept = {run.run_id: _Kept.of(RunFolder(results, run.run_id).read_predictions()) for run in runs}
+    metrics = _by_metric(runs, kept)
+    aggregated = Aggregated(metrics=metrics, best_proposed=proposed, best_baseline=baseline, gap=gap)
+    return Comparison(runs, aggregated, _summaries(runs, kept), _paired_tests(runs, kept))
 
 
 def best(runs: list[RunMetrics], role: Role) -> BestRun | None:
@@ -140,8 +144,11 @@ def percent_better(proposed: float, baseline: float, *, smaller: bool) -> float 
     return -gap if smaller else gap
 
 
-def _by_metric(runs: list[RunMetrics]) -> dict[str, dict[str, float]]:
-    """{metric: {run: value}}; a run without a value is not listed under it."""
+def _by_metric(runs: list[RunMetrics], kept: Mapping[str, _Kept]) -> dict[str, dict[str, float]]:
+    """{metric: {run: value}}; a run without a value is not listed under it.
+
+    Under the published names are values of runs of earlier versions as well, from their predictions.
+    """
     found: dict[str, dict[str, float]] = {}
     for run in runs:
         values: dict[str, float | None] = {
@@ -149,6 +156,7 @@ def _by_metric(runs: list[RunMetrics]) -> dict[str, dict[str, float]]:
             "zero_shot": run.score.value if run.method == "uhl-zero-shot" else None,
             "training_seconds": run.training_seconds,
             **run.costs.model_dump(),
+            **published(run.costs, kept[run.run_id].both),
         }
         if run.zero_shot is not None:
             values["zero_shot"] = run.zero_shot.value
@@ -159,18 +167,19 @@ def _by_metric(runs: list[RunMetrics]) -> dict[str, dict[str, float]]:
     return found
 
 
-def summaries(runs: list[RunMetrics]) -> list[GroupSummary]:
+def _summaries(runs: list[RunMetrics], kept: Mapping[str, _Kept]) -> list[GroupSummary]:
     """One row per method, data set and host, in the order of the runs."""
     keys = list(dict.fromkeys((run.task, run.host, run.method) for run in runs))
-    return [_summary([run for run in runs if (run.task, run.host, run.method) == key]) for key in keys]
+    return [_summary([run for run in runs if (run.task, run.host, run.method) == key], kept) for key in keys]
 
 
-def _summary(runs: list[RunMetrics]) -> GroupSummary:
+def _summary(runs: list[RunMetrics], kept: Mapping[str, _Kept]) -> GroupSummary:
     runs = sorted(runs, key=lambda run: run.seed)
     first, values = runs[0], np.array([run.score.value for run in runs])
     error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     devices = tuple(dict.fromkeys(run.device for run in runs if run.device is not None))
     before = [run.zero_shot.value for run in runs if run.zero_shot is not None]
+    both = [kept[run.run_id].both for run in runs]
     return GroupSummary(
         task=first.task,
         host=first.host,
@@ -188,6 +197,8 @@ def _summary(runs: list[RunMetrics]) -> GroupSummary:
         wall_clock_percent=first.costs.wall_clock_percent,
         atoms_per_token=first.costs.atoms_per_token,
         training_seconds=float(np.mean([run.training_seconds for run in runs])) if len(devices) < 2 else None,
+        f1=float(np.mean([each.f1 for each in both])),
+        accuracy=float(np.mean([each.accuracy for each in both])),
         within_budget=all(run.within_budget for run in runs),
         devices=devices,
     )
@@ -200,19 +211,17 @@ class _Kept:
     predicted: Predicted
     counted: Counted
     right: NDArray[np.bool_]
+    both: BothScores
 
     @classmethod
     def of(cls, predicted: Predicted) -> _Kept:
         rows, references = predicted.predictions, predicted.references
-        return cls(predicted, count(predicted.metric, rows, references, predicted.labels), correct(rows, references))
+        counted = count(predicted.metric, rows, references, predicted.labels)
+        return cls(predicted, counted, correct(rows, references), both_scores(rows, references, predicted.labels))
 
 
-def paired_tests(results: Path, runs: list[RunMetrics]) -> PairedTests:
-    """Every proposed run and method compared with every other of its data set and host.
-
-    :raises FormatError: When predictions are missing or damaged.
-    """
-    kept = {run.run_id: _Kept.of(RunFolder(results, run.run_id).read_predictions()) for run in runs}
+def _paired_tests(runs: list[RunMetrics], kept: Mapping[str, _Kept]) -> PairedTests:
+    """Every proposed run and method compared with every other of its data set and host."""
     groups: dict[Group, dict[tuple[str, int], RunMetrics]] = {}
     for run in runs:
         groups.setdefault((run.task, run.host), {})[run.method, run.seed] = run

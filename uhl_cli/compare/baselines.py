@@ -34,7 +34,7 @@ from uhl_cli.host.encode import Encoded
 from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.train.batches import batches_from
-from uhl_cli.train.loop import LOG_EVERY, learning_rate_factor, targets_of
+from uhl_cli.train.loop import LOG_EVERY, learning_rate_factors, targets_of
 from uhl_cli.train.model import unfused_attention
 
 Progress = Callable[[int, int], None]
@@ -147,9 +147,11 @@ def fit(
     *,
     accelerator: Accelerator,
     on_step: Note | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[CurvePoint]:
-    """Train in place: AdamW, linear warm-up, half a cosine to zero, cross entropy (per word for token tasks).
+    """Train in place: AdamW, the section's schedule, cross entropy (per word for token tasks).
 
+    :param after_step: Called with the number of finished steps after each step.
     :returns: The learning curve.
     :raises TrainingError: When the loss is no longer finite.
     """
@@ -158,7 +160,7 @@ def fit(
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
     optimizer = accelerator.prepare(optimizer)
     length = min(training.max_length, host.max_length)
-    warmup = training.warmup_steps / training.steps
+    factors = learning_rate_factors(training.schedule, training.steps, training.warmup_steps / training.steps)
     curve: list[CurvePoint] = []
     losses: list[float] = []
     correct = count = 0
@@ -167,7 +169,7 @@ def fit(
     )
     for step, rows in batches:
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * learning_rate_factor(step, training.steps, warmup)
+            group["lr"] = training.learning_rate * factors(step)
         encoded, words, _ = encode_examples(host, examples, rows, max_length=length)
         targets = torch.tensor(targets_of(examples, rows), device=host.device)
         with accelerator.autocast(), unfused_attention(host):
@@ -187,6 +189,8 @@ def fit(
             losses, correct, count = [], 0, 0
             if on_step:
                 on_step(step + 1, training.steps, f"loss {mean_loss:.3f}  accuracy {accuracy:.3f}")
+        if after_step:
+            after_step(step + 1)
     model.as_stored()
     return curve
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -21,13 +22,45 @@ from uhl_cli.commands.flags import Options
 from uhl_cli.commands.options import DataOptions, HostOptions, tuning_defaults
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.errors import UsageError
-from uhl_cli.schema import Frozen, TrainingConfig
+from uhl_cli.schema import Frozen, Schedule, TrainingConfig
 
 SETS = Path(__file__).parent / "sets"
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Name = Annotated[str, Field(pattern=_NAME, max_length=200)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Mode = Literal["trial", "full"]
 Tracker = Literal["none", "tensorboard", "wandb"]
+Searched = Literal["learning_rate", "lambda_F", "lambda_Q", "top_k", "rank", "batch_size"]
+
+
+def dotless(name: str) -> str:
+    """A run's name without dots, the same for equal names alone.
+
+    Each dot becomes a hyphen, and six hexadecimal digits of the name's SHA-256 follow; a name without dots stays.
+    """
+    if "." not in name:
+        return name
+    return f"{name.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+Name = Annotated[
+    str,
+    Field(pattern=_NAME, max_length=200),
+    BeforeValidator(lambda name: dotless(name) if isinstance(name, str) else name),
+]
+
+
+class _WithLater(Frozen):
+    """A section that leaves out what later versions added and is not set, so that runs kept by earlier versions are
+    still the same runs.
+
+    :cvar later: Names of these fields.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _content(self, usual: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = usual(self)
+        return {name: value for name, value in content.items() if name not in self.later or value is not None}
 
 
 class CompareOptions(Options):
@@ -45,7 +78,7 @@ class CompareOptions(Options):
 
     configs: tuple[str, ...] = Field(
         min_length=1,
-        description="YAML file of one run or of a grid, or a shipped set: builtin, local, published. May be repeated",
+        description="YAML file of one run or of a grid, or a shipped one, such as local or published. May be repeated",
     )
     results_dir: Path = Field(Path("results"), description="folder of all results")
     mode: Mode = Field(
@@ -66,11 +99,15 @@ class CompareOptions(Options):
     compare_only: bool = Field(False, description="do no run; compare the finished ones")
     time_only: bool = Field(False, description="do no run; measure the wall-clock time of the finished ones again")
     figures: bool = Field(True, description="draw figures (needs matplotlib)")
-    report_to: Tracker = Field("none", description="also report runs to a tracker")
+    report_to: Tracker | None = Field(
+        None, description="also report runs to a tracker, in full mode; by default as each configuration says"
+    )
 
 
-class AdapterSection(Frozen):
-    """The adapter to port: a file, or one pretrained on `source` with the run's data set and seed.
+class AdapterSection(_WithLater):
+    """The adapter to port: a file, or one pretrained on `source` with the run's seed.
+
+    It is pretrained on the run's data set; with `task`, on that task for all data sets alike.
 
     :param pretraining: How it is pretrained; the run's seed replaces its seed.
     :param anchors: As `uhl pretrain --anchors`.
@@ -82,28 +119,36 @@ class AdapterSection(Frozen):
     anchors: str | None = "general"
     num_anchors: int = Field(2048, ge=32, le=20_000)
     feature_words: int | None = Field(None, ge=0, le=200_000)
+    transfer_set: str | None = Field(None, description="as `uhl pretrain --transfer-set`; None: auto")
+    task: str | None = Field(None, description="task of its pretraining")
+    dataset: DataOptions | None = Field(None, description="location, columns and limits of that task's data")
+
+    later: ClassVar = frozenset({"transfer_set", "task", "dataset"})
 
     @model_validator(mode="after")
     def _one_of_them(self) -> AdapterSection:
         if (self.file is None) == (self.source is None):
             raise ValueError("an adapter section needs either file or source")
+        if self.task is not None and self.source is None:
+            raise ValueError("task is that of pretraining on source; a file has its own")
+        if self.dataset is not None and (self.task is None or self.dataset.task is not None):
+            raise ValueError("dataset describes the data of task, which must be named beside it")
         return self
 
 
-class DatasetSection(DataOptions):
+class DatasetSection(_WithLater, DataOptions):
     """The data set; `task` is required."""
 
     task: str
 
-    @model_serializer(mode="wrap")
-    def _content(self, usual: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out an encoding that is not named, so that runs kept by earlier versions are still the same runs."""
-        content: dict[str, object] = usual(self)
-        return content if self.encoding is not None else {k: v for k, v in content.items() if k != "encoding"}
+    later: ClassVar = frozenset({"encoding"})
 
 
-class TrainingSection(Frozen):
-    """How a method is trained on the target; `rank`, `alpha` and `atoms` only apply to LoRA and SAT-LoRA."""
+class TrainingSection(_WithLater):
+    """How a method is trained on the target.
+
+    `rank`, `alpha` and `atoms` only apply to LoRA and SAT-LoRA, `lambda_F`, `lambda_Q` and `top_k` to `uhl-tuned`.
+    """
 
     steps: int = Field(500, ge=1)
     batch_size: int = Field(32, ge=1, le=4096)
@@ -117,6 +162,15 @@ class TrainingSection(Frozen):
     gradient_clip: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     mixed_precision: str = Field("no", pattern="^(no|bf16|fp16)$")
+    schedule: Schedule | None = Field(
+        None, description="by transformers' get_scheduler; None: linear warm-up, then half a cosine"
+    )
+    eval_steps: int | None = Field(None, ge=1, description="steps between dev scores in training")
+    lambda_F: float | None = Field(None, ge=0, le=10, description="weight of active atoms in the loss")
+    lambda_Q: float | None = Field(None, ge=0, le=10, description="weight of delta-theta's square in the loss")
+    top_k: Literal[1, 2] | None = Field(None, description="most active atoms per token")
+
+    later: ClassVar = frozenset({"schedule", "eval_steps", "lambda_F", "lambda_Q", "top_k"})
 
 
 class EvaluationSection(Frozen):
@@ -152,7 +206,56 @@ class SearchSection(Frozen):
     edge_tries: int = Field(2, ge=0, le=10)
 
 
-class RunConfig(Frozen):
+class SearchRange(Frozen):
+    """A range of a search, on a log scale."""
+
+    low: int | float = Field(gt=0)
+    high: int | float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _rises(self) -> SearchRange:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class OptunaSection(Frozen):
+    """A search by optuna on held-out training examples; the first trial has the values of `training`.
+
+    :param search_space: A range, or a list of choices, by name of a setting of `training`.
+    """
+
+    n_trials: int = Field(25, ge=1, le=10_000)
+    search_space: dict[Searched, SearchRange | tuple[int | float, ...]] = Field(min_length=1)
+    steps: int | None = Field(None, ge=1, description="steps of a trial; None: those of the run")
+    held_out: int = Field(2000, ge=1)
+
+    def space(self) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, ...]]]:
+        """Ranges and choices by setting; an integer setting has integers.
+
+        :raises ValidationError: When a value is none that its setting may have.
+        """
+        ranges: dict[str, tuple[float, float]] = {}
+        choices: dict[str, tuple[float, ...]] = {}
+        for name, part in self.search_space.items():
+            values = (part.low, part.high) if isinstance(part, SearchRange) else part
+            read = [getattr(TrainingSection.model_validate({name: value}), name) for value in values]
+            if isinstance(part, SearchRange):
+                ranges[name] = (read[0], read[1])
+            else:
+                choices[name] = tuple(read)
+        return ranges, choices
+
+
+class TrackingSection(Frozen):
+    """Where a run is reported besides its files; never in trial mode."""
+
+    report_to: Tracker = "none"
+    entity: str | None = Field(None, description="user or team of Weights & Biases")
+    project: str = Field("uhl-compare", description="project of Weights & Biases")
+
+
+class RunConfig(_WithLater):
     """One run: a method on a host and a data set."""
 
     run_id: Name
@@ -164,6 +267,10 @@ class RunConfig(Frozen):
     evaluation: EvaluationSection = EvaluationSection()
     budget: BudgetSection = BudgetSection()
     search: SearchSection = SearchSection()
+    optuna: OptunaSection | None = None
+    tracking: TrackingSection | None = None
+
+    later: ClassVar = frozenset({"optuna", "tracking"})
 
     @field_validator("method")
     @classmethod
@@ -176,7 +283,44 @@ class RunConfig(Frozen):
     def _ported_needs_adapter(self) -> RunConfig:
         if METHODS[self.method].kind != "retrained" and self.adapter is None:
             raise ValueError(f"method {self.method} needs an adapter section")
+        if METHODS[self.method].kind == "ported" and not self.own_task:
+            assert self.adapter is not None  # otherwise the task is its own
+            raise ValueError(
+                f"{self.run_id}: {self.method} is not defined on {self.dataset.task} for an adapter that is pretrained "
+                f"on {self.adapter.task}, which has no readout for it: use uhl-tuned, or an adapter section of its own"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _searchable(self) -> RunConfig:
+        if self.optuna is None:
+            return self
+        if self.search.learning_rates:
+            raise ValueError("search and optuna both choose the learning rate: leave out one")
+        known = METHODS[self.method].searchable
+        odd = [name for name in self.optuna.search_space if name not in known]
+        if odd:
+            raise ValueError(f"method {self.method} has no {odd[0]} to search; it has {', '.join(known) or 'none'}")
+        try:
+            self.optuna.space()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"optuna.search_space.{first['loc'][0]}: {first['msg']}") from None
+        return self
+
+    @property
+    def pretraining_data(self) -> DatasetSection:
+        """The data that the run's adapter is pretrained on."""
+        adapter = self.adapter
+        if adapter is None or adapter.task is None or (adapter.task == self.dataset.task and adapter.dataset is None):
+            return self.dataset
+        section = DatasetSection(**(adapter.dataset or DataOptions()).model_dump() | {"task": adapter.task})
+        return self.dataset if section == self.dataset else section
+
+    @property
+    def own_task(self) -> bool:
+        """Whether the adapter is pretrained on the run's task, as far as the configuration tells."""
+        return self.pretraining_data.task == self.dataset.task
 
     @property
     def seed(self) -> int:
@@ -190,14 +334,24 @@ class RunConfig(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything except the name."""
-        return hashlib.sha256(self.model_dump_json(exclude={"run_id"}).encode()).hexdigest()
+        """SHA-256 of everything that affects the result: not the name, nor where it is reported.
+
+        A task of pretraining whose data is the run's own counts as none.
+        """
+        run = self
+        if self.adapter is not None and self.pretraining_data is self.dataset:
+            unnamed = self.adapter.model_copy(update={"task": None, "dataset": None})
+            run = self.model_copy(update={"adapter": unnamed})
+        return hashlib.sha256(run.model_dump_json(exclude={"run_id", "tracking"}).encode()).hexdigest()
 
     def tuning(self) -> TrainingConfig:
         """Training configuration of `uhl tune` in this run; the rate is that of delta-theta."""
         chosen = ("batch_size", "learning_rate", "weight_decay", "max_length", "gradient_clip", "seed")
         own = {name: getattr(self.training, name) for name in chosen}
         own |= {"max_steps": self.training.steps, "mixed_precision": self.training.mixed_precision}
+        chosen_now = {"active_weight": "lambda_F", "delta_weight": "lambda_Q", "schedule": "schedule"}
+        values = {name: getattr(self.training, mine) for name, mine in chosen_now.items()}
+        own |= {name: value for name, value in values.items() if value is not None}
         own["warmup_fraction"] = min(1.0, self.training.warmup_steps / self.training.steps)
         return TrainingConfig(**{**tuning_defaults().model_dump(), **own})
 
@@ -210,7 +364,8 @@ class Grid(Frozen):
     """Every method on every host and data set.
 
     A run's sections are merged, later ones taking precedence, from `defaults`, its data set, its method, and its data
-    set's entry for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED.
+    set's entry for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED, and with an adapter
+    pretrained on another task METHOD--HOST--DATASET--sSEED--from-TASK; dots are replaced by `dotless`.
     """
 
     hosts: tuple[str, ...] = Field(min_length=1)
@@ -228,8 +383,9 @@ class Grid(Frozen):
                 for host in self.hosts:
                     for method, overrides in self.methods.items():
                         run = _merged(self.defaults, sections, overrides, special.get(method, {}))
+                        parts = [method, host, task, f"s{seed}", *_from_task(run, method, task)]
                         place = {
-                            "run_id": "--".join(_slug(part) for part in (method, host, task, f"s{seed}")),
+                            "run_id": "--".join(_slug(part) for part in parts),
                             "method": method,
                             "host": {"name": host},
                             "dataset": {"task": task},
@@ -237,6 +393,14 @@ class Grid(Frozen):
                         }
                         found.append(_merged(run, place))
         return found
+
+
+def _from_task(run: dict[str, Any], method: str, task: str) -> list[str]:
+    """What the run's name says of an adapter that is pretrained on another task."""
+    adapter = run.get("adapter")
+    other = adapter.get("task") if isinstance(adapter, dict) else None
+    retrained = method in METHODS and METHODS[method].kind == "retrained"
+    return [] if other in (None, task) or retrained else [f"from-{other}"]
 
 
 def _merged(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -254,16 +418,16 @@ def _slug(text: str) -> str:
 
 
 def load_configs(names: list[str]) -> list[RunConfig]:
-    """The runs of files, or of shipped sets by name (`local`, `published`), in that order.
+    """The runs of files, or of shipped sets by name (`local`, `published`), in that order; equal ones once.
 
     :raises UsageError: When one cannot be read, has an unknown key, or two runs share a name.
     """
     runs: dict[str, RunConfig] = {}
     for name in names:
         for run in _from_file(_locate(name)):
-            if run.run_id in runs and runs[run.run_id] != run:
+            if run.run_id in runs and runs[run.run_id].digest != run.digest:
                 raise UsageError(f"two runs are called {run.run_id}.", "Give every run a run_id of its own.")
-            runs[run.run_id] = run
+            runs.setdefault(run.run_id, run)
     if not runs:
         raise UsageError("no run is configured.", "Name a file or a set with --config.")
     return list(runs.values())
@@ -295,8 +459,9 @@ def _from_file(path: Path) -> list[RunConfig]:
         return [RunConfig.model_validate(content)]
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{path}: {where}: {first['msg']}.", "Fix the configuration.") from error
+        where = "".join(f"{part}: " for part in [".".join(str(part) for part in first["loc"])] if part)
+        said = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{path}: {where}{said}.", "Fix the configuration.") from error
 
 
 def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None:
@@ -306,6 +471,7 @@ def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None
     """
     known = {run.host.name for run in runs} | {run.dataset.task for run in runs}
     known |= {run.adapter.source.name for run in runs if run.adapter and run.adapter.source}
+    known |= {run.pretraining_data.task for run in runs}
     odd = sorted(set(places) - known)
     if odd:
         raise UsageError(f"no run has a host or data set {odd[0]!r}.", f"They are {', '.join(sorted(known))}.")
@@ -313,16 +479,24 @@ def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None
 
 def trial(run: RunConfig) -> RunConfig:
     """The run in its smallest form: two steps on a few examples, as a check that everything works."""
-    small = {
-        "dataset": {"limit_train": 48, "limit_evaluation": 24},
+    few = {"limit_train": 48, "limit_evaluation": 24}
+    small: dict[str, Any] = {
+        "dataset": few,
         "training": {"steps": 2, "batch_size": 8, "warmup_steps": 1, "max_length": 32, "mixed_precision": "no"},
         "evaluation": {"timing_repetitions": 1, "timing_batch_size": 1},
         "search": {"learning_rates": run.search.learning_rates[:1], "steps": 1, "held_out": 8, "edge_tries": 0},
+        "optuna": None,
+        "tracking": None,
     }
+    if run.training.eval_steps is not None:
+        small["training"]["eval_steps"] = 1
     if run.adapter is not None and run.adapter.source is not None:
         small["adapter"] = {
             "pretraining": {"max_steps": 2, "batch_size": 8, "max_length": 32},
             "num_anchors": 128,
             "feature_words": 0,
+            "transfer_set": "8",
         }
+        if run.adapter.task is not None:
+            small["adapter"]["dataset"] = few
     return RunConfig.model_validate(_merged(run.model_dump(), small))

@@ -10,7 +10,15 @@ from pydantic import Field
 
 from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
-from uhl_cli.compare.config import CompareOptions, Mode, RunConfig, load_configs, refuse_unknown_places, trial
+from uhl_cli.compare.config import (
+    CompareOptions,
+    Mode,
+    RunConfig,
+    TrackingSection,
+    load_configs,
+    refuse_unknown_places,
+    trial,
+)
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder, RunMetrics
@@ -50,7 +58,8 @@ class CompareReport(Frozen):
 def chosen_runs(options: CompareOptions) -> list[RunConfig]:
     """The runs that the options name; in trial mode in their smallest form, with the first seed only.
 
-    :raises UsageError: When no run is left, or a filter matches nothing.
+    :raises UsageError: When no run is left, a filter matches nothing, or runs that would be seeds of one method differ
+        in more than the seed.
     """
     runs = load_configs(list(options.configs))
     refuse_unknown_places(runs, options.places)
@@ -68,10 +77,25 @@ def chosen_runs(options: CompareOptions) -> list[RunConfig]:
             raise UsageError(f"no run has the {name} {odd[0]!r}.", f"There are {listed}.")
         if wanted:
             runs = [run for run in runs if value(run) in wanted]
+    _refuse_different_seeds(runs)
     if options.mode == "trial":
         first = {(run.method, run.group): run for run in reversed(runs)}
         return [trial(run) for run in runs if first[run.method, run.group] is run]
     return runs
+
+
+def _refuse_different_seeds(runs: list[RunConfig]) -> None:
+    """Refuse two configurations of one method on one host and data set, whose mean would mean nothing."""
+    found: dict[tuple[str, tuple[str, str]], RunConfig] = {}
+    for run in runs:
+        first = found.setdefault((run.method, run.group), run)
+        same_seed = run.model_copy(update={"training": run.training.model_copy(update={"seed": first.seed})})
+        if same_seed.digest != first.digest:
+            raise UsageError(
+                f"runs {first.run_id} and {run.run_id} are both {run.method} on {run.dataset.task} and "
+                f"{run.host.name}, with different settings.",
+                "Compare them in two calls, or choose by --method, --host and --task.",
+            )
 
 
 def run_compare(options: CompareOptions, reporter: Reporter = silent) -> CompareReport:
@@ -87,7 +111,8 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         flag = "--time-only" if options.time_only else "--compare-only"
         raise UsageError(f"{flag} makes no run that could overwrite another.", "Leave out one of the two.")
     runs = chosen_runs(options)
-    refuse_missing(options.report_to)
+    for run in runs:
+        refuse_missing(tracking_of(run, options).report_to)
     refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
@@ -109,7 +134,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
                 remove_folder(folder)
             metrics = make_run(run, resources, options.mode, searches)
             _draw_run(metrics, options)
-        report_run(options.report_to, metrics, options.results_dir)
+        report_run(tracking_of(run, options), metrics, options.results_dir)
 
     def time(run: RunConfig) -> None:
         time_again(run, resources)
@@ -130,6 +155,14 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
         pairings=comparison.tests.pairings,
         verdicts=comparison.tests.verdicts,
     )
+
+
+def tracking_of(run: RunConfig, options: CompareOptions) -> TrackingSection:
+    """Where a run is reported: as the call says, else as its configuration says, and nowhere in trial mode."""
+    if options.mode == "trial":
+        return TrackingSection()
+    said = run.tracking or TrackingSection()
+    return said if options.report_to is None else said.model_copy(update={"report_to": options.report_to})
 
 
 def _attempted(

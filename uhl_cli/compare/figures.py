@@ -46,7 +46,7 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def draw_learning_curve(run: RunMetrics, path: Path) -> None:
-    """Loss and accuracy of a run's training batches over its steps."""
+    """Loss and accuracy of a run's training batches over its steps, and dev scores in training, if there are any."""
     with _figure(path, (7, 3.2)) as figure:
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             steps = [point.step for point in run.curve]
@@ -54,6 +54,10 @@ def draw_learning_curve(run: RunMetrics, path: Path) -> None:
             axes.plot(steps, values, marker=_dot(steps), color=COLOURS[run.method], label="training")
             if name == "accuracy" and run.score.metric == "accuracy":
                 axes.axhline(run.score.value, color="black", linestyle="--", label="dev, at the end")
+            if name == "accuracy" and run.dev_curve:
+                steps = [point.step for point in run.dev_curve]
+                values = [point.score for point in run.dev_curve]
+                axes.plot(steps, values, marker="o", color="black", linewidth=0.8, label=f"dev {run.score.metric}")
             axes.set(xlabel="step", ylabel=f"{name}, mean of 20 batches", title=name)
             axes.legend()
         figure.suptitle(run.run_id)

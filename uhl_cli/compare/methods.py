@@ -19,24 +19,31 @@ class Method:
     :param label: What tables and figures call it.
     :param role: `proposed` and `baseline` compete for the best run; a `control` does not.
     :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there.
+    :param settings: Training settings that only some methods have, and that a search may choose.
     """
 
     name: str
     label: str
     role: Role
     kind: Kind
+    settings: tuple[str, ...] = ()
 
     @property
     def trained(self) -> bool:
         """Whether labels of the target are used."""
         return self.kind != "ported"
 
+    @property
+    def searchable(self) -> tuple[str, ...]:
+        """Training settings that a search may choose."""
+        return ("learning_rate", "batch_size", *self.settings) if self.trained else ()
+
 
 _ROWS = (
     Method("uhl-zero-shot", "uhl, zero-shot", "proposed", "ported"),
-    Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned"),
-    Method("sat-lora", "SAT-LoRA", "baseline", "retrained"),
-    Method("lora", "LoRA r8", "baseline", "retrained"),
+    Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned", ("lambda_F", "lambda_Q", "top_k")),
+    Method("sat-lora", "SAT-LoRA", "baseline", "retrained", ("rank",)),
+    Method("lora", "LoRA r8", "baseline", "retrained", ("rank",)),
     Method("full", "full fine-tuning", "baseline", "retrained"),
     Method("majority-class", "control: majority class", "control", "ported"),
     Method("random-update", "control: random updates", "control", "ported"),

@@ -110,8 +110,7 @@ class Resources:
         :raises UhlError: As pretraining, reading and aligning do.
         """
         host = self.bare_host(run.host)
-        path = self._adapter_file(run)
-        adapter = self._adapter(path)
+        adapter, path = self.adapter(run)
         key = (adapter.digest, run.host)
         if self._aligned_file is None or self._aligned_file[0] != key:
             self._aligned_file = None
@@ -119,13 +118,19 @@ class Resources:
             self._aligned_file = (key, AlignedFile(adapter, path, aligned))
         return self._aligned_file[1]
 
-    def _adapter(self, path: Path) -> UniversalAdapter:
+    def adapter(self, run: RunConfig) -> tuple[UniversalAdapter, Path]:
+        """The run's adapter and its file, which is pretrained first if missing.
+
+        :raises UsageError: When the run has no adapter section.
+        :raises UhlError: As pretraining and reading do.
+        """
+        path = self._adapter_file(run)
         if path not in self._adapters:
             self._adapters[path] = UniversalAdapter.load(path)
-        return self._adapters[path]
+        return self._adapters[path], path
 
     def adapter_path(self, run: RunConfig) -> Path:
-        """Path of the run's adapter, which may not be pretrained yet.
+        """Path of the run's adapter, which may not be pretrained yet: one for each source, pretraining task and seed.
 
         :raises UsageError: When the run has no adapter section.
         """
@@ -135,7 +140,8 @@ class Resources:
         if section.file is not None:
             return section.file
         assert section.source is not None
-        name = f"{_slug(section.source.name)}--{run.dataset.task}--s{run.seed}--{_key(run)}.safetensors"
+        task = _slug(run.pretraining_data.task)
+        name = f"{_slug(section.source.name)}--{task}--s{run.seed}--{_key(run)}.safetensors"
         return self.results / "adapters" / name
 
     def _adapter_file(self, run: RunConfig) -> Path:
@@ -148,10 +154,11 @@ class Resources:
         training = section.pretraining.model_copy(update={"seed": run.seed})
         options = PretrainOptions(
             host=self.host_options(section.source),
-            data=self.data_options(run.dataset),
+            data=self.data_options(run.pretraining_data),
             anchors=section.anchors,
             num_anchors=section.num_anchors,
             feature_words=section.feature_words,
+            transfer_set=section.transfer_set or "auto",
             training=training,
             max_bytes=max(1, run.budget.max_bytes - TASK_FILE_BYTES),
             max_flops=run.budget.max_flops,
@@ -170,5 +177,6 @@ def _slug(name: str) -> str:
 def _key(run: RunConfig) -> str:
     """An eight-digit hash of everything that affects an adapter's content."""
     assert run.adapter is not None
-    text = run.adapter.model_dump_json() + run.dataset.model_dump_json() + run.budget.model_dump_json()
+    how = run.adapter.model_dump_json(exclude={"task", "dataset"})
+    text = how + run.pretraining_data.model_dump_json() + run.budget.model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -5,26 +5,40 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import TuneOptions
 from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
+from uhl_cli.commands.tune_setup import prepare
 from uhl_cli.compare.baselines import Retrained, fit
-from uhl_cli.compare.config import RunConfig, TrainingSection
+from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.resources import AlignedFile, Resources
-from uhl_cli.compare.results import Costs, CurvePoint, Predicted, RunFolder, RunMetrics, Search
-from uhl_cli.compare.search import search_rate, split_for_search
+from uhl_cli.compare.results import (
+    Costs,
+    CurvePoint,
+    DevPoint,
+    Predicted,
+    RunFolder,
+    RunMetrics,
+    Search,
+    both_scores,
+    published,
+)
+from uhl_cli.compare.search import search_rate, search_space, split_for_search
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
+from uhl_cli.files import write_text
 from uhl_cli.metrics import Difference, Score, paired_difference, score
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
-from uhl_cli.reports import Reporter, phase
+from uhl_cli.reports import Reporter, phase, silent
 from uhl_cli.train.loop import RunFiles, accelerator_for
 
 
@@ -38,7 +52,8 @@ class Outcome:
     search: Search | None = None
     curve: tuple[CurvePoint, ...] = ()
     zero_shot: Classes | None = None
-    aligned_file: AlignedFile | None = None
+    adapter: UniversalAdapter | None = None
+    dev_curve: tuple[DevPoint, ...] = ()
 
 
 def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str, Search]) -> RunMetrics:
@@ -89,7 +104,8 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         gain = paired_difference(task.metric, outcome.predictions, before, references, task.labels)
     costs, budget = outcome.costs, run.budget
     within = costs.adapter_bytes <= budget.max_bytes and costs.flops_percent <= budget.max_flops
-    manifest = None if outcome.aligned_file is None else outcome.aligned_file.adapter.manifest
+    manifest = None if outcome.adapter is None else outcome.adapter.manifest
+    both = both_scores(outcome.predictions, references, task.labels)
     return RunMetrics(
         run_id=run.run_id,
         method=run.method,
@@ -101,6 +117,10 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         source=None if manifest is None else manifest.source.name,
         source_score=None if manifest is None else manifest.score,
         score=scored(outcome.predictions),
+        f1=both.f1,
+        f1_metric=both.f1_metric,
+        accuracy=both.accuracy,
+        published=published(costs, both),
         zero_shot=None if before is None else scored(before),
         gain=gain,
         costs=costs,
@@ -108,6 +128,7 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         training_seconds=outcome.seconds,
         search=outcome.search,
         curve=outcome.curve,
+        dev_curve=outcome.dev_curve,
         train_examples=len(_train(data)) if METHODS[run.method].trained else 0,
         device=device,
         timed_on=None if costs.wall_clock_percent is None else device,
@@ -121,21 +142,21 @@ def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
     predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter)
     file_bytes = aligned_file.path.stat().st_size
     if run.method == "majority-class":
-        return Outcome(predictor.majority_class(), nothing_costs(), aligned_file=aligned_file)
+        return Outcome(predictor.majority_class(), nothing_costs(), adapter=adapter)
     if run.method == "head-only":
         parameters = (
             aligned_file.adapter.stored["head_weight"].numel() + aligned_file.adapter.stored["head_bias"].numel()
         )
         costs = Costs(adapter_bytes=file_bytes, memory_mb=4e-6 * parameters, flops_percent=0.0)
-        return Outcome(predictor.head_only(host, aligned_file.aligned.alignment), costs, aligned_file=aligned_file)
+        return Outcome(predictor.head_only(host, aligned_file.aligned.alignment), costs, adapter=adapter)
     ported = ported_by(run, aligned_file)
     if run.method == "random-update":
         predictions = predictor.random_update(ported, run.seed)
         costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=None)
-        return Outcome(predictions, costs, aligned_file=aligned_file)
+        return Outcome(predictions, costs, adapter=adapter)
     found = predictor.predicted(ported, run.method)
     costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=found.atoms_per_token)
-    return Outcome(found.classes, costs, aligned_file=aligned_file)
+    return Outcome(found.classes, costs, adapter=adapter)
 
 
 def ported_by(run: RunConfig, aligned_file: AlignedFile) -> PortedModel:
@@ -157,19 +178,22 @@ def _own_task(run: RunConfig, aligned_file: AlignedFile, data: TaskData) -> Alig
 
 
 def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
-    """`uhl tune`, after a search of delta-theta's learning rate if one is asked for."""
-    aligned_file = resources.aligned_file(run)
-    host, adapter, aligned = aligned_file.host, aligned_file.adapter, aligned_file.aligned
+    """`uhl tune`, after a search if one is asked for; an adapter of another task gets a new readout."""
+    host = resources.bare_host(run.host)
+    adapter, adapter_path = resources.adapter(run)
     folder = RunFolder(resources.results, run.run_id).path
     known = adapter.manifest.task
     own = (known.name, known.kind, known.labels) == (data.task.name, data.task.kind, data.task.labels)
+    dev = _DevScores(run, data)
+    alignments: dict[int | None, AlignedHost] = {}
 
     def tuned(data: TaskData, training: TrainingSection, name: str, files: RunFiles | None) -> PortedModel:
         output = folder / f"{name}.task.safetensors"
         options = TuneOptions(
-            adapter=aligned_file.path,
+            adapter=adapter_path,
             target=resources.host_options(run.host),
             training=run.model_copy(update={"training": training}).tuning(),
+            top_k=training.top_k,
             max_length=training.max_length,
             max_flops=run.budget.max_flops,
             output=output,
@@ -179,6 +203,17 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
         )
         accelerator = accelerator_for(resources.device, training.mixed_precision)
         unscored = replace(data, evaluation=None)
+        if training.top_k not in alignments:  # another task's depends on the new readout and on the number of atoms
+            alignments[training.top_k] = (
+                resources.aligned_file(run).aligned
+                if own
+                else prepare(adapter, host, unscored, options, resources.reporter).aligned
+            )
+        aligned = alignments[training.top_k]
+
+        def after_step(done: int, ported_now: Callable[[], PortedModel]) -> None:
+            dev.after_step(done, lambda examples: classes(ported_now(), examples, "dev")[0])
+
         tune(
             adapter,
             host,
@@ -188,9 +223,9 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
             files=files,
             reporter=resources.reporter,
             aligned=aligned,
+            after_step=None if files is None else after_step,
         )
-        changed = adapter.with_task(output)
-        return changed.port(aligned if own else changed.align(host, max_flops=run.budget.max_flops))
+        return adapter.with_task(output).port(aligned)
 
     def classes(ported: PortedModel, examples: Examples, label: str) -> tuple[Classes, float]:
         found = ported.classes_of(
@@ -204,36 +239,44 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
     def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
         return classes(tuned(train, training, "search", None), held, "held out")[0]
 
-    search = _search(run, data, searches, attempt)
-    training = _with_rate(run, search)
+    search = _search(run, data, searches, attempt, folder)
+    training = _chosen(run, search)
     started = time.monotonic()
     files = RunFiles(folder / "tuning.uhl-run")
+    dev.keep_in(files.folder / "dev.jsonl")
     ported = tuned(data, training, "tuned", files)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started - dev.seconds
     predictions, atoms = classes(ported, _evaluation(data), "tuned")
     before = None
     if own:
-        bare = adapter.port(aligned)
+        bare = adapter.port(resources.aligned_file(run).aligned)
         before = classes(bare, _evaluation(data), "zero-shot")[0]
     (folder / "search.task.safetensors").unlink(missing_ok=True)
-    file_bytes = aligned_file.path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
+    file_bytes = adapter_path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
     costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=atoms)
     curve = tuple(curve_of_log(files.log))
     shutil.rmtree(files.folder)  # its checkpoint is no longer needed
-    return Outcome(predictions, costs, seconds, search, curve, before, aligned_file)
+    return Outcome(predictions, costs, seconds, search, curve, before, adapter, dev.points())
 
 
 def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
-    """A baseline, trained on a copy of the host after a search of its learning rate."""
+    """A baseline, trained on a copy of the host after a search if one is asked for."""
+    dev = _DevScores(run, data)
 
-    def trained(train: Examples, training: TrainingSection) -> tuple[Retrained, list[CurvePoint]]:
+    def trained(
+        train: Examples, training: TrainingSection, observed: bool = False
+    ) -> tuple[Retrained, list[CurvePoint]]:
         model = Retrained(run.method, resources.fresh_host(run.host), len(data.task.labels), training)
         accelerator = accelerator_for(resources.device, training.mixed_precision)
 
         def note(done: int, total: int, text: str) -> None:
             resources.reporter(f"training: {run.method}", done, total, text)
 
-        return model, fit(model, train, training, accelerator=accelerator, on_step=note)
+        def after_step(done: int) -> None:
+            if observed:
+                dev.after_step(done, lambda examples: predicted(model, examples, silent))
+
+        return model, fit(model, train, training, accelerator=accelerator, on_step=note, after_step=after_step)
 
     def predicted(model: Retrained, examples: Examples, reporter: Reporter) -> Classes:
         return model.predict(
@@ -246,42 +289,95 @@ def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: d
     def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
         return predicted(trained(_train(train), training)[0], held, resources.reporter)
 
-    search = _search(run, data, searches, attempt)
+    search = _search(run, data, searches, attempt, RunFolder(resources.results, run.run_id).path)
     started = time.monotonic()
-    model, curve = trained(_train(data), _with_rate(run, search))
-    seconds = time.monotonic() - started
+    model, curve = trained(_train(data), _chosen(run, search), observed=True)
+    seconds = time.monotonic() - started - dev.seconds
     predictions = predicted(model, _evaluation(data), resources.reporter)
     costs = retrained_costs(model, resources.bare_host(run.host), run.evaluation)
-    return Outcome(predictions, costs, seconds, search, tuple(curve))
+    return Outcome(predictions, costs, seconds, search, tuple(curve), dev_curve=dev.points())
+
+
+class _DevScores:
+    """Scores on the evaluation data every `eval_steps`, and the seconds that they took."""
+
+    def __init__(self, run: RunConfig, data: TaskData) -> None:
+        self.seconds = 0.0
+        self._every = run.training.eval_steps
+        self._data = data
+        self._points: dict[int, DevPoint] = {}
+        self._path: Path | None = None
+
+    def keep_in(self, path: Path) -> None:
+        """Save the scores in a file, and begin with those of an interrupted training in it."""
+        self._path = path
+        if path.exists():
+            found = [DevPoint.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            self._points = {point.step: point for point in found}
+
+    def after_step(self, done: int, classes: Callable[[Examples], Classes]) -> None:
+        """Score after this number of steps, if it is one of those."""
+        if self._every is None or done % self._every:
+            return
+        started = time.monotonic()
+        examples, task = _evaluation(self._data), self._data.task
+        predictions, references = classes(examples), references_of(examples)
+        value = score(task.metric, predictions, references, task.labels).value
+        both = both_scores(predictions, references, task.labels)
+        self._points[done] = DevPoint(step=done, score=value, f1=both.f1, accuracy=both.accuracy)
+        if self._path is not None:
+            write_text(self._path, "".join(f"{point.model_dump_json()}\n" for point in self.points()))
+        self.seconds += time.monotonic() - started
+
+    def points(self) -> tuple[DevPoint, ...]:
+        """All scores, by step."""
+        return tuple(self._points[step] for step in sorted(self._points))
 
 
 Attempt = Callable[[TaskData, Examples, TrainingSection], Classes]
 
 
-def _with_rate(run: RunConfig, search: Search | None) -> TrainingSection:
-    return run.training if search is None else run.training.model_copy(update={"learning_rate": search.rate})
+def _chosen(run: RunConfig, search: Search | None) -> TrainingSection:
+    """The run's training with what its search chose."""
+    if search is None:
+        return run.training
+    values = {} if search.best is None else search.trials[search.best].values
+    return run.training.model_copy(update={"learning_rate": search.rate, **values})
 
 
-def _search(run: RunConfig, data: TaskData, searches: dict[str, Search], attempt: Attempt) -> Search | None:
-    """The run's search: done once for all seeds, with seed 0, on held-out training examples."""
-    section = run.search
-    if not section.learning_rates:
+def _search(
+    run: RunConfig, data: TaskData, searches: dict[str, Search], attempt: Attempt, folder: Path
+) -> Search | None:
+    """The run's search: done once for all seeds, with seed 0, on held-out training examples.
+
+    :param folder: Where finished trials of optuna are saved until the search is finished.
+    """
+    section: SearchSection | OptunaSection = run.optuna or run.search
+    if isinstance(section, SearchSection) and not section.learning_rates:
         return None
+    steps = section.steps or run.training.steps
     # The warm-up keeps its share of the steps.
-    warmup = round(run.training.warmup_steps * section.steps / run.training.steps)
-    short = run.training.model_copy(update={"steps": section.steps, "warmup_steps": warmup, "seed": 0})
-    trained = short.model_dump_json(exclude={"learning_rate"})
-    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained))
+    warmup = round(run.training.warmup_steps * steps / run.training.steps)
+    changes = {"steps": steps, "warmup_steps": warmup, "seed": 0, "eval_steps": None}
+    short = run.training.model_copy(update=changes)
+    trained = short.model_dump_json(exclude={"learning_rate"} if run.optuna is None else None)
+    other = () if run.own_task else (run.pretraining_data.model_dump_json(),)
+    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained, *other))
     if key not in searches:
         held, rest = split_for_search(_train(data), section.held_out)
         references, task = references_of(held), data.task
 
-        def scored(rate: float) -> float:
-            training = short.model_copy(update={"learning_rate": rate})
+        def scored(values: Mapping[str, float]) -> float:
+            training = short.model_copy(update=dict(values))
             predictions = attempt(replace(data, train=rest), held, training)
             return score(task.metric, predictions, references, task.labels).value
 
-        searches[key] = search_rate(section, scored, len(held))
+        if isinstance(section, OptunaSection):
+            start = run.model_copy(update={"training": short})
+            files = RunFiles(folder / "search.uhl-run")
+            searches[key] = search_space(section, start, scored, len(held), files=files, identity=key)
+        else:
+            searches[key] = search_rate(section, lambda rate: scored({"learning_rate": rate}), len(held))
     return searches[key]
 
 
@@ -309,7 +405,7 @@ def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
     """
     folder = RunFolder(resources.results, run.run_id)
     metrics = folder.read()
-    percent = _wall_clock(run, resources)
+    percent = _wall_clock(run.model_copy(update={"training": _chosen(run, metrics.search)}), resources)
     costs = metrics.costs.model_copy(update={"wall_clock_percent": percent})
     metrics = metrics.model_copy(update={"costs": costs, "timed_on": resources.device_name})
     folder.write_metrics(metrics)
@@ -324,6 +420,11 @@ def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
     path = resources.adapter_path(run)
     if not path.exists():
         raise UsageError(f"{path} no longer exists.", "Make the run again with --overwrite.")
-    # A tuned adapter only differs in its gains and, for another task, in a readout of the same shape.
-    ported = ported_by(run, resources.aligned_file(run))
+    if run.own_task and run.training.top_k is None:
+        # A tuned adapter only differs in its gains.
+        ported = ported_by(run, resources.aligned_file(run))
+    else:
+        task_file = RunFolder(resources.results, run.run_id).path / "tuned.task.safetensors"
+        tuned = resources.adapter(run)[0].with_task(task_file)
+        ported = tuned.port(tuned.align(resources.bare_host(run.host), max_flops=run.budget.max_flops))
     return ported_costs(ported, ported.host, run.evaluation, file_bytes=0, atoms=None).wall_clock_percent

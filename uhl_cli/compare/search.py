@@ -1,20 +1,24 @@
-"""The search of a learning rate on held-out training examples."""
+"""Searches on held-out training examples: of a learning rate, or by optuna of a space of settings."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from uhl_cli.compare.config import SearchSection
-from uhl_cli.compare.results import Search
+from uhl_cli.commands.search import Space, refuse_no_optuna, search
+from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection
+from uhl_cli.compare.results import Search, SearchTrial
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import TrainingError
 from uhl_cli.files import write_text
+from uhl_cli.reports import Trial
+from uhl_cli.train.loop import RunFiles
 
 
 def split_for_search(examples: Examples, limit: int) -> tuple[Examples, Examples]:
@@ -65,6 +69,61 @@ def search_rate(search: SearchSection, attempt: Callable[[float], float], held_o
             break
     named = {f"{rate:g}": scores[rate] for rate in sorted(scores)}
     return Search(rate=best(), scores=named, held_out=held_out, steps=search.steps)
+
+
+# Names of `reports.Trial` that differ from those of `training`.
+_IN_TRIALS = {"lambda_F": "active_weight", "lambda_Q": "delta_weight"}
+
+
+def search_space(
+    section: OptunaSection,
+    run: RunConfig,
+    attempt: Callable[[Mapping[str, float]], float],
+    held_out: int,
+    *,
+    files: RunFiles,
+    identity: str,
+) -> Search:
+    """Try the trials of the section.  The first has the run's own values, or the nearest ones in the space.
+
+    :param attempt: Returns the score of a trial's values; a trial whose training diverges scores zero.
+    :param files: Where finished trials are saved; those that are there are not done again.
+    :param identity: Everything else that affects the result.
+    :raises UsageError: When optuna is not installed.
+    """
+    refuse_no_optuna()
+    ranges, choices = section.space()
+    training, tuning = run.training, run.tuning()
+    own = training.model_dump() | {"lambda_F": tuning.active_weight, "lambda_Q": tuning.delta_weight}
+    first: dict[str, float] = {name: min(max(own.get(name, high), low), high) for name, (low, high) in ranges.items()}
+    for name, values in choices.items():
+        wanted = own.get(name, max(values))
+        first[name] = min(values, key=lambda value: abs(value - wanted))
+
+    def values_of(trial: Trial) -> dict[str, float]:
+        return {name: getattr(trial, _IN_TRIALS.get(name, name)) for name in first}
+
+    space = Space(
+        ranges={_IN_TRIALS.get(name, name): ends for name, ends in ranges.items()},
+        choices={_IN_TRIALS.get(name, name): values for name, values in choices.items()},
+        steps=training.steps,
+        held_out=held_out,
+        identity={"search": identity},
+        score=lambda trial, _: attempt(values_of(trial)),
+        widen=False,
+    )
+    start = {"learning_rate": training.learning_rate} | first
+    trial = Trial(number=0, score=0.0, **{_IN_TRIALS.get(name, name): value for name, value in start.items()})
+    found = search(space, trial, section.n_trials, seed=training.seed, files=files, resume=True)
+    shutil.rmtree(files.folder, ignore_errors=True)
+    return Search(
+        rate=found.trials[found.best].learning_rate,
+        scores={},
+        held_out=held_out,
+        steps=training.steps,
+        trials=tuple(SearchTrial(values=values_of(each), score=each.score) for each in found.trials),
+        best=found.best,
+    )
 
 
 class KeptSearches(dict[str, Search]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from uhl_cli.compare.config import Tracker
+from uhl_cli.compare.config import Tracker, TrackingSection
 from uhl_cli.compare.results import RunMetrics
 from uhl_cli.errors import UsageError
 
@@ -21,11 +21,14 @@ def refuse_missing(tracker: Tracker) -> None:
         elif tracker == "wandb":
             import wandb  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"--report-to {tracker} needs {tracker}.", f'Run `pip install "uhl[{tracker}]"`.') from error
+        raise UsageError(
+            f"reporting to {tracker} needs {tracker}.",
+            f'Run `pip install "uhl[{tracker}]"`, or leave it out with --report-to none.',
+        ) from error
 
 
-def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
-    """Report a finished run: its learning curve, score and costs.  Files are below `results/tracking`.
+def report_run(tracking: TrackingSection, metrics: RunMetrics, results: Path) -> None:
+    """Report a finished run: its learning curve, dev scores and costs.  Files are below `results/tracking`.
 
     Weights & Biases works offline unless WANDB_MODE says otherwise.
     """
@@ -34,17 +37,20 @@ def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
     if metrics.zero_shot is not None:
         finals["dev/zero_shot"] = metrics.zero_shot.value
     costs = metrics.costs.model_dump()
+    finals |= {f"published/{name}": value for name, value in metrics.published.items()}
     finals |= {f"costs/{name}": float(value) for name, value in costs.items() if value is not None}
-    if tracker == "tensorboard":
+    if tracking.report_to == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(folder / metrics.run_id)) as writer:
             for point in metrics.curve:
                 writer.add_scalar("train/loss", point.loss, point.step)
                 writer.add_scalar("train/accuracy", point.accuracy, point.step)
+            for dev in metrics.dev_curve:
+                writer.add_scalar("dev/score_in_training", dev.score, dev.step)
             for name, value in finals.items():
                 writer.add_scalar(name, value, 0)
-    elif tracker == "wandb":
+    elif tracking.report_to == "wandb":
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,9 +58,20 @@ def report_run(tracker: Tracker, metrics: RunMetrics, results: Path) -> None:
         names = {"method": metrics.method, "host": metrics.host, "task": metrics.task, "seed": metrics.seed}
         quiet = wandb.Settings(silent=True, console="off")  # stdout is for results only
         run = wandb.init(
-            project="uhl-compare", name=metrics.run_id, dir=str(folder), mode=mode, config=names, settings=quiet
+            entity=tracking.entity,
+            project=tracking.project,
+            name=metrics.run_id,
+            dir=str(folder),
+            mode=mode,
+            config=names,
+            settings=quiet,
         )
+        rows: dict[int, dict[str, float]] = {}
         for point in metrics.curve:
-            run.log({"train/loss": point.loss, "train/accuracy": point.accuracy}, step=point.step)
+            rows[point.step] = {"train/loss": point.loss, "train/accuracy": point.accuracy}
+        for dev in metrics.dev_curve:
+            rows.setdefault(dev.step, {})["dev/score_in_training"] = dev.score
+        for step in sorted(rows):  # a step that is lower than an earlier one would be dropped
+            run.log(rows[step], step=step)
         run.summary.update(finals)
         run.finish()

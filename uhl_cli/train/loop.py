@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from transformers import get_scheduler
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
@@ -24,7 +26,7 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.running import frozen
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import encode_examples
-from uhl_cli.schema import TrainingConfig
+from uhl_cli.schema import Schedule, TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
 from uhl_cli.train.model import RANKS, Losses, TrainedModel
 from uhl_cli.train.task_adapter import TaskAdapter
@@ -97,6 +99,21 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def learning_rate_factors(schedule: Schedule | None, steps: int, warmup_fraction: float) -> Callable[[int], float]:
+    """The learning rate's factor at each step, as a share of its peak.
+
+    :param schedule: By transformers' `get_scheduler`, whose warm-up begins at zero; None: `learning_rate_factor`.
+    """
+    if schedule is None:
+        return partial(learning_rate_factor, steps=steps, warmup_fraction=warmup_fraction)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    warmup = round(steps * warmup_fraction)
+    scheduler = get_scheduler(name, unused, num_warmup_steps=warmup, num_training_steps=steps)
+    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
+    return factor
+
+
 def optimizer_for(adapter: CanonicalAdapter | TaskAdapter, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with weight decay for matrices only; updates and readout have separate learning rates."""
     groups = []
@@ -164,6 +181,7 @@ def run_steps(
     resume: bool = False,
     save_every: int = 200,
     on_step: Callable[[StepReport], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> int:
     """Optimise `trained` through `model(encoded, words, targets, seed) -> Losses`, and return the number of steps.
 
@@ -171,6 +189,7 @@ def run_steps(
     :param optimizer: Its groups have the peak learning rate as `base_lr`.
     :param targets: Targets of some rows: class ids, or a distribution over classes each [predictions, labels]; by
         default the examples' own classes.
+    :param after_step: Called with the number of finished steps after each step.
     :raises TrainingError: When the loss is no longer finite, or a checkpoint does not fit.
     """
     steps = total_steps(len(examples), config)
@@ -184,11 +203,12 @@ def run_steps(
     rank, world = accelerator.process_index, accelerator.num_processes
     window = _Window(accelerator.device)
     started = time.monotonic()
+    factors = learning_rate_factors(config.schedule, steps, config.warmup_fraction)
     batches = batches_from(examples, batch_size=config.batch_size, seed=config.seed, first_step=first, last_step=steps)
     with frozen(host.map.base):
         for step, rows in batches:
             mine = rows[rank::world] or rows[:1]  # a rank without rows repeats one, so that all ranks do the step
-            factor = learning_rate_factor(step, steps, config.warmup_fraction)
+            factor = factors(step)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             length = min(config.max_length, host.max_length)
@@ -219,6 +239,8 @@ def run_steps(
                         on_step(report)
             if files is not None and accelerator.is_main_process and (done % save_every == 0 or done == steps):
                 save_checkpoint(files.checkpoint, trained, _inner(optimizer), step=done, digest=digest)
+            if after_step:
+                after_step(done)
     accelerator.wait_for_everyone()
     return steps
 
