@@ -359,6 +359,9 @@ _TINY_TEXTS: tuple[Callable[[str, Random], str], ...] = (
 )
 
 
+_LONGEST_TEXT = 1_000_000
+
+
 def _packed_texts(name: str, record: dict[str, Any], tensors: dict[str, np.ndarray], draw: Random) -> None:
     """Other texts, with numbers and digest of the record to match."""
     part = name.partition(".")[0]
@@ -366,6 +369,8 @@ def _packed_texts(name: str, record: dict[str, Any], tensors: dict[str, np.ndarr
     try:
         text = (bz2.decompress(raw) if part == "transfer" else zlib.decompress(raw)).decode()
     except (OSError, ValueError, EOFError, zlib.error):  # an earlier mutation has damaged it
+        return
+    if len(text) > _LONGEST_TEXT:  # a bomb that an earlier mutation put there
         return
     text = draw.choice(_TINY_TEXTS)(text, draw)
     tensors[name] = squeeze(text.encode()) if part == "transfer" else compress_text(text)
