@@ -1,7 +1,8 @@
 """The folder for files that uhl can make again: `$UHL_CACHE`, else `uhl` below the user's cache folder.
 
-Each kind has a folder of its own there.  Its files are untrusted: a reader ignores one that does not fit, and makes it
-again.  A folder that cannot be written is no error.
+Each kind has a folder of its own there.  A reader ignores a file that does not fit, and makes it again.  A folder that
+cannot be written is no error.  Who can write there can change results: it must not be shared with people who are not
+trusted.
 """
 
 from __future__ import annotations

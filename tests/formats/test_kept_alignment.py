@@ -227,6 +227,10 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "no depth": lambda data: without(data, "depths."),
     "a depth is missing": lambda data: without(data, f"depths.{record_of(data)['depths'][-1]}"),
     "no depth is named": lambda data: said(data, depths=[]),
+    "a depth is named twice": lambda data: said(
+        data, depths=[*record_of(data)["depths"], record_of(data)["depths"][0]]
+    ),
+    "features are said and not there": lambda data: said(data, feature_quality=0.5, feature_depths=[0]),
     "an unknown tensor": lambda data: to_bytes(
         ALIGNMENT, json.dumps(record_of(data), sort_keys=True), load(data) | {"x": np.zeros(3, np.float32)}
     ),
@@ -249,6 +253,29 @@ def test_a_file_that_does_not_fit_is_made_again(cache, adapter, target, damage):
     assert not again.cached
     assert_same(made.alignment, again.alignment)
     assert path.read_bytes() == good
+    assert aligned(adapter, target).cached
+
+
+@pytest.mark.parametrize("fields", [{"feature_depths": []}, {"feature_depths": [], "feature_quality": None}])
+def test_features_that_are_there_and_not_said_are_made_again(cache, target, fields):
+    featured = tiny_universal(target, featured=True)
+    aligned(featured, target)
+    (path,) = cache.iterdir()
+    path.write_bytes(said(path.read_bytes(), **fields))
+    assert not aligned(featured, target).cached
+    assert aligned(featured, target).cached
+
+
+def test_a_link_in_the_cache_is_not_followed(cache, adapter, target, tmp_path):
+    aligned(adapter, target)
+    (path,) = cache.iterdir()
+    path.unlink()
+    other = tmp_path / "other"
+    other.write_text("precious")
+    path.symlink_to(other)
+    aligned(adapter, target)
+    assert other.read_text() == "precious"
+    assert not path.is_symlink()
     assert aligned(adapter, target).cached
 
 

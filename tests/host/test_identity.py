@@ -108,3 +108,25 @@ def test_what_cannot_be_seen_has_no_digest():
 
     for change in (own, hook, replaced):
         assert host_digest(changed(change)) is None
+
+
+def test_which_layer_another_one_shares_counts():
+    def shares(index: int) -> Host:
+        def share(model: nn.Module) -> None:
+            model.encoder.layer[2] = model.encoder.layer[index]  # type: ignore[union-attr, operator, index]
+
+        return changed(share)
+
+    digests = {host_digest(host) for host in (shares(0), shares(1), plain())}
+    assert len(digests) == 3
+    assert host_digest(shares(0)) in digests
+
+
+def test_a_hook_on_all_modules_leaves_no_digest():
+    host = plain()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        assert host_digest(host) is None
+    finally:
+        handle.remove()
+    assert host_digest(host) is not None

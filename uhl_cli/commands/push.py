@@ -8,7 +8,7 @@ from uhl_cli.commands.options import PushOptions
 from uhl_cli.errors import UsageError
 from uhl_cli.formats.adapter_card import CARD, adapter_card
 from uhl_cli.formats.sharing import SharedFile
-from uhl_cli.hub.reference import is_inside, is_repo
+from uhl_cli.hub.reference import is_repo, is_revision
 from uhl_cli.hub.upload import upload
 from uhl_cli.reports import PushReport
 
@@ -29,7 +29,7 @@ def run_push(options: PushOptions, consent: Consent) -> PushReport:
     """
     if not is_repo(options.repo):
         raise UsageError(f"'{options.repo}' is no id of a repository.", "Pass one as user/name.")
-    if options.revision is not None and not is_inside(options.revision):
+    if options.revision is not None and not is_revision(options.revision):
         raise UsageError(f"'{options.revision}' is no name of a branch.", "Pass another --revision.")
     if not options.card:
         why = "no card is uploaded"

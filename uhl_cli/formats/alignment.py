@@ -136,6 +136,8 @@ def save_alignment(
             feature_quality=None if features is None else features.quality,
             new_words=alignment.new_words,
         )
+        if path.is_symlink():  # a write would follow it
+            path.unlink()
         write(path, ALIGNMENT, record, tensors)
         remove_least_used(path.parent, _ENDING, most_files=_MOST_FILES, most_bytes=_MOST_BYTES)
 
@@ -199,6 +201,7 @@ def _alignment(record: AlignmentRecord, stored: Mapping[str, Stored], config: Ad
         tensors[name] = entry.torch().clone()  # in memory aligned as torch's own is, for the same rounding
         if not bool(torch.isfinite(tensors[name]).all()):
             raise FormatError(f"{name} has values that are no numbers")
+    _refuse_other_depths(record, tensors)
     if len(record.quality) != depth + 1 or len(record.knot_quality) not in (0, len(config.knots)):
         raise FormatError("the qualities are those of another host")
     layers = []
@@ -224,6 +227,17 @@ def _alignment(record: AlignmentRecord, stored: Mapping[str, Stored], config: Ad
         features,
         record.new_words,
     )
+
+
+def _refuse_other_depths(record: AlignmentRecord, tensors: Mapping[str, Tensor]) -> None:
+    """:raises FormatError: The record names other maps than there are."""
+    named = [f"depths.{depth}" for depth in record.depths]
+    named += [f"features.depths.{depth}" for depth in record.feature_depths]
+    found = [name for name in tensors if _DEPTH.fullmatch(name)]
+    featured = record.feature_quality is not None
+    has = any(name.startswith("features.") for name in tensors)
+    if sorted(named) != sorted(found) or not featured == has == bool(record.feature_depths):
+        raise FormatError("the record names other maps")
 
 
 def _shapes(name: str, config: AdapterConfig, host: Host) -> tuple[tuple[int, ...], ...]:

@@ -28,23 +28,23 @@ def host_digest(host: Host) -> str | None:
     all modules, the tokenizer, the kind of device, the number of threads, and the releases of uhl, torch, transformers
     and tokenizers.  `Host.fingerprint` names a host, but covers three tensors alone and no tokenizer.
 
-    None for modules of other packages, such as a checkpoint's own code, modules with hooks or a replaced `forward`,
-    quantised weights, and a host without weights.  What it cannot see is code of torch or transformers that was
-    replaced in this process.
+    None for modules of other packages, such as a checkpoint's own code, modules with hooks (or hooks on all modules) or
+    a replaced `forward`, quantised weights, and a host without weights.  What it cannot see is code of torch or
+    transformers that was replaced in this process.
     """
     base, tokenizer = host.map.base, host.tokenizer
-    if tokenizer is None or not all(map(_known, base.modules())) or not _from_packages(tokenizer):
+    if tokenizer is None or _hooks_of_all() or not all(map(_known, base.modules())) or not _from_packages(tokenizer):
         return None
-    tensors = [
-        (name, value.detach()) for named in (base.named_parameters(), base.named_buffers()) for name, value in named
-    ]
+    # With duplicates, so that it counts which module or weight another one shares.
+    every = (base.named_parameters(remove_duplicate=False), base.named_buffers(remove_duplicate=False))
+    tensors = [(name, value.detach()) for named in every for name, value in named]
     if not all(type(value.data) is Tensor and not value.is_meta for _, value in tensors):
         return None
     config: Any = base.config
     given = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
     modules = [
         (name, type(module).__module__, type(module).__qualname__, _plain(module))
-        for name, module in base.named_modules()
+        for name, module in base.named_modules(remove_duplicate=False)
     ]
     parts = [given, str(getattr(config, "_attn_implementation", "")), modules, _tokenizer(host), _running(host.device)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
@@ -60,17 +60,24 @@ def _known(module: nn.Module) -> bool:
     return _from_packages(module) and not any(hooks) and "forward" not in vars(module)
 
 
+def _hooks_of_all() -> bool:
+    """Whether there are hooks on the calls of every module."""
+    names = ("_global_forward_hooks", "_global_forward_pre_hooks")
+    return any(getattr(nn.modules.module, name, None) for name in names)
+
+
 def _from_packages(thing: object) -> bool:
     return type(thing).__module__.partition(".")[0] in _PACKAGES
 
 
 def _plain(module: nn.Module) -> dict[str, object]:
-    """The module's attributes that are numbers or words."""
-    return {
+    """The module's attributes that are numbers or words, and the attention that a configuration of its own names."""
+    found: dict[str, object] = {
         name: value
         for name, value in vars(module).items()
         if isinstance(value, bool | int | float | str) and name != "training"
     }
+    return found | {"config": str(getattr(vars(module).get("config"), "_attn_implementation", ""))}
 
 
 def _tokenizer(host: Host) -> list[object]:

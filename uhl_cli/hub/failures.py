@@ -27,6 +27,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
+    get_token,
 )
 
 from uhl_cli.errors import HubError, UhlError, UhlWarning, first_line
@@ -135,7 +136,9 @@ def _explained(request: Request, error: BaseException) -> UhlError | None:
         )
     status = next((_status(link) for link in links if _status(link)), 0)
     if status == 401:
-        return kind(f"The hub refuses the token for {where}.", f"Check HF_TOKEN, or {_LOG_IN} to a valid token.")
+        if get_token() is None:
+            return kind(f"The hub asks for a token for {where}.", f"{_LOG_IN[0].upper()}{_LOG_IN[1:]}.")
+        return kind(f"The hub refuses the token for {where}.", "Check HF_TOKEN, or run `hf auth login` again.")
     if status == 403:
         right = "write to it" if request.upload else "read it"
         return kind(f"The hub refuses access to {where}.", f"Use a token whose owner may {right}: {_LOG_IN}.")
@@ -143,6 +146,8 @@ def _explained(request: Request, error: BaseException) -> UhlError | None:
         wait = next((found for link in links if (found := _retry_after(link))), "")
         after = f"in {wait} seconds" if wait else "in some minutes"
         return kind(f"The hub limits the number of requests, so {where} is out of reach.", f"Run again {after}.")
+    if request.upload and status == 413:
+        return kind(f"The hub takes no upload of this size to {where}.", "Use a smaller file (see `--max-bytes`).")
     if request.upload and status in (409, 412):
         return kind(f"{where} changed during the upload, so nothing was committed.", "Run again.")
     if status >= 500:

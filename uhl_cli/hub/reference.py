@@ -40,7 +40,7 @@ class Reference:
         repo, revision, file = found.groups()
         if not is_repo(repo):
             return None
-        if revision is not None and (not is_inside(revision) or re.search(r"\s", revision)):
+        if revision is not None and not is_revision(revision):
             raise UsageError(f"'{revision}' is no name of a revision.", "Pass a branch, tag or commit after the @.")
         if file is not None and not is_inside(file):
             raise UsageError(f"'{file}' is no name of a file in a repository.", "Pass a relative path after the colon.")
@@ -124,6 +124,11 @@ def is_repo(text: str) -> bool:
     except HFValidationError:
         return False
     return text.count("/") == 1
+
+
+def is_revision(text: str) -> bool:
+    """Whether `text` can be the name of a branch, a tag or a commit."""
+    return is_inside(text) and not re.search(r"\s", text)
 
 
 def is_inside(name: str) -> bool:

@@ -43,7 +43,7 @@ class ListOptions(Options):
         None,
         max_length=4000,
         description="hub id, local folder or builtin:NAME of a model: say of each file whether it has been aligned to "
-        "this model, so that porting it starts at once",
+        "a model of this name; porting it again starts at once if nothing has changed since",
     )
 
 
