@@ -182,9 +182,11 @@ def test_each_failure_is_one_line_and_leaves_no_file(hub, uhl_many, file):
 
 
 def test_without_a_valid_token_nothing_goes_up(hub, uhl, file):
-    for token in ("", f"{TOKEN}x"):
-        said = refused(pushed(uhl, file, "user/repo", "--yes", token=token))
-        assert "The hub refuses the token for 'user/repo'. Check HF_TOKEN, or run `hf auth login`" in said
+    for token, words in (
+        ("", "The hub asks for a token for 'user/repo'. Run `hf auth login` or set HF_TOKEN."),
+        (f"{TOKEN}x", "The hub refuses the token for 'user/repo'. Check HF_TOKEN, or run `hf auth login` again."),
+    ):
+        assert words in refused(pushed(uhl, file, "user/repo", "--yes", token=token))
     assert hub.repos == {}
 
 
