@@ -57,7 +57,7 @@ def place(tmp_path_factory) -> Path:
 def run(place: Path, command: list[str], script: str) -> str:
     """What a script prints, with README's names at hand; it must succeed."""
     kept = without_the_hubs_settings()
-    kept |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    kept |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "UHL_CACHE": str(place / "cache")}
     kept["PATH"] = f"{place / 'bin'}{os.pathsep}{kept['PATH']}"
     done = subprocess.run(command, cwd=place, env=kept, input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
