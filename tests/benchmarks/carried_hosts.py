@@ -1,4 +1,4 @@
-"""Zero-shot scores on hosts without a row: a builtin host's weights carried into other architectures.
+"""Zero-shot scores on other architectures: a builtin host's weights carried into other architectures.
 
     python tests/benchmarks/carried_hosts.py --text SHARED/data/text/wiki.txt.gz --teacher SHARED/hosts/minilm-l3 \
         --work FOLDER --output tests/benchmarks/results/carried_hosts.json

@@ -331,7 +331,7 @@ def test_a_shell_script_keeps_the_files_within_budget(place, here):
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_a_type_without_a_row_is_counted_by_its_configuration(place, tmp_path):
+def test_a_fused_type_is_counted_by_its_configuration(place, tmp_path):
     """Eight billion parameters, of which none is made."""
     width, inner, layers, keys = 4096, 12288, 36, 1024
     sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "head_dim": 128}

@@ -38,7 +38,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory) -> Path:
-    """A folder of tiny hosts of types without a row, one folder a type."""
+    """A folder of tiny hosts of several types, one folder a type."""
     folder = tmp_path_factory.mktemp("kinds")
     for model_type, settings in KINDS.items():
         torch.manual_seed(0)

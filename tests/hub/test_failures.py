@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -86,3 +87,11 @@ def test_the_library_is_silent_but_for_waits():
         assert heard == ["heard again"]
     finally:
         library.removeHandler(handler)
+
+
+def test_an_upload_that_is_too_large_is_no_matter_of_the_network():
+    refused = OSError("413")
+    refused.response = SimpleNamespace(status_code=413, headers={})  # type: ignore[attr-defined]
+    for upload, words in ((True, "takes no upload of this size to 'user/repo'"), (False, "could not be fetched")):
+        with pytest.raises(HubError, match=words), hub_errors(Request("user/repo", upload=upload)):
+            raise refused

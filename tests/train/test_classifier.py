@@ -235,7 +235,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path):
         loaded.logits_of(EXAMPLES)
 
 
-def test_a_teacher_of_a_type_without_a_row_is_loaded(tmp_path):
+def test_a_teacher_of_another_type_is_loaded(tmp_path):
     """It need not be the host: `--host` names another then."""
     from transformers import AlbertConfig, AlbertForSequenceClassification
 

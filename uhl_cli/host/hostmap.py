@@ -28,7 +28,8 @@ GROUPS = (("q", "k", "v", "o"), ("up", "down", "gate"))
 """Modules that are found, proved and kept together."""
 
 
-_HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
+MAP_HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
+"""What to do about a model whose map is not found or not proved."""
 
 
 def group_of(kind: str) -> tuple[str, ...]:
@@ -199,4 +200,4 @@ def read_layer_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
             if value.dim() == 3:
                 return value
             break
-    raise HostMapError("A layer was called without a [batch, tokens, hidden_size] stream.", _HINT)
+    raise HostMapError("A layer was called without a [batch, tokens, hidden_size] stream.", MAP_HINT)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uhl_cli.errors import HostMapError
-from uhl_cli.host.hostmap import dense, group_of
+from uhl_cli.host.hostmap import MAP_HINT, dense, group_of
 from uhl_cli.host.trace import (
     SHARE_OF_SHIFT,
     Alone,
@@ -42,14 +42,12 @@ _MOSTLY = 0.9
 Roles = dict[str, list[tuple[Key, tuple[int, ...]]]]
 """Role in attention -> calls, with the output features that play it."""
 
-_HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
-
 
 class NotFound(HostMapError):
     """Something that a host must have was not found; the message says what, and where."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, _HINT)
+        super().__init__(message, MAP_HINT)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from uhl_cli.errors import HostMapError
 from uhl_cli.host.discover import discover
-from uhl_cli.host.hostmap import GROUPS, WRITER_TYPES, HostLayer, HostMap, TargetModule, not_finite_hint
+from uhl_cli.host.hostmap import GROUPS, MAP_HINT, WRITER_TYPES, HostLayer, HostMap, TargetModule, not_finite_hint
 from uhl_cli.host.inner import base_of
 from uhl_cli.host.map_cache import load_map, save_map
 from uhl_cli.host.running import evaluating
@@ -53,7 +53,6 @@ from uhl_cli.host.untrusted import FOREIGN
 
 _TOKENS = 5
 _MIDDLE = 2
-_HINT = "Open an issue that names the model type; `uhl hosts` prints what was found."
 # One text for each fact that needs a pass of its own.
 _TEXTS = ("q", "k", "v", "2v", "up", "2up", "gate", "o", "down", "o+", "down+", "2o", "2down")
 # Up to the rounding of half precision and tensor cores.
@@ -143,7 +142,7 @@ def _prove_group(edited: _Edited, layer: HostLayer, group: tuple[str, ...]) -> f
         _prove_norm(edited.runner, layer)
     for linear in linears:
         if not edited.changes_result(linear.type):
-            raise HostMapError(f"Editing '{linear.name}' ({linear.type}) does not change the result.", _HINT)
+            raise HostMapError(f"Editing '{linear.name}' ({linear.type}) does not change the result.", MAP_HINT)
     if "q" in group:
         _prove_attention(edited, layer)
         return _arrival(edited, layer, "o")
@@ -174,7 +173,7 @@ class _Runner:
         """
         rows = rows_of(value, self.texts, _TOKENS)
         if rows is None:
-            raise HostMapError(f"A module works on {tuple(value.shape)}, not on every token of every text.", _HINT)
+            raise HostMapError(f"A module works on {tuple(value.shape)}, not on every token of every text.", MAP_HINT)
         return rows.float()
 
     def call(self, linear: TargetModule) -> Call:
@@ -184,7 +183,7 @@ class _Runner:
         """
         runs = sum(1 for key in self.calls if key[0] is linear.module)
         if runs != linear.calls:
-            raise HostMapError(f"'{linear.name}' runs {runs} times in a pass, not {linear.calls}.", _HINT)
+            raise HostMapError(f"'{linear.name}' runs {runs} times in a pass, not {linear.calls}.", MAP_HINT)
         return self.calls[linear.module, linear.call]
 
     def noise(self, like: Tensor, *shape: int) -> Tensor:
@@ -282,7 +281,7 @@ class _Runner:
         module = linear.written[1]
         runs = [key for key in self.calls if key[0] is module]
         if len(runs) != linear.calls:
-            raise HostMapError(f"'{linear.written[0]}' does not run once for each call of '{linear.name}'.", _HINT)
+            raise HostMapError(f"'{linear.written[0]}' does not run once for each call of '{linear.name}'.", MAP_HINT)
         return runs[linear.call]
 
     def _on_texts(self, edits: list[tuple[int, Edit]]) -> Edit:
@@ -327,14 +326,14 @@ def _prove_streams(host_map: HostMap, runner: _Runner) -> None:
         runs = sum(1 for key in runner.calls if key[0] is layer.module)
         if runs != layer.calls:
             number = "all of its layers" if runs < layer.calls else "each layer once"
-            raise HostMapError(f"The model does not run {number}: '{layer.name}' runs {runs} times.", _HINT)
+            raise HostMapError(f"The model does not run {number}: '{layer.name}' runs {runs} times.", MAP_HINT)
         shape = tuple(runner.calls[layer.module, layer.call].input.shape)
         if shape != (runner.texts, _TOKENS, host_map.hidden_size):
-            raise HostMapError(f"Layer {layer.index} gets {shape}, not a stream of {host_map.hidden_size}.", _HINT)
+            raise HostMapError(f"Layer {layer.index} gets {shape}, not a stream of {host_map.hidden_size}.", MAP_HINT)
     calls = [runner.calls[layer.module, layer.call] for layer in host_map.layers]
     for layer, (call, following) in zip(host_map.layers, itertools.pairwise(calls), strict=False):
         if not torch.equal(call.output, following.input):
-            raise HostMapError(f"Layer {layer.index} does not hand its stream on to the next.", _HINT)
+            raise HostMapError(f"Layer {layer.index} does not hand its stream on to the next.", MAP_HINT)
 
 
 def _prove_direction(host_map: HostMap, runner: _Runner) -> None:
@@ -345,14 +344,14 @@ def _prove_direction(host_map: HostMap, runner: _Runner) -> None:
     causal = bool(change.norm() <= 1e-4 * runner.final.float().norm())
     if causal != host_map.decoder:
         found = "do not depend" if causal else "depend"
-        raise HostMapError(f"The host's states {found} on later tokens, unlike what the map says.", _HINT)
+        raise HostMapError(f"The host's states {found} on later tokens, unlike what the map says.", MAP_HINT)
 
 
 def _prove_weight(runner: _Runner, linear: TargetModule) -> None:
     call, bias = runner.call(linear), linear.bias()
     expected = runner.rows(call.input) @ linear.weight().float().T + (0.0 if bias is None else bias.float())
     if not near(runner.rows(call.output)[..., linear.columns], expected, _ROUNDING):
-        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something other than its weight.", _HINT)
+        raise HostMapError(f"'{linear.name}' ({linear.type}) computes something other than its weight.", MAP_HINT)
 
 
 def _is_linear(runner: _Runner, linear: TargetModule) -> bool:
@@ -371,7 +370,7 @@ def _prove_norm(runner: _Runner, layer: HostLayer) -> None:
     same = torch.equal(runner.rows(runner.call(query).input), stream)
     if same != (query.space == "stream"):
         found = "the stream itself" if same else "something other than the stream"
-        raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike what the map says.", _HINT)
+        raise HostMapError(f"Attention of layer {layer.index} reads {found}, unlike what the map says.", MAP_HINT)
 
 
 def _prove_attention(edited: _Edited, layer: HostLayer) -> None:
@@ -393,7 +392,7 @@ def _prove_attention(edited: _Edited, layer: HostLayer) -> None:
     whole = same and bool((value[0].norm() - arrived).abs() <= small + _ROUNDING * arrived)
     partly = near(twice, 2 * value, _ROUNDING)
     if not (own_token_only and other_tokens_too and (whole or partly)):
-        raise HostMapError(f"q, k and v of layer {layer.index} do not act as such.", _HINT)
+        raise HostMapError(f"q, k and v of layer {layer.index} do not act as such.", MAP_HINT)
 
 
 def _prove_feed_forward(edited: _Edited, layer: HostLayer) -> None:
@@ -408,7 +407,7 @@ def _prove_feed_forward(edited: _Edited, layer: HostLayer) -> None:
     doubled, _ = edited.change("2up", lambda call: call.input, read)
     straight = near(doubled, before, _ROUNDING) or near(doubled + before, before, _ROUNDING)
     if not own_token_only or ("gate" in layer.target_modules and not straight):
-        raise HostMapError(f"gate and up of layer {layer.index} do not act as such.", _HINT)
+        raise HostMapError(f"gate and up of layer {layer.index} do not act as such.", MAP_HINT)
 
 
 def _arrival(edited: _Edited, layer: HostLayer, kind: str) -> float:
@@ -427,5 +426,5 @@ def _arrival(edited: _Edited, layer: HostLayer, kind: str) -> float:
     scaled, _ = edited.change(f"2{kind}", lambda call: call.output, end)
     together = linear.written is None and bool(scaled.norm() > SHARE_OF_SHIFT * change.norm())
     if not together:
-        raise HostMapError(f"What '{linear.name}' ({kind}) writes does not arrive in the stream as added.", _HINT)
+        raise HostMapError(f"What '{linear.name}' ({kind}) writes does not arrive in the stream as added.", MAP_HINT)
     return 1.0
