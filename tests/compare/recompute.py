@@ -17,7 +17,7 @@ from seqeval.metrics import f1_score
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as class_f1
 
-PROPOSED = ("uhl-zero-shot", "uhl-tuned")
+PROPOSED = ("uhl-zero-shot", "uhl-tuned", "uhl-tuned-new-task")
 BASELINES = ("sat-lora", "lora", "full")
 
 
@@ -135,7 +135,7 @@ def differences(results: Path) -> list[str]:
             top = max(range(len(search["trials"])), key=lambda index: (search["trials"][index]["score"], -index))
             check(f"{name} best trial", search["best"], top)
         last = [point for point in run.get("dev_curve", []) if point["step"] == run["config"]["training"]["steps"]]
-        if last and run["method"] == "uhl-tuned":  # others are rounded after their last step
+        if last and run["method"].startswith("uhl-tuned"):  # others are rounded after their last step
             check(f"{name} last dev score", last[0]["score"], score_of(run))
     said = json.loads((results / "comparison" / "aggregated_metrics.json").read_text())
     if set(said) != {"primary_metric", "metrics", "best_proposed", "best_baseline", "gap"}:

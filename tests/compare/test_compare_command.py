@@ -283,7 +283,7 @@ def whole(tmp_path_factory, data):
     training = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "max_length": 32, "schedule": "linear", "eval_steps": 2}
     rates = {"learning_rate": {"low": 0.001, "high": 0.1}}
     spaces = {
-        "uhl-tuned": rates | {"top_k": [1, 2], "lambda_F": [0.01, 0.1]},
+        "uhl-tuned-new-task": rates | {"top_k": [1, 2], "lambda_F": [0.01, 0.1]},
         "lora": rates | {"rank": {"low": 2, "high": 4}},
     }
     grid = {
@@ -305,7 +305,7 @@ def whole(tmp_path_factory, data):
     return arguments, folder / "results", grid
 
 
-TUNED, LORA = "uhl-tuned--small--conll2003--s0--from-sst2", "lora--small--conll2003--s0"
+TUNED, LORA = "uhl-tuned-new-task--small--conll2003--s0--from-sst2", "lora--small--conll2003--s0"
 
 
 @pytest.mark.integration

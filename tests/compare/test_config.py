@@ -69,7 +69,12 @@ def test_one_run(tmp_path):
             {"method": "uhl-zero-shot", "adapter": {"source": {"name": "s"}, "task": "sst2"}},
             "one: uhl-zero-shot is not defined on reviews for an adapter that is pretrained on sst2",
         ),
-        ({"method": "head-only", "adapter": {"source": {"name": "s"}, "task": "sst2"}}, "use uhl-tuned"),
+        ({"method": "head-only", "adapter": {"source": {"name": "s"}, "task": "sst2"}}, "use uhl-tuned-new-task"),
+        (
+            {"method": "uhl-tuned", "adapter": {"source": {"name": "s"}, "task": "conll2003"}},
+            "is tuned by uhl-tuned-new-task",
+        ),
+        ({"method": "uhl-tuned-new-task", "adapter": {"source": {"name": "s"}}}, "is tuned by uhl-tuned"),
         ({"optuna": {"search_space": {}}}, "optuna.search_space"),
         ({"optuna": {"search_space": {"rank": {"low": 8, "high": 4}}}}, "low must be below high"),
         ({"optuna": {"search_space": {"rank": [4.5]}}}, "optuna.search_space.rank"),
@@ -126,6 +131,11 @@ def test_two_different_runs_of_one_name_are_refused(tmp_path):
         load_configs([first, str(other)])
 
 
+# In the order of the table of methods.
+WHOLE_SETS = ("uhl-zero-shot", "uhl-tuned", "sat-lora", "lora", "full")
+WHOLE_SETS += ("majority-class", "random-update", "head-only", "size-only")
+
+
 def test_shipped_sets_hold_every_method_host_and_data_set():
     single = ["comparative-1-iter1-CoNLL-2003", "proposed-iter1-CoNLL-2003"]
     assert set(shipped_sets()) == {"builtin", "local", "protocol", "published", *single}
@@ -141,7 +151,7 @@ def test_shipped_sets_hold_every_method_host_and_data_set():
     for name, expected in hosts.items():
         found = {(run.method, run.host.name, run.dataset.task, run.seed) for run in load_configs([name])}
         data = [("sst2", 0), ("sst2", 1), ("sst2", 2), ("conll2003", 0), ("boolq", 0), ("amazon", 0)]
-        assert found == {(method, host, *part) for method, host, part in product(METHODS, expected, data)}
+        assert found == {(method, host, *part) for method, host, part in product(WHOLE_SETS, expected, data)}
 
 
 def test_a_trial_of_a_whole_set_makes_every_method_once_a_host_and_data_set(tmp_path):
@@ -150,7 +160,7 @@ def test_a_trial_of_a_whole_set_makes_every_method_once_a_host_and_data_set(tmp_
     places = {(run.host.name, run.dataset.task) for run in runs}
     assert len(places) == 2 * 4 * 4 + 3
     assert [(run.method, *place) for place in places for run in runs if (run.host.name, run.dataset.task) == place] == [
-        (method, *place) for place in places for method in METHODS
+        (method, *place) for place in places for method in WHOLE_SETS
     ]
     assert len({run.run_id for run in runs}) == len(runs)
     # One adapter a source and data set, whatever the number of targets and methods.
@@ -198,8 +208,9 @@ def test_digest_knows_all_but_the_name_and_where_it_is_reported(tmp_path):
 
 
 def tuned_from(task, own="boolq", **adapter):
+    method = "uhl-tuned" if task in (None, own) else "uhl-tuned-new-task"
     return RunConfig.model_validate(
-        {"run_id": "x", "method": "uhl-tuned", "host": {"name": "h"}, "dataset": {"task": own}}
+        {"run_id": "x", "method": method, "host": {"name": "h"}, "dataset": {"task": own}}
         | {"adapter": {"source": {"name": "s"}, **adapter} | ({} if task is None else {"task": task})}
     )
 
@@ -219,11 +230,10 @@ def test_another_task_of_pretraining_is_another_run_and_another_file(tmp_path):
 
 
 def test_a_grid_names_another_task_of_pretraining(tmp_path):
-    grid = {"hosts": ["h"], "datasets": {"sst2": {}, "boolq": {}}, "methods": {"uhl-tuned": {}, "lora": {}}}
+    grid = {"hosts": ["h"], "datasets": {"boolq": {}}, "methods": {"uhl-tuned-new-task": {}, "lora": {}}}
     grid["defaults"] = {"adapter": {"source": {"name": "s"}, "task": "sst2"}}
     names = {run.run_id for run in load_configs([write(tmp_path, {"grid": grid})])}
-    tuned = {"uhl-tuned--h--sst2--s0", "uhl-tuned--h--boolq--s0--from-sst2"}
-    assert names == tuned | {"lora--h--sst2--s0", "lora--h--boolq--s0"}
+    assert names == {"uhl-tuned-new-task--h--boolq--s0--from-sst2", "lora--h--boolq--s0"}
 
 
 def test_names_have_no_dots_and_different_names_stay_different(tmp_path):

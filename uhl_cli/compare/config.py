@@ -147,7 +147,8 @@ class DatasetSection(_WithLater, DataOptions):
 class TrainingSection(_WithLater):
     """How a method is trained on the target.
 
-    `rank`, `alpha` and `atoms` only apply to LoRA and SAT-LoRA, `lambda_F`, `lambda_Q` and `top_k` to `uhl-tuned`.
+    `rank`, `alpha` and `atoms` only apply to LoRA and SAT-LoRA, `lambda_F`, `lambda_Q` and `top_k` to `uhl-tuned`
+    and `uhl-tuned-new-task`.
     """
 
     steps: int = Field(500, ge=1)
@@ -287,7 +288,19 @@ class RunConfig(_WithLater):
             assert self.adapter is not None  # otherwise the task is its own
             raise ValueError(
                 f"{self.run_id}: {self.method} is not defined on {self.dataset.task} for an adapter that is pretrained "
-                f"on {self.adapter.task}, which has no readout for it: use uhl-tuned, or an adapter section of its own"
+                f"on {self.adapter.task}, which has no readout for it: use uhl-tuned-new-task, or an adapter of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_on_the_right_task(self) -> RunConfig:
+        """Tuning for the adapter's own task and for a new one, with a new readout, are two methods in tables."""
+        wanted = {"uhl-tuned": True, "uhl-tuned-new-task": False}.get(self.method, self.own_task)
+        if wanted != self.own_task:
+            right = "uhl-tuned" if self.own_task else "uhl-tuned-new-task"
+            raise ValueError(
+                f"{self.run_id}: on {self.dataset.task}, an adapter that is pretrained on {self.pretraining_data.task} "
+                f"is tuned by {right}"
             )
         return self
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from uhl_cli.compare.aggregate import Comparison, GroupSummary
-from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.methods import METHODS, Role
 from uhl_cli.compare.results import Predicted, RunMetrics
 from uhl_cli.errors import UsageError
 from uhl_cli.files import atomic_path
@@ -20,10 +21,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours for colour-blind readers (Okabe and Ito), one per method.
-_PALETTE = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#cc79a7", "#999999", "#777777", "#bbbbbb", "#555555")
-COLOURS = dict(zip(METHODS, _PALETTE, strict=True))
-_MARKERS = dict(zip(METHODS, "oDs^vPX<>", strict=True))
+# Colours for colour-blind readers (Okabe and Ito), by a method's role; further methods begin again.
+_PALETTES: dict[Role, tuple[str, ...]] = {
+    "proposed": ("#0072b2", "#56b4e9", "#009e73", "#004d7a", "#7fd1b9", "#0a7d5a"),
+    "baseline": ("#d55e00", "#e69f00", "#cc79a7", "#f0e442", "#8c3d00"),
+    "control": ("#999999", "#777777", "#bbbbbb", "#555555"),
+}
+_MARKS = "oDs^vPX<>dph*8H"
+
+
+def _looks() -> tuple[dict[str, str], dict[str, str]]:
+    """Colour and marker of each method."""
+    colours: dict[str, str] = {}
+    for role, palette in _PALETTES.items():
+        mine = [name for name, method in METHODS.items() if method.role == role]
+        colours |= dict(zip(mine, cycle(palette), strict=False))
+    return colours, dict(zip(METHODS, cycle(_MARKS), strict=False))
+
+
+COLOURS, _MARKERS = _looks()
 _MOST_CLASSES_WITH_NUMBERS = 12
 
 

@@ -39,9 +39,11 @@ class Method:
         return ("learning_rate", "batch_size", *self.settings) if self.trained else ()
 
 
+_TUNED = ("lambda_F", "lambda_Q", "top_k")
 _ROWS = (
     Method("uhl-zero-shot", "uhl, zero-shot", "proposed", "ported"),
-    Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned", ("lambda_F", "lambda_Q", "top_k")),
+    Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned", _TUNED),
+    Method("uhl-tuned-new-task", "uhl, another task's file tuned", "proposed", "tuned", _TUNED),
     Method("sat-lora", "SAT-LoRA", "baseline", "retrained", ("rank",)),
     Method("lora", "LoRA r8", "baseline", "retrained", ("rank",)),
     Method("full", "full fine-tuning", "baseline", "retrained"),

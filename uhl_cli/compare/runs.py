@@ -172,7 +172,7 @@ def _own_task(run: RunConfig, aligned_file: AlignedFile, data: TaskData) -> Alig
     if (own.kind, own.labels) != (data.task.kind, data.task.labels):
         raise UsageError(
             f"run {run.run_id}: the adapter of {own.name} does not know the labels of {data.task.name}.",
-            "Give an adapter of that task, or use uhl-tuned.",
+            "Give an adapter of that task, or use uhl-tuned-new-task.",
         )
     return aligned_file
 
