@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours for colour-blind readers (Okabe and Ito), one per method.
-_PALETTE = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#cc79a7", "#999999", "#777777", "#bbbbbb", "#555555")
-COLOURS = dict(zip(METHODS, _PALETTE, strict=True))
-_MARKERS = dict(zip(METHODS, "oDs^vPX<>", strict=True))
+# Colours for colour-blind readers (Okabe and Ito, and shades of them), one per method; proposed: blue and green.
+_PROPOSED = ("#0072b2", "#56b4e9", "#009e73", "#66c2a5", "#44517d")
+_BASELINES = ("#882255", "#ddaa88", "#d55e00", "#e69f00", "#cc79a7")
+_CONTROLS = ("#999999", "#777777", "#bbbbbb", "#555555")
+COLOURS = dict(zip(METHODS, (*_PROPOSED, *_BASELINES, *_CONTROLS), strict=True))
+_MARKERS = dict(zip(METHODS, "oD*hpHds^vPX<>", strict=True))
 _MOST_CLASSES_WITH_NUMBERS = 12
 
 

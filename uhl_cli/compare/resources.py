@@ -141,7 +141,8 @@ class Resources:
             return section.file
         assert section.source is not None
         task = _slug(run.pretraining_data.task)
-        name = f"{_slug(section.source.name)}--{task}--s{run.seed}--{_key(run)}.safetensors"
+        seed = run.seed if section.seed is None else section.seed
+        name = f"{_slug(section.source.name)}--{task}--s{seed}--{_key(run)}.safetensors"
         return self.results / "adapters" / name
 
     def _adapter_file(self, run: RunConfig) -> Path:
@@ -151,7 +152,7 @@ class Resources:
         if section.file is not None or output.exists():
             return output
         assert section.source is not None
-        training = section.pretraining.model_copy(update={"seed": run.seed})
+        training = section.pretraining.model_copy(update={"seed": run.seed if section.seed is None else section.seed})
         options = PretrainOptions(
             host=self.host_options(section.source),
             data=self.data_options(run.pretraining_data),
@@ -177,6 +178,6 @@ def _slug(name: str) -> str:
 def _key(run: RunConfig) -> str:
     """An eight-digit hash of everything that affects an adapter's content."""
     assert run.adapter is not None
-    how = run.adapter.model_dump_json(exclude={"task", "dataset"})
+    how = run.adapter.model_dump_json(exclude={"task", "dataset", "seed", "label"})
     text = how + run.pretraining_data.model_dump_json() + run.budget.model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()[:8]

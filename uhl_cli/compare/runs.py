@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import TuneOptions
 from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
@@ -17,7 +15,9 @@ from uhl_cli.commands.tune_setup import prepare
 from uhl_cli.compare.baselines import Retrained, fit
 from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
+from uhl_cli.compare.distilled import distilled, distilled_shape
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.outcome import Outcome, curve_of_log, evaluation_of, refuse_other_labels, train_of
 from uhl_cli.compare.resources import AlignedFile, Resources
 from uhl_cli.compare.results import (
     Costs,
@@ -42,20 +42,6 @@ from uhl_cli.reports import Reporter, phase, silent
 from uhl_cli.train.loop import RunFiles, accelerator_for
 
 
-@dataclass
-class Outcome:
-    """A method's result: predictions on the evaluation examples and everything else that the metrics need."""
-
-    predictions: Classes
-    costs: Costs
-    seconds: float = 0.0
-    search: Search | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    zero_shot: Classes | None = None
-    adapter: UniversalAdapter | None = None
-    dev_curve: tuple[DevPoint, ...] = ()
-
-
 def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str, Search]) -> RunMetrics:
     """Do a run and write its folder.
 
@@ -68,6 +54,8 @@ def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str
         outcome = _retrained(run, resources, data, searches)
     elif kind == "tuned":
         outcome = _tuned(run, resources, data, searches)
+    elif kind == "distilled":
+        outcome = distilled(run, resources, data, searches)
     else:
         outcome = _ported(run, resources, data)
     metrics = _metrics(run, data, outcome, mode, resources.device_name)
@@ -76,24 +64,14 @@ def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str
         labels=data.task.labels,
         metric=data.task.metric,
         predictions=outcome.predictions,
-        references=references_of(_evaluation(data)),
+        references=references_of(evaluation_of(data)),
     )
     folder.write(run, metrics, predicted)
     return metrics
 
 
-def _evaluation(data: TaskData) -> Examples:
-    assert data.evaluation is not None  # Resources.data has checked it
-    return data.evaluation
-
-
-def _train(data: TaskData) -> Examples:
-    assert data.train is not None
-    return data.train
-
-
 def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device: str) -> RunMetrics:
-    task, references = data.task, references_of(_evaluation(data))
+    task, references = data.task, references_of(evaluation_of(data))
 
     def scored(predictions: Classes) -> Score:
         return score(task.metric, predictions, references, task.labels)
@@ -129,17 +107,26 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         search=outcome.search,
         curve=outcome.curve,
         dev_curve=outcome.dev_curve,
-        train_examples=len(_train(data)) if METHODS[run.method].trained else 0,
+        train_examples=_train_examples(run, data, outcome),
         device=device,
         timed_on=None if costs.wall_clock_percent is None else device,
     )
 
 
+def _train_examples(run: RunConfig, data: TaskData, outcome: Outcome) -> int:
+    if outcome.examples is not None:
+        return outcome.examples
+    return len(train_of(data)) if METHODS[run.method].trained else 0
+
+
 def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
     """The ported adapter and its controls."""
-    aligned_file = _own_task(run, resources.aligned_file(run), data)
+    aligned_file = resources.aligned_file(run)
     adapter, host = aligned_file.adapter, aligned_file.host
-    predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter)
+    refuse_other_labels(run, adapter, data)
+    predictor = Predictor(
+        adapter, evaluation_of(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter
+    )
     file_bytes = aligned_file.path.stat().st_size
     if run.method == "majority-class":
         return Outcome(predictor.majority_class(), nothing_costs(), adapter=adapter)
@@ -165,16 +152,6 @@ def ported_by(run: RunConfig, aligned_file: AlignedFile) -> PortedModel:
     if run.method == "random-update":
         return adapter.port(aligned, strength=1.0)
     return adapter.port(by_size(aligned, adapter.bank) if run.method == "size-only" else aligned)
-
-
-def _own_task(run: RunConfig, aligned_file: AlignedFile, data: TaskData) -> AlignedFile:
-    own = aligned_file.adapter.manifest.task
-    if (own.kind, own.labels) != (data.task.kind, data.task.labels):
-        raise UsageError(
-            f"run {run.run_id}: the adapter of {own.name} does not know the labels of {data.task.name}.",
-            "Give an adapter of that task, or use uhl-tuned.",
-        )
-    return aligned_file
 
 
 def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
@@ -246,11 +223,11 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
     dev.keep_in(files.folder / "dev.jsonl")
     ported = tuned(data, training, "tuned", files)
     seconds = time.monotonic() - started - dev.seconds
-    predictions, atoms = classes(ported, _evaluation(data), "tuned")
+    predictions, atoms = classes(ported, evaluation_of(data), "tuned")
     before = None
     if own:
         bare = adapter.port(resources.aligned_file(run).aligned)
-        before = classes(bare, _evaluation(data), "zero-shot")[0]
+        before = classes(bare, evaluation_of(data), "zero-shot")[0]
     (folder / "search.task.safetensors").unlink(missing_ok=True)
     file_bytes = adapter_path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
     costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=atoms)
@@ -287,13 +264,13 @@ def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: d
         )
 
     def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
-        return predicted(trained(_train(train), training)[0], held, resources.reporter)
+        return predicted(trained(train_of(train), training)[0], held, resources.reporter)
 
     search = _search(run, data, searches, attempt, RunFolder(resources.results, run.run_id).path)
     started = time.monotonic()
-    model, curve = trained(_train(data), _chosen(run, search), observed=True)
+    model, curve = trained(train_of(data), _chosen(run, search), observed=True)
     seconds = time.monotonic() - started - dev.seconds
-    predictions = predicted(model, _evaluation(data), resources.reporter)
+    predictions = predicted(model, evaluation_of(data), resources.reporter)
     costs = retrained_costs(model, resources.bare_host(run.host), run.evaluation)
     return Outcome(predictions, costs, seconds, search, tuple(curve), dev_curve=dev.points())
 
@@ -320,7 +297,7 @@ class _DevScores:
         if self._every is None or done % self._every:
             return
         started = time.monotonic()
-        examples, task = _evaluation(self._data), self._data.task
+        examples, task = evaluation_of(self._data), self._data.task
         predictions, references = classes(examples), references_of(examples)
         value = score(task.metric, predictions, references, task.labels).value
         both = both_scores(predictions, references, task.labels)
@@ -364,7 +341,7 @@ def _search(
     other = () if run.own_task else (run.pretraining_data.model_dump_json(),)
     key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained, *other))
     if key not in searches:
-        held, rest = split_for_search(_train(data), section.held_out)
+        held, rest = split_for_search(train_of(data), section.held_out)
         references, task = references_of(held), data.task
 
         def scored(values: Mapping[str, float]) -> float:
@@ -379,14 +356,6 @@ def _search(
         else:
             searches[key] = search_rate(section, lambda rate: scored({"learning_rate": rate}), len(held))
     return searches[key]
-
-
-def curve_of_log(path: Path) -> list[CurvePoint]:
-    """The learning curve in a JSON-lines log of `train.loop`; empty without one."""
-    if not path.exists():
-        return []
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [CurvePoint(**{name: entry[name] for name in CurvePoint.model_fields}) for entry in entries]
 
 
 def has_clock(run: RunConfig, results: Path) -> bool:
@@ -420,7 +389,9 @@ def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
     path = resources.adapter_path(run)
     if not path.exists():
         raise UsageError(f"{path} no longer exists.", "Make the run again with --overwrite.")
-    if run.own_task and run.training.top_k is None:
+    if METHODS[run.method].kind == "distilled":
+        ported = distilled_shape(run, resources.aligned_file(run))
+    elif run.own_task and run.training.top_k is None:
         # A tuned adapter only differs in its gains.
         ported = ported_by(run, resources.aligned_file(run))
     else:
