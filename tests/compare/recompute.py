@@ -17,8 +17,8 @@ from seqeval.metrics import f1_score
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as class_f1
 
-PROPOSED = ("uhl-zero-shot", "uhl-tuned")
-BASELINES = ("sat-lora", "lora", "full")
+PROPOSED = ("uhl-zero-shot", "uhl-tuned", "uhl-distilled-delta-theta", "uhl-distilled-lora", "uhl-export")
+BASELINES = ("sat-lora", "lora", "full", "lora-same-texts", "lora-from-source")
 
 
 def read(results: Path) -> dict[str, dict]:

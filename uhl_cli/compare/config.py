@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -398,7 +399,7 @@ class _Seeds(Frozen):
 
 
 class Grid(Frozen):
-    """Every method on every host and data set.
+    """Every method on every host and data set, without those that a data set's `methods` sets to null.
 
     A run's sections are merged, later ones taking precedence, from `defaults`, its data set, its method, and its data
     set's entry for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED, and with an adapter
@@ -421,7 +422,9 @@ class Grid(Frozen):
             for seed in dict.fromkeys(seed for host in self.hosts for seed in seeds.of(host)):
                 for host in (host for host in self.hosts if seed in seeds.of(host)):
                     for method, overrides in self.methods.items():
-                        run = _merged(self.defaults, sections, overrides, special.get(method, {}))
+                        if (here := special.get(method, {})) is None:
+                            continue
+                        run = _merged(self.defaults, sections, overrides, here)
                         parts = [method, host, task, f"s{seed}", *_of_adapter(run, method, task)]
                         place = {
                             "run_id": "--".join(_slug(part) for part in parts),
@@ -513,14 +516,15 @@ def _from_file(path: Path) -> list[RunConfig]:
         raise UsageError(f"{path}: {where}{said}.", "Fix the configuration.") from error
 
 
-def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None:
+def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str], sources: Iterable[str] = ()) -> None:
     """Refuse a location (`--at NAME=PATH`) for a name that no run uses.
 
+    :param sources: Names of hosts that only adapter files name.
     :raises UsageError: When there is one.
     """
     known = {run.host.name for run in runs} | {run.dataset.task for run in runs}
     known |= {run.adapter.source.name for run in runs if run.adapter and run.adapter.source}
-    known |= {run.pretraining_data.task for run in runs}
+    known |= {run.pretraining_data.task for run in runs} | set(sources)
     odd = sorted(set(places) - known)
     if odd:
         raise UsageError(f"no run has a host or data set {odd[0]!r}.", f"They are {', '.join(sorted(known))}.")

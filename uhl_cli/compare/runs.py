@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
 from uhl_cli.commands.tune_setup import prepare
 from uhl_cli.compare.baselines import Retrained, fit
-from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection, TrainingSection
+from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
-from uhl_cli.compare.distilled import distilled, distilled_shape
+from uhl_cli.compare.distilled import FROM_SOURCE, distilled, distilled_shape
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.outcome import Outcome, curve_of_log, evaluation_of, refuse_other_labels, train_of
 from uhl_cli.compare.resources import AlignedFile, Resources
@@ -30,7 +30,7 @@ from uhl_cli.compare.results import (
     both_scores,
     published,
 )
-from uhl_cli.compare.search import search_rate, search_space, split_for_search
+from uhl_cli.compare.search import chosen_training, search_once, split_for_search
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
 from uhl_cli.files import write_text
@@ -217,7 +217,7 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
         return classes(tuned(train, training, "search", None), held, "held out")[0]
 
     search = _search(run, data, searches, attempt, folder)
-    training = _chosen(run, search)
+    training = chosen_training(run, search)
     started = time.monotonic()
     files = RunFiles(folder / "tuning.uhl-run")
     dev.keep_in(files.folder / "dev.jsonl")
@@ -268,7 +268,7 @@ def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: d
 
     search = _search(run, data, searches, attempt, RunFolder(resources.results, run.run_id).path)
     started = time.monotonic()
-    model, curve = trained(train_of(data), _chosen(run, search), observed=True)
+    model, curve = trained(train_of(data), chosen_training(run, search), observed=True)
     seconds = time.monotonic() - started - dev.seconds
     predictions = predicted(model, evaluation_of(data), resources.reporter)
     costs = retrained_costs(model, resources.bare_host(run.host), run.evaluation)
@@ -314,48 +314,16 @@ class _DevScores:
 Attempt = Callable[[TaskData, Examples, TrainingSection], Classes]
 
 
-def _chosen(run: RunConfig, search: Search | None) -> TrainingSection:
-    """The run's training with what its search chose."""
-    if search is None:
-        return run.training
-    values = {} if search.best is None else search.trials[search.best].values
-    return run.training.model_copy(update={"learning_rate": search.rate, **values})
-
-
 def _search(
     run: RunConfig, data: TaskData, searches: dict[str, Search], attempt: Attempt, folder: Path
 ) -> Search | None:
-    """The run's search: done once for all seeds, with seed 0, on held-out training examples.
+    """The run's search on held-out training examples, see `search_once`."""
 
-    :param folder: Where finished trials of optuna are saved until the search is finished.
-    """
-    section: SearchSection | OptunaSection = run.optuna or run.search
-    if isinstance(section, SearchSection) and not section.learning_rates:
-        return None
-    steps = section.steps or run.training.steps
-    # The warm-up keeps its share of the steps.
-    warmup = round(run.training.warmup_steps * steps / run.training.steps)
-    changes = {"steps": steps, "warmup_steps": warmup, "seed": 0, "eval_steps": None}
-    short = run.training.model_copy(update=changes)
-    trained = short.model_dump_json(exclude={"learning_rate"} if run.optuna is None else None)
-    other = () if run.own_task else (run.pretraining_data.model_dump_json(),)
-    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained, *other))
-    if key not in searches:
-        held, rest = split_for_search(train_of(data), section.held_out)
-        references, task = references_of(held), data.task
+    def split(limit: int) -> tuple[Examples, Callable[[TrainingSection], Classes]]:
+        held, rest = split_for_search(train_of(data), limit)
+        return held, lambda training: attempt(replace(data, train=rest), held, training)
 
-        def scored(values: Mapping[str, float]) -> float:
-            training = short.model_copy(update=dict(values))
-            predictions = attempt(replace(data, train=rest), held, training)
-            return score(task.metric, predictions, references, task.labels).value
-
-        if isinstance(section, OptunaSection):
-            start = run.model_copy(update={"training": short})
-            files = RunFiles(folder / "search.uhl-run")
-            searches[key] = search_space(section, start, scored, len(held), files=files, identity=key)
-        else:
-            searches[key] = search_rate(section, lambda rate: scored({"learning_rate": rate}), len(held))
-    return searches[key]
+    return search_once(run, data.task, searches, split, folder)
 
 
 def has_clock(run: RunConfig, results: Path) -> bool:
@@ -374,7 +342,7 @@ def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
     """
     folder = RunFolder(resources.results, run.run_id)
     metrics = folder.read()
-    percent = _wall_clock(run.model_copy(update={"training": _chosen(run, metrics.search)}), resources)
+    percent = _wall_clock(run.model_copy(update={"training": chosen_training(run, metrics.search)}), resources)
     costs = metrics.costs.model_copy(update={"wall_clock_percent": percent})
     metrics = metrics.model_copy(update={"costs": costs, "timed_on": resources.device_name})
     folder.write_metrics(metrics)
@@ -382,9 +350,10 @@ def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
 
 
 def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
-    if METHODS[run.method].kind == "retrained":
+    if METHODS[run.method].kind == "retrained" or run.method == FROM_SOURCE:
         labels = len(resources.data(run.dataset).task.labels)
-        model = Retrained(run.method, resources.fresh_host(run.host), labels, run.training).as_stored()
+        structure = "lora" if run.method == FROM_SOURCE else run.method
+        model = Retrained(structure, resources.fresh_host(run.host), labels, run.training).as_stored()
         return retrained_costs(model, resources.bare_host(run.host), run.evaluation).wall_clock_percent
     path = resources.adapter_path(run)
     if not path.exists():
