@@ -26,7 +26,7 @@ from uhl_cli.metrics import Counted, count, mean_difference
 RESULTS = Path(__file__).parent / "results"
 HOSTS = ("minilm-l3", "wiki-256x4", "builtin:decoder", "builtin:base")
 TASKS = ("sst2", "conll2003", "amazon")  # BoolQ has no verdict: no method learns it, see docs/results.md
-LOCAL, TRANSFER, BUILTIN = "compare_local", "compare_transfer", "compare_builtin"
+LOCAL, TRANSFER, BUILTIN = "compare_local", "compare_label_free", "compare_builtin"
 UPWARDS = {"minilm-l3": "compare_upwards-minilm-l3", "builtin:base": "compare_upwards-builtin-base"}
 
 

@@ -27,7 +27,8 @@ from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions, 
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import references_of
 from uhl_cli.commands.tune_student import DistillationData, distillation_data, trained_student, training_of
-from uhl_cli.data import Examples, TaskData, load_task
+from uhl_cli.compare.distilled import labelled_texts
+from uhl_cli.data import TaskData, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import paired_difference, score
@@ -228,23 +229,14 @@ class Bench:
     def _distillation(self, run: Run, adapter: UniversalAdapter, data: TaskData) -> DistillationData:
         distillation = distillation_data(adapter.transfer_set())
         if run.distillation == "labels":
-            return _labelled(distillation, data)
+            assert data.train is not None
+            return replace(distillation, examples=labelled_texts(distillation.examples, data.train), targets=None)
         if run.distillation == "shuffled":
             order = np.random.default_rng(run.seed).permutation(len(distillation.examples)).tolist()
             targets = distillation.targets
             assert targets is not None  # a transfer set has some
             return replace(distillation, targets=lambda rows: targets([order[row] for row in rows]))
         return distillation
-
-
-def _labelled(distillation: DistillationData, data: TaskData) -> DistillationData:
-    """The distillation's texts that stand in the training data, with their true labels."""
-    assert data.train is not None
-    assert data.train.labels is not None
-    known = {" ".join(text.split()): label for text, label in zip(data.train.texts, data.train.labels, strict=True)}
-    rows = [row for row, text in enumerate(distillation.examples.texts) if text in known]
-    texts = tuple(distillation.examples.texts[row] for row in rows)
-    return replace(distillation, examples=Examples(texts, labels=tuple(known[text] for text in texts)), targets=None)
 
 
 def _fresh(start: PortedAdapter, aligned: AlignedHost, seed: int) -> PortedAdapter:

@@ -18,7 +18,8 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as class_f1
 
 PROPOSED = ("uhl-zero-shot", "uhl-tuned", "uhl-tuned-new-task")
-BASELINES = ("sat-lora", "lora", "full")
+PROPOSED += ("uhl-distilled-delta-theta", "uhl-distilled-lora", "uhl-export")
+BASELINES = ("sat-lora", "lora", "full", "lora-same-texts", "lora-from-source")
 
 
 def read(results: Path) -> dict[str, dict]:

@@ -24,9 +24,9 @@ SIDES = {
         "compare_local",
         (
             ("compare_local", "uhl-tuned"),
-            ("compare_transfer", "uhl-tuned"),
-            ("compare_transfer", "uhl-tuned-new-task"),
-            ("compare_transfer", "uhl-distilled-lora"),
+            ("compare_label_free", "uhl-tuned"),
+            ("compare_label_free", "uhl-tuned-new-task"),
+            ("compare_label_free", "uhl-distilled-lora"),
         ),
     ),
 }

@@ -11,7 +11,7 @@ from uhl_cli.commands.options import HostOptions
 from uhl_cli.compare import runs
 from uhl_cli.compare.config import DatasetSection, RunConfig, SearchSection, TrainingSection
 from uhl_cli.compare.results import Search
-from uhl_cli.compare.search import KeptSearches, search_rate, search_space, split_for_search
+from uhl_cli.compare.search import KeptSearches, chosen_training, search_rate, search_space, split_for_search
 from uhl_cli.errors import TrainingError
 from uhl_cli.train.loop import RunFiles
 
@@ -220,7 +220,7 @@ def test_a_search_by_optuna_is_held_out_and_serves_all_seeds(tmp_path):
             optuna={"n_trials": 6, "steps": 50, "search_space": {"rank": [4, 8, 16], "learning_rate": [1e-3, 2e-3]}},
         )
         found = runs._search(run, data, searches, attempt, tmp_path)
-        return runs._chosen(run, found)
+        return chosen_training(run, found)
 
     first, second = search(0), search(1)
     assert len(held_out) == 6

@@ -41,6 +41,7 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.loading import quiet
 from uhl_cli.host.standalone import refuse_other_ids, save_standalone, standalone_tokenizer
 from uhl_cli.metrics import score
+from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel, encode_examples
 from uhl_cli.reports import ExportReport, Reporter, RoundingReport, phase, silent
 from uhl_cli.schema import TrainingConfig, TrainingRecord
@@ -101,11 +102,13 @@ def export(
     accelerator: Accelerator,
     files: RunFiles | None = None,
     reporter: Reporter = silent,
+    aligned: AlignedHost | None = None,
 ) -> ExportReport:
     """Train a standard classifier with the weights of a loaded host, which is not changed, and write its folder.
 
     :param data: Labelled examples to learn from as well, in the adapter's labels.
     :param evaluation: Data to score on if there are no labels.
+    :param aligned: The adapter's alignment to this host, if it is known already.
     :raises HostError: When transformers has no standard head for the family, or one that misreads its padding.
     :raises DataError: When there is nothing to learn from, or the labels differ from the adapter's.
     :raises TrainingError: When training diverges or the checkpoint does not fit.
@@ -122,7 +125,7 @@ def export(
         refuse_other_labels(task, data)
     length = min(options.max_length or carried.max_length, host.max_length)
     tokenizer = standalone_tokenizer(host, length)
-    judged = _ported(adapter, carried, host, options, reporter)
+    judged = _ported(adapter, carried, host, options, reporter, aligned)
     distillation, teachers = export_data(carried, host, judged, data, options, length, reporter)
     config = options.training.with_defaults("lora").model_copy(update={"max_length": length, "noise": 0.0})
     reading = replace(host, tokenizer=tokenizer, max_length=length)
@@ -157,8 +160,10 @@ def export(
     if distillation.held is not None:
         references = references_of(distillation.held)
         for name, each in found.items():
-            agreement[name] = score(task.metric, _classes(each.held, task), references, task.labels)
-    predictions = {} if judges.scored is None else {name: _classes(each.scored, task) for name, each in found.items()}
+            agreement[name] = score(task.metric, classes_of_logits(each.held, task), references, task.labels)
+    predictions = (
+        {} if judges.scored is None else {name: classes_of_logits(each.scored, task) for name, each in found.items()}
+    )
     scores, gains = compared(predictions, evaluation, "export")
     base, revision = _base(options, host) if options.format == "peft" else (None, None)
     arguments = {} if base is None else _arguments(classifier, host)
@@ -231,10 +236,15 @@ def _carried(adapter: UniversalAdapter, options: ExportOptions) -> UniversalAdap
 
 
 def _ported(
-    adapter: UniversalAdapter, carried: UniversalAdapter, host: Host, options: ExportOptions, reporter: Reporter
+    adapter: UniversalAdapter,
+    carried: UniversalAdapter,
+    host: Host,
+    options: ExportOptions,
+    reporter: Reporter,
+    aligned: AlignedHost | None,
 ) -> dict[str, PortedModel]:
     """The models that the export is compared with: the ported adapter, and the one tuned by the task file."""
-    aligned = carried.align(
+    aligned = aligned or carried.align(
         host,
         strategy=options.strategy,
         max_flops=options.max_flops,
@@ -328,7 +338,11 @@ class _Judges:
         return found
 
 
-def _classes(logits: Sequence[Tensor], task: Task) -> Classes:
+def classes_of_logits(logits: Sequence[Tensor], task: Task) -> Classes:
+    """The most probable classes, in the form that `metrics.score` takes.
+
+    :param logits: Of every example [predictions, labels].
+    """
     rows = [part.argmax(-1).tolist() for part in logits]
     return rows if task.kind == "tokens" else [row[0] for row in rows]
 

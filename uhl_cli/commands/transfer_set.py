@@ -131,13 +131,14 @@ def _chosen(texts: list[str], pairs: list[str] | None, *, words: bool, seed: int
     """Distinct texts in random order, without those that a longer one contains: its spans replace them."""
     order = np.random.default_rng(seed).permutation(len(texts)).tolist()
     if pairs is not None:
-        both = {(texts[index], _cut(pairs[index])): None for index in order if texts[index] and pairs[index]}
+        both = {(texts[index], cut_text(pairs[index])): None for index in order if texts[index] and pairs[index]}
         return [first for first, _ in both], [second for _, second in both]
-    cut = list(dict.fromkeys(text if words else _cut(text) for text in (texts[index] for index in order) if text))
+    cut = list(dict.fromkeys(text if words else cut_text(text) for text in (texts[index] for index in order) if text))
     return [cut[index] for index in without_contained(cut)], None
 
 
-def _cut(text: str) -> str:
+def cut_text(text: str) -> str:
+    """The text as a transfer set of a sequence task holds it: its first words."""
     return " ".join(text.split(" ")[:MAX_WORDS])
 
 

@@ -235,14 +235,14 @@ def counted(verdicts: tuple[Verdict, ...], proposed: str, role: Role) -> Counter
 
 
 def _beside(methods: list[str]) -> list[tuple[str, str]]:
-    """(proposed, other) of the methods; of two proposed ones, the tuned is compared with the ported."""
+    """(proposed, other) of the methods; of two proposed ones, what is trained is compared with what is only ported."""
     return [
         (proposed, other)
         for proposed in methods
         for other in methods
         if METHODS[proposed].role == "proposed"
         and other != proposed
-        and (METHODS[other].role != "proposed" or METHODS[proposed].kind == "tuned")
+        and (METHODS[other].role != "proposed" or (METHODS[proposed].trained and not METHODS[other].trained))
     ]
 
 

@@ -34,8 +34,8 @@ from uhl_cli.host.encode import Encoded
 from uhl_cli.host.hostmap import HostMap, TargetModule
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.train.batches import batches_from
-from uhl_cli.train.loop import LOG_EVERY, learning_rate_factors, targets_of
-from uhl_cli.train.model import unfused_attention
+from uhl_cli.train.loop import LOG_EVERY, Targets, learning_rate_factors, targets_of
+from uhl_cli.train.model import task_loss, unfused_attention
 
 Progress = Callable[[int, int], None]
 Note = Callable[[int, int, str], None]
@@ -146,11 +146,13 @@ def fit(
     training: TrainingSection,
     *,
     accelerator: Accelerator,
+    targets: Targets | None = None,
     on_step: Note | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> list[CurvePoint]:
     """Train in place: AdamW, the section's schedule, cross entropy (per word for token tasks).
 
+    :param targets: Targets of some rows, see `train.loop.run_steps`; by default the examples' own classes.
     :param after_step: Called with the number of finished steps after each step.
     :returns: The learning curve.
     :raises TrainingError: When the loss is no longer finite.
@@ -171,16 +173,17 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * factors(step)
         encoded, words, _ = encode_examples(host, examples, rows, max_length=length)
-        targets = torch.tensor(targets_of(examples, rows), device=host.device)
+        wanted = torch.tensor(targets_of(examples, rows)) if targets is None else targets(rows)
+        wanted = wanted.to(host.device)
         with accelerator.autocast(), unfused_attention(host):
             logits = model(encoded.to(host.device), words)
-        loss = functional.cross_entropy(logits, targets)
+        loss, right = task_loss(logits, wanted)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained, training.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-        correct, count = correct + int((logits.argmax(-1) == targets).sum()), count + len(targets)
+        correct, count = correct + int(right), count + len(wanted)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == training.steps:
             mean_loss, accuracy = float(np.mean(losses)), correct / max(count, 1)
             if not math.isfinite(mean_loss):

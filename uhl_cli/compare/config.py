@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from uhl_cli.commands.flags import Options
-from uhl_cli.commands.options import DataOptions, HostOptions, tuning_defaults
+from uhl_cli.commands.options import DataOptions, HostOptions, TuneTraining, tuning_defaults
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.errors import UsageError
 from uhl_cli.schema import Frozen, Schedule, TrainingConfig
@@ -109,8 +110,9 @@ class AdapterSection(_WithLater):
 
     It is pretrained on the run's data set; with `task`, on that task for all data sets alike.
 
-    :param pretraining: How it is pretrained; the run's seed replaces its seed.
+    :param pretraining: How it is pretrained; `seed` replaces its seed.
     :param anchors: As `uhl pretrain --anchors`.
+    :param seed: Seed of its pretraining, so that the runs of several seeds share one file; None: the run's own.
     """
 
     file: Path | None = None
@@ -122,13 +124,17 @@ class AdapterSection(_WithLater):
     transfer_set: str | None = Field(None, description="as `uhl pretrain --transfer-set`; None: auto")
     task: str | None = Field(None, description="task of its pretraining")
     dataset: DataOptions | None = Field(None, description="location, columns and limits of that task's data")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    label: str | None = Field(None, pattern=_NAME, max_length=50, description="end of the names of a grid's runs")
 
-    later: ClassVar = frozenset({"transfer_set", "task", "dataset"})
+    later: ClassVar = frozenset({"transfer_set", "task", "dataset", "seed", "label"})
 
     @model_validator(mode="after")
     def _one_of_them(self) -> AdapterSection:
         if (self.file is None) == (self.source is None):
             raise ValueError("an adapter section needs either file or source")
+        if self.seed is not None and self.source is None:
+            raise ValueError("seed is that of pretraining on source; a file has its own")
         if self.task is not None and self.source is None:
             raise ValueError("task is that of pretraining on source; a file has its own")
         if self.dataset is not None and (self.task is None or self.dataset.task is not None):
@@ -147,8 +153,9 @@ class DatasetSection(_WithLater, DataOptions):
 class TrainingSection(_WithLater):
     """How a method is trained on the target.
 
-    `rank`, `alpha` and `atoms` only apply to LoRA and SAT-LoRA, `lambda_F`, `lambda_Q` and `top_k` to `uhl-tuned`
-    and `uhl-tuned-new-task`.
+    `rank` only applies to LoRAs and SAT-LoRA, `alpha` and `atoms` to LoRA and SAT-LoRA, `lambda_F`, `lambda_Q` and
+    `top_k` to `uhl-tuned` and `uhl-tuned-new-task`.  What a method with `uhl tune`'s defaults leaves out, these replace
+    (`RunConfig`).
     """
 
     steps: int = Field(500, ge=1)
@@ -257,7 +264,10 @@ class TrackingSection(Frozen):
 
 
 class RunConfig(_WithLater):
-    """One run: a method on a host and a data set."""
+    """One run: a method on a host and a data set.
+
+    Steps, learning rate, warm-up and weight decay that are not given are those of the method's own command.
+    """
 
     run_id: Name
     method: str
@@ -273,6 +283,23 @@ class RunConfig(_WithLater):
 
     later: ClassVar = frozenset({"optuna", "tracking"})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, content: Any) -> Any:  # noqa: ANN401 - whatever stands in a file
+        method = METHODS.get(str(content.get("method"))) if isinstance(content, dict) else None
+        if method is None or method.mode is None:
+            return content
+        given = content.get("training", {})
+        given = given.model_dump(exclude_unset=True) if isinstance(given, TrainingSection) else given
+        if not isinstance(given, dict):
+            return content
+        own = TuneTraining().with_defaults(method.mode)
+        steps = given.get("steps", own.max_steps)
+        values = {"steps": steps, "learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
+        if isinstance(steps, int):
+            values["warmup_steps"] = round(steps * own.warmup_fraction)
+        return content | {"training": values | given}
+
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -284,7 +311,7 @@ class RunConfig(_WithLater):
     def _ported_needs_adapter(self) -> RunConfig:
         if METHODS[self.method].kind != "retrained" and self.adapter is None:
             raise ValueError(f"method {self.method} needs an adapter section")
-        if METHODS[self.method].kind == "ported" and not self.own_task:
+        if METHODS[self.method].kind in ("ported", "distilled") and not self.own_task:
             assert self.adapter is not None  # otherwise the task is its own
             raise ValueError(
                 f"{self.run_id}: {self.method} is not defined on {self.dataset.task} for an adapter that is pretrained "
@@ -306,6 +333,11 @@ class RunConfig(_WithLater):
 
     @model_validator(mode="after")
     def _searchable(self) -> RunConfig:
+        if METHODS[self.method].kind == "distilled":
+            if self.search.learning_rates and not METHODS[self.method].searches:
+                raise ValueError(f"{self.run_id}: {self.method} has no search: its rates are those of its command")
+            if self.training.eval_steps is not None:
+                raise ValueError(f"{self.run_id}: {self.method} has no dev scores in training: leave out eval_steps")
         if self.optuna is None:
             return self
         if self.search.learning_rates:
@@ -352,13 +384,13 @@ class RunConfig(_WithLater):
         A task of pretraining whose data is the run's own counts as none.
         """
         run = self
-        if self.adapter is not None and self.pretraining_data is self.dataset:
-            unnamed = self.adapter.model_copy(update={"task": None, "dataset": None})
-            run = self.model_copy(update={"adapter": unnamed})
+        if self.adapter is not None:
+            own = {"task": None, "dataset": None} if self.pretraining_data is self.dataset else {}
+            run = self.model_copy(update={"adapter": self.adapter.model_copy(update=own | {"label": None})})
         return hashlib.sha256(run.model_dump_json(exclude={"run_id", "tracking"}).encode()).hexdigest()
 
     def tuning(self) -> TrainingConfig:
-        """Training configuration of `uhl tune` in this run; the rate is that of delta-theta."""
+        """Training configuration of `uhl tune` or `uhl export` in this run; the rate is not the readout's."""
         chosen = ("batch_size", "learning_rate", "weight_decay", "max_length", "gradient_clip", "seed")
         own = {name: getattr(self.training, name) for name in chosen}
         own |= {"max_steps": self.training.steps, "mixed_precision": self.training.mixed_precision}
@@ -366,19 +398,26 @@ class RunConfig(_WithLater):
         values = {name: getattr(self.training, mine) for name, mine in chosen_now.items()}
         own |= {name: value for name, value in values.items() if value is not None}
         own["warmup_fraction"] = min(1.0, self.training.warmup_steps / self.training.steps)
+        if METHODS[self.method].mode is not None:
+            return TuneTraining(**own)
         return TrainingConfig(**{**tuning_defaults().model_dump(), **own})
 
 
 class _Seeds(Frozen):
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] | dict[str, tuple[int, ...]] = (0,)
+
+    def of(self, host: str) -> tuple[int, ...]:
+        """The seeds on this host."""
+        return self.seeds.get(host, self.seeds.get("default", (0,))) if isinstance(self.seeds, dict) else self.seeds
 
 
 class Grid(Frozen):
-    """Every method on every host and data set.
+    """Every method on every host and data set, without those that a data set's `methods` sets to null.
 
     A run's sections are merged, later ones taking precedence, from `defaults`, its data set, its method, and its data
     set's entry for this method (under `methods`).  A run's name is METHOD--HOST--DATASET--sSEED, and with an adapter
-    pretrained on another task METHOD--HOST--DATASET--sSEED--from-TASK; dots are replaced by `dotless`.
+    pretrained on another task METHOD--HOST--DATASET--sSEED--from-TASK; the adapter's label is appended.  Dots are
+    replaced by `dotless`.
     """
 
     hosts: tuple[str, ...] = Field(min_length=1)
@@ -392,11 +431,14 @@ class Grid(Frozen):
         for task, dataset in self.datasets.items():
             sections = {name: part for name, part in dataset.items() if name not in ("seeds", "methods")}
             special = dataset.get("methods", {})
-            for seed in _Seeds(seeds=dataset.get("seeds", (0,))).seeds:
-                for host in self.hosts:
+            seeds = _Seeds(seeds=dataset.get("seeds", (0,)))
+            for seed in dict.fromkeys(seed for host in self.hosts for seed in seeds.of(host)):
+                for host in (host for host in self.hosts if seed in seeds.of(host)):
                     for method, overrides in self.methods.items():
-                        run = _merged(self.defaults, sections, overrides, special.get(method, {}))
-                        parts = [method, host, task, f"s{seed}", *_from_task(run, method, task)]
+                        if (here := special.get(method, {})) is None:
+                            continue
+                        run = _merged(self.defaults, sections, overrides, here)
+                        parts = [method, host, task, f"s{seed}", *_of_adapter(run, method, task)]
                         place = {
                             "run_id": "--".join(_slug(part) for part in parts),
                             "method": method,
@@ -407,13 +449,23 @@ class Grid(Frozen):
                         found.append(_merged(run, place))
         return found
 
+    @model_validator(mode="after")
+    def _seeds_of_hosts(self) -> Grid:
+        for task, dataset in self.datasets.items():
+            seeds = dataset.get("seeds")
+            odd = [host for host in seeds if host not in (*self.hosts, "default")] if isinstance(seeds, dict) else []
+            if odd:
+                raise ValueError(f"the seeds of {task} name {odd[0]!r}, which is no host of the grid")
+        return self
 
-def _from_task(run: dict[str, Any], method: str, task: str) -> list[str]:
-    """What the run's name says of an adapter that is pretrained on another task."""
+
+def _of_adapter(run: dict[str, Any], method: str, task: str) -> list[str]:
+    """What the run's name says of its adapter: another task of pretraining, and its label."""
     adapter = run.get("adapter")
-    other = adapter.get("task") if isinstance(adapter, dict) else None
-    retrained = method in METHODS and METHODS[method].kind == "retrained"
-    return [] if other in (None, task) or retrained else [f"from-{other}"]
+    if not isinstance(adapter, dict) or (method in METHODS and METHODS[method].kind == "retrained"):
+        return []
+    other, label = adapter.get("task"), adapter.get("label")
+    return ([] if other in (None, task) else [f"from-{other}"]) + ([] if label is None else [str(label)])
 
 
 def _merged(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -477,14 +529,15 @@ def _from_file(path: Path) -> list[RunConfig]:
         raise UsageError(f"{path}: {where}{said}.", "Fix the configuration.") from error
 
 
-def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str]) -> None:
+def refuse_unknown_places(runs: list[RunConfig], places: dict[str, str], sources: Iterable[str] = ()) -> None:
     """Refuse a location (`--at NAME=PATH`) for a name that no run uses.
 
+    :param sources: Names of hosts that only adapter files name.
     :raises UsageError: When there is one.
     """
     known = {run.host.name for run in runs} | {run.dataset.task for run in runs}
     known |= {run.adapter.source.name for run in runs if run.adapter and run.adapter.source}
-    known |= {run.pretraining_data.task for run in runs}
+    known |= {run.pretraining_data.task for run in runs} | set(sources)
     odd = sorted(set(places) - known)
     if odd:
         raise UsageError(f"no run has a host or data set {odd[0]!r}.", f"They are {', '.join(sorted(known))}.")

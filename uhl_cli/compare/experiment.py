@@ -19,6 +19,7 @@ from uhl_cli.compare.config import (
     refuse_unknown_places,
     trial,
 )
+from uhl_cli.compare.distilled import FROM_SOURCE
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder, RunMetrics
@@ -28,6 +29,7 @@ from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdow
 from uhl_cli.compare.tracking import refuse_missing, report_run
 from uhl_cli.errors import OutputError, UhlError, UsageError
 from uhl_cli.files import claimed, remove_folder, write_text
+from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.reports import Reporter, silent
 from uhl_cli.schema import Frozen
 
@@ -62,7 +64,7 @@ def chosen_runs(options: CompareOptions) -> list[RunConfig]:
         in more than the seed.
     """
     runs = load_configs(list(options.configs))
-    refuse_unknown_places(runs, options.places)
+    refuse_unknown_places(runs, options.places, _sources_of_files(runs))
     filters: list[tuple[str, tuple[object, ...], Callable[[RunConfig], object]]] = [
         ("method", options.methods, lambda run: run.method),
         ("host", options.hosts, lambda run: run.host.name),
@@ -82,6 +84,12 @@ def chosen_runs(options: CompareOptions) -> list[RunConfig]:
         first = {(run.method, run.group): run for run in reversed(runs)}
         return [trial(run) for run in runs if first[run.method, run.group] is run]
     return runs
+
+
+def _sources_of_files(runs: list[RunConfig]) -> set[str]:
+    """Names of the sources of adapter files, of the runs that load them."""
+    files = {run.adapter.file for run in runs if run.method == FROM_SOURCE and run.adapter is not None}
+    return {read_adapter(path).manifest.source.name for path in files if path is not None and path.exists()}
 
 
 def _refuse_different_seeds(runs: list[RunConfig]) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from uhl_cli.commands.options import TuneMode
+
 Role = Literal["proposed", "baseline", "control"]
-Kind = Literal["ported", "tuned", "retrained"]
+Kind = Literal["ported", "tuned", "distilled", "retrained"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,11 @@ class Method:
     :param name: What a run configuration calls it.
     :param label: What tables and figures call it.
     :param role: `proposed` and `baseline` compete for the best run; a `control` does not.
-    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune`, `retrained` is trained there.
+    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune` with labels, `distilled` is trained there
+        on the texts of a transfer set, `retrained` on the data set.
     :param settings: Training settings that only some methods have, and that a search may choose.
+    :param mode: What of `uhl tune` gives the defaults of its training; None: the section's own.
+    :param searches: Whether `search` may choose its learning rate, and `optuna` its settings.
     """
 
     name: str
@@ -27,16 +32,18 @@ class Method:
     role: Role
     kind: Kind
     settings: tuple[str, ...] = ()
+    mode: TuneMode | None = None
+    searches: bool = True
 
     @property
     def trained(self) -> bool:
-        """Whether labels of the target are used."""
+        """Whether anything is trained on the target, with or without labels."""
         return self.kind != "ported"
 
     @property
     def searchable(self) -> tuple[str, ...]:
         """Training settings that a search may choose."""
-        return ("learning_rate", "batch_size", *self.settings) if self.trained else ()
+        return ("learning_rate", "batch_size", *self.settings) if self.trained and self.searches else ()
 
 
 _TUNED = ("lambda_F", "lambda_Q", "top_k")
@@ -44,6 +51,13 @@ _ROWS = (
     Method("uhl-zero-shot", "uhl, zero-shot", "proposed", "ported"),
     Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned", _TUNED),
     Method("uhl-tuned-new-task", "uhl, another task's file tuned", "proposed", "tuned", _TUNED),
+    Method(
+        "uhl-distilled-delta-theta", "uhl, delta-theta without labels", "proposed", "distilled", (), "transfer", False
+    ),
+    Method("uhl-distilled-lora", "uhl, LoRA without labels", "proposed", "distilled", mode="lora", searches=False),
+    Method("uhl-export", "uhl, exported", "proposed", "distilled", mode="lora", searches=False),
+    Method("lora-same-texts", "LoRA, the same texts with labels", "baseline", "distilled", mode="lora", searches=False),
+    Method("lora-from-source", "LoRA, taught by the source", "baseline", "distilled", ("rank",)),
     Method("sat-lora", "SAT-LoRA", "baseline", "retrained", ("rank",)),
     Method("lora", "LoRA r8", "baseline", "retrained", ("rank",)),
     Method("full", "full fine-tuning", "baseline", "retrained"),

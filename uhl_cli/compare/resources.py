@@ -17,10 +17,11 @@ from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import load
 from uhl_cli.compare.config import DatasetSection, RunConfig
 from uhl_cli.data import TaskData, load_task
-from uhl_cli.errors import DataError, UsageError
+from uhl_cli.errors import DataError, FingerprintError, UsageError
 from uhl_cli.host.checkpoint import Host, device_of
 from uhl_cli.ported.aligned import AlignedHost
-from uhl_cli.reports import Reporter
+from uhl_cli.reports import Reporter, phase
+from uhl_cli.transfer.texts import Floats, TransferTexts
 
 # The byte limit covers an adapter and the task file that tuning adds (2.6 kB for the adapter's own task).
 TASK_FILE_BYTES = 4096
@@ -59,6 +60,7 @@ class Resources:
         self._host: tuple[HostOptions, Host] | None = None
         self._adapters: dict[Path, UniversalAdapter] = {}
         self._aligned_file: tuple[tuple[str, HostOptions], AlignedFile] | None = None
+        self._outputs: dict[tuple[str, str, int], Floats] = {}
 
     @property
     def device_name(self) -> str:
@@ -141,8 +143,39 @@ class Resources:
             return section.file
         assert section.source is not None
         task = _slug(run.pretraining_data.task)
-        name = f"{_slug(section.source.name)}--{task}--s{run.seed}--{_key(run)}.safetensors"
+        seed = run.seed if section.seed is None else section.seed
+        name = f"{_slug(section.source.name)}--{task}--s{seed}--{_key(run)}.safetensors"
         return self.results / "adapters" / name
+
+    def source_outputs(self, run: RunConfig, texts: TransferTexts) -> Floats:
+        """Logits float32 [predictions, labels] of the adapter's source, with the adapter on it; computed once.
+
+        The source is the adapter section's, else the one that the file names.
+
+        :raises UhlError: As loading and porting do.
+        :raises FingerprintError: When it is not the checkpoint that the adapter was pretrained on.
+        """
+        adapter, path = self.adapter(run)
+        key = (adapter.digest, texts.digest, run.training.max_length)
+        if key not in self._outputs:
+            assert run.adapter is not None  # otherwise there is no adapter
+            named = adapter.manifest.source
+            section = run.adapter.source or HostOptions(name=named.name, revision=named.revision)
+            source = load(self.host_options(section))
+            if source.fingerprint != named.fingerprint:
+                raise FingerprintError(
+                    f"{source.name} is not the source that {path} was made from.",
+                    f"Give the location of {named.name} with --at {named.name}=PATH.",
+                )
+            ported = adapter.port(source, max_flops=run.budget.max_flops)
+            logits = ported.logits_of(
+                texts.examples(),
+                batch_size=run.evaluation.batch_size,
+                max_length=min(run.training.max_length, source.max_length),
+                progress=phase(self.reporter, "the source's outputs"),
+            )
+            self._outputs[key] = torch.cat(logits).numpy()
+        return self._outputs[key]
 
     def _adapter_file(self, run: RunConfig) -> Path:
         """The file, pretrained first if missing; an interrupted training continues."""
@@ -151,7 +184,7 @@ class Resources:
         if section.file is not None or output.exists():
             return output
         assert section.source is not None
-        training = section.pretraining.model_copy(update={"seed": run.seed})
+        training = section.pretraining.model_copy(update={"seed": run.seed if section.seed is None else section.seed})
         options = PretrainOptions(
             host=self.host_options(section.source),
             data=self.data_options(run.pretraining_data),
@@ -177,6 +210,6 @@ def _slug(name: str) -> str:
 def _key(run: RunConfig) -> str:
     """An eight-digit hash of everything that affects an adapter's content."""
     assert run.adapter is not None
-    how = run.adapter.model_dump_json(exclude={"task", "dataset"})
+    how = run.adapter.model_dump_json(exclude={"task", "dataset", "seed", "label"})
     text = how + run.pretraining_data.model_dump_json() + run.budget.model_dump_json()
     return hashlib.sha256(text.encode()).hexdigest()[:8]

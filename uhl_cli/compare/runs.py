@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import TuneOptions
 from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
 from uhl_cli.commands.tune_setup import prepare
 from uhl_cli.compare.baselines import Retrained, fit
-from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection, TrainingSection
+from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
+from uhl_cli.compare.distilled import FROM_SOURCE, distilled, distilled_shape
 from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.outcome import Outcome, curve_of_log, evaluation_of, refuse_other_labels, train_of
 from uhl_cli.compare.resources import AlignedFile, Resources
 from uhl_cli.compare.results import (
     Costs,
@@ -30,7 +30,7 @@ from uhl_cli.compare.results import (
     both_scores,
     published,
 )
-from uhl_cli.compare.search import search_rate, search_space, split_for_search
+from uhl_cli.compare.search import chosen_training, search_once, split_for_search
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
 from uhl_cli.files import write_text
@@ -40,20 +40,6 @@ from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase, silent
 from uhl_cli.train.loop import RunFiles, accelerator_for
-
-
-@dataclass
-class Outcome:
-    """A method's result: predictions on the evaluation examples and everything else that the metrics need."""
-
-    predictions: Classes
-    costs: Costs
-    seconds: float = 0.0
-    search: Search | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    zero_shot: Classes | None = None
-    adapter: UniversalAdapter | None = None
-    dev_curve: tuple[DevPoint, ...] = ()
 
 
 def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str, Search]) -> RunMetrics:
@@ -68,6 +54,8 @@ def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str
         outcome = _retrained(run, resources, data, searches)
     elif kind == "tuned":
         outcome = _tuned(run, resources, data, searches)
+    elif kind == "distilled":
+        outcome = distilled(run, resources, data, searches)
     else:
         outcome = _ported(run, resources, data)
     metrics = _metrics(run, data, outcome, mode, resources.device_name)
@@ -76,24 +64,14 @@ def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str
         labels=data.task.labels,
         metric=data.task.metric,
         predictions=outcome.predictions,
-        references=references_of(_evaluation(data)),
+        references=references_of(evaluation_of(data)),
     )
     folder.write(run, metrics, predicted)
     return metrics
 
 
-def _evaluation(data: TaskData) -> Examples:
-    assert data.evaluation is not None  # Resources.data has checked it
-    return data.evaluation
-
-
-def _train(data: TaskData) -> Examples:
-    assert data.train is not None
-    return data.train
-
-
 def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device: str) -> RunMetrics:
-    task, references = data.task, references_of(_evaluation(data))
+    task, references = data.task, references_of(evaluation_of(data))
 
     def scored(predictions: Classes) -> Score:
         return score(task.metric, predictions, references, task.labels)
@@ -129,17 +107,26 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         search=outcome.search,
         curve=outcome.curve,
         dev_curve=outcome.dev_curve,
-        train_examples=len(_train(data)) if METHODS[run.method].trained else 0,
+        train_examples=_train_examples(run, data, outcome),
         device=device,
         timed_on=None if costs.wall_clock_percent is None else device,
     )
 
 
+def _train_examples(run: RunConfig, data: TaskData, outcome: Outcome) -> int:
+    if outcome.examples is not None:
+        return outcome.examples
+    return len(train_of(data)) if METHODS[run.method].trained else 0
+
+
 def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
     """The ported adapter and its controls."""
-    aligned_file = _own_task(run, resources.aligned_file(run), data)
+    aligned_file = resources.aligned_file(run)
     adapter, host = aligned_file.adapter, aligned_file.host
-    predictor = Predictor(adapter, _evaluation(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter)
+    refuse_other_labels(run, adapter, data)
+    predictor = Predictor(
+        adapter, evaluation_of(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter
+    )
     file_bytes = aligned_file.path.stat().st_size
     if run.method == "majority-class":
         return Outcome(predictor.majority_class(), nothing_costs(), adapter=adapter)
@@ -165,16 +152,6 @@ def ported_by(run: RunConfig, aligned_file: AlignedFile) -> PortedModel:
     if run.method == "random-update":
         return adapter.port(aligned, strength=1.0)
     return adapter.port(by_size(aligned, adapter.bank) if run.method == "size-only" else aligned)
-
-
-def _own_task(run: RunConfig, aligned_file: AlignedFile, data: TaskData) -> AlignedFile:
-    own = aligned_file.adapter.manifest.task
-    if (own.kind, own.labels) != (data.task.kind, data.task.labels):
-        raise UsageError(
-            f"run {run.run_id}: the adapter of {own.name} does not know the labels of {data.task.name}.",
-            "Give an adapter of that task, or use uhl-tuned-new-task.",
-        )
-    return aligned_file
 
 
 def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
@@ -240,17 +217,17 @@ def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[
         return classes(tuned(train, training, "search", None), held, "held out")[0]
 
     search = _search(run, data, searches, attempt, folder)
-    training = _chosen(run, search)
+    training = chosen_training(run, search)
     started = time.monotonic()
     files = RunFiles(folder / "tuning.uhl-run")
     dev.keep_in(files.folder / "dev.jsonl")
     ported = tuned(data, training, "tuned", files)
     seconds = time.monotonic() - started - dev.seconds
-    predictions, atoms = classes(ported, _evaluation(data), "tuned")
+    predictions, atoms = classes(ported, evaluation_of(data), "tuned")
     before = None
     if own:
         bare = adapter.port(resources.aligned_file(run).aligned)
-        before = classes(bare, _evaluation(data), "zero-shot")[0]
+        before = classes(bare, evaluation_of(data), "zero-shot")[0]
     (folder / "search.task.safetensors").unlink(missing_ok=True)
     file_bytes = adapter_path.stat().st_size + (folder / "tuned.task.safetensors").stat().st_size
     costs = ported_costs(ported, host, run.evaluation, file_bytes=file_bytes, atoms=atoms)
@@ -287,13 +264,13 @@ def _retrained(run: RunConfig, resources: Resources, data: TaskData, searches: d
         )
 
     def attempt(train: TaskData, held: Examples, training: TrainingSection) -> Classes:
-        return predicted(trained(_train(train), training)[0], held, resources.reporter)
+        return predicted(trained(train_of(train), training)[0], held, resources.reporter)
 
     search = _search(run, data, searches, attempt, RunFolder(resources.results, run.run_id).path)
     started = time.monotonic()
-    model, curve = trained(_train(data), _chosen(run, search), observed=True)
+    model, curve = trained(train_of(data), chosen_training(run, search), observed=True)
     seconds = time.monotonic() - started - dev.seconds
-    predictions = predicted(model, _evaluation(data), resources.reporter)
+    predictions = predicted(model, evaluation_of(data), resources.reporter)
     costs = retrained_costs(model, resources.bare_host(run.host), run.evaluation)
     return Outcome(predictions, costs, seconds, search, tuple(curve), dev_curve=dev.points())
 
@@ -320,7 +297,7 @@ class _DevScores:
         if self._every is None or done % self._every:
             return
         started = time.monotonic()
-        examples, task = _evaluation(self._data), self._data.task
+        examples, task = evaluation_of(self._data), self._data.task
         predictions, references = classes(examples), references_of(examples)
         value = score(task.metric, predictions, references, task.labels).value
         both = both_scores(predictions, references, task.labels)
@@ -337,56 +314,16 @@ class _DevScores:
 Attempt = Callable[[TaskData, Examples, TrainingSection], Classes]
 
 
-def _chosen(run: RunConfig, search: Search | None) -> TrainingSection:
-    """The run's training with what its search chose."""
-    if search is None:
-        return run.training
-    values = {} if search.best is None else search.trials[search.best].values
-    return run.training.model_copy(update={"learning_rate": search.rate, **values})
-
-
 def _search(
     run: RunConfig, data: TaskData, searches: dict[str, Search], attempt: Attempt, folder: Path
 ) -> Search | None:
-    """The run's search: done once for all seeds, with seed 0, on held-out training examples.
+    """The run's search on held-out training examples, see `search_once`."""
 
-    :param folder: Where finished trials of optuna are saved until the search is finished.
-    """
-    section: SearchSection | OptunaSection = run.optuna or run.search
-    if isinstance(section, SearchSection) and not section.learning_rates:
-        return None
-    steps = section.steps or run.training.steps
-    # The warm-up keeps its share of the steps.
-    warmup = round(run.training.warmup_steps * steps / run.training.steps)
-    changes = {"steps": steps, "warmup_steps": warmup, "seed": 0, "eval_steps": None}
-    short = run.training.model_copy(update=changes)
-    trained = short.model_dump_json(exclude={"learning_rate"} if run.optuna is None else None)
-    other = () if run.own_task else (run.pretraining_data.model_dump_json(),)
-    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained, *other))
-    if key not in searches:
-        held, rest = split_for_search(_train(data), section.held_out)
-        references, task = references_of(held), data.task
+    def split(limit: int) -> tuple[Examples, Callable[[TrainingSection], Classes]]:
+        held, rest = split_for_search(train_of(data), limit)
+        return held, lambda training: attempt(replace(data, train=rest), held, training)
 
-        def scored(values: Mapping[str, float]) -> float:
-            training = short.model_copy(update=dict(values))
-            predictions = attempt(replace(data, train=rest), held, training)
-            return score(task.metric, predictions, references, task.labels).value
-
-        if isinstance(section, OptunaSection):
-            start = run.model_copy(update={"training": short})
-            files = RunFiles(folder / "search.uhl-run")
-            searches[key] = search_space(section, start, scored, len(held), files=files, identity=key)
-        else:
-            searches[key] = search_rate(section, lambda rate: scored({"learning_rate": rate}), len(held))
-    return searches[key]
-
-
-def curve_of_log(path: Path) -> list[CurvePoint]:
-    """The learning curve in a JSON-lines log of `train.loop`; empty without one."""
-    if not path.exists():
-        return []
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [CurvePoint(**{name: entry[name] for name in CurvePoint.model_fields}) for entry in entries]
+    return search_once(run, data.task, searches, split, folder)
 
 
 def has_clock(run: RunConfig, results: Path) -> bool:
@@ -405,7 +342,7 @@ def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
     """
     folder = RunFolder(resources.results, run.run_id)
     metrics = folder.read()
-    percent = _wall_clock(run.model_copy(update={"training": _chosen(run, metrics.search)}), resources)
+    percent = _wall_clock(run.model_copy(update={"training": chosen_training(run, metrics.search)}), resources)
     costs = metrics.costs.model_copy(update={"wall_clock_percent": percent})
     metrics = metrics.model_copy(update={"costs": costs, "timed_on": resources.device_name})
     folder.write_metrics(metrics)
@@ -413,14 +350,17 @@ def time_again(run: RunConfig, resources: Resources) -> RunMetrics:
 
 
 def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
-    if METHODS[run.method].kind == "retrained":
+    if METHODS[run.method].kind == "retrained" or run.method == FROM_SOURCE:
         labels = len(resources.data(run.dataset).task.labels)
-        model = Retrained(run.method, resources.fresh_host(run.host), labels, run.training).as_stored()
+        structure = "lora" if run.method == FROM_SOURCE else run.method
+        model = Retrained(structure, resources.fresh_host(run.host), labels, run.training).as_stored()
         return retrained_costs(model, resources.bare_host(run.host), run.evaluation).wall_clock_percent
     path = resources.adapter_path(run)
     if not path.exists():
         raise UsageError(f"{path} no longer exists.", "Make the run again with --overwrite.")
-    if run.own_task and run.training.top_k is None:
+    if METHODS[run.method].kind == "distilled":
+        ported = distilled_shape(run, resources.aligned_file(run))
+    elif run.own_task and run.training.top_k is None:
         # A tuned adapter only differs in its gains.
         ported = ported_by(run, resources.aligned_file(run))
     else:

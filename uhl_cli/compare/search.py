@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from uhl_cli.commands.scoring import Classes, references_of
 from uhl_cli.commands.search import Space, refuse_no_optuna, search
-from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection
+from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection, TrainingSection
+from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.results import Search, SearchTrial
 from uhl_cli.data.examples import Examples
+from uhl_cli.data.tasks import Task
 from uhl_cli.errors import TrainingError
 from uhl_cli.files import write_text
+from uhl_cli.metrics import score
 from uhl_cli.reports import Trial
 from uhl_cli.train.loop import RunFiles
 
@@ -69,6 +73,55 @@ def search_rate(search: SearchSection, attempt: Callable[[float], float], held_o
             break
     named = {f"{rate:g}": scores[rate] for rate in sorted(scores)}
     return Search(rate=best(), scores=named, held_out=held_out, steps=search.steps)
+
+
+Split = Callable[[int], tuple[Examples, Callable[[TrainingSection], Classes]]]
+
+
+def search_once(run: RunConfig, task: Task, searches: dict[str, Search], split: Split, folder: Path) -> Search | None:
+    """The run's search: done once for all seeds, with seed 0; None if none is asked for.
+
+    :param split: Takes the most examples to hold out, and gives the held-out examples, and what says their classes
+        after a training on the rest.
+    :param folder: Where finished trials of optuna are saved until the search is finished.
+    """
+    section: SearchSection | OptunaSection = run.optuna or run.search
+    if isinstance(section, SearchSection) and not section.learning_rates:
+        return None
+    steps = section.steps or run.training.steps
+    # The warm-up keeps its share of the steps.
+    warmup = round(run.training.warmup_steps * steps / run.training.steps)
+    changes = {"steps": steps, "warmup_steps": warmup, "seed": 0, "eval_steps": None}
+    short = run.training.model_copy(update=changes)
+    trained = short.model_dump_json(exclude={"learning_rate"} if run.optuna is None else None)
+    other = () if run.own_task else (run.pretraining_data.model_dump_json(),)
+    if METHODS[run.method].kind == "distilled":  # what is learnt from depends on the adapter
+        assert run.adapter is not None
+        other = (*other, run.adapter.model_copy(update={"label": None}).model_dump_json())
+    key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained, *other))
+    if key not in searches:
+        held, attempt = split(section.held_out)
+        references = references_of(held)
+
+        def scored(values: Mapping[str, float]) -> float:
+            predictions = attempt(short.model_copy(update=dict(values)))
+            return score(task.metric, predictions, references, task.labels).value
+
+        if isinstance(section, OptunaSection):
+            start = run.model_copy(update={"training": short})
+            files = RunFiles(folder / "search.uhl-run")
+            searches[key] = search_space(section, start, scored, len(held), files=files, identity=key)
+        else:
+            searches[key] = search_rate(section, lambda rate: scored({"learning_rate": rate}), len(held))
+    return searches[key]
+
+
+def chosen_training(run: RunConfig, search: Search | None) -> TrainingSection:
+    """The run's training with what its search chose."""
+    if search is None:
+        return run.training
+    values = {} if search.best is None else search.trials[search.best].values
+    return run.training.model_copy(update={"learning_rate": search.rate, **values})
 
 
 # Names of `reports.Trial` that differ from those of `training`.
