@@ -151,8 +151,56 @@ def table() -> list[dict[str, Any]]:
     return claims
 
 
+NAMES = {"sst2": "SST-2", "conll2003": "CoNLL-2003", "amazon": "amazon", "reviews": "reviews"}
+
+
+def detailed(claims: list[dict[str, Any]]) -> str:
+    """A Markdown table of all differences, in the order of the claims."""
+    lines = [
+        "| claim | what is proposed | data set, host | score, the other's | difference | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in claims:
+        for row in claim["rows"]:
+            scores = " / ".join(f"{score:.3f}" for score in row["scores"])
+            place = f"{NAMES[row['task']]}, {row['host']}"
+            if claim["number"] == 1:
+                place += f" from {row['runs'][1][0].split('--')[1].replace('builtin-', 'builtin:')}"
+            cells = (claim["number"], row["proposed"], place, scores, _interval(row), row["verdict"])
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def short(claims: list[dict[str, Any]]) -> str:
+    """A Markdown table with a line for each claim and proposed method: extreme differences and verdicts."""
+    lines = ["| claim | by | smallest and largest difference | verdict |", "|---|---|---|---|"]
+    for claim in claims:
+        for index, (name, verdicts) in enumerate(claim["verdicts"].items()):
+            rows = sorted(
+                (row for row in claim["rows"] if row["proposed"] == name), key=lambda row: row["difference"]["value"]
+            )
+            ends = dict.fromkeys(_interval(row) for row in (rows[0], rows[-1]))
+            text = f"({claim['number']}) {claim['text']}" if index == 0 else ""
+            lines.append(f"| {text} | {name} | {' to '.join(ends)} | {_said(rows, verdicts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    value, low, high = (row["difference"][name] for name in ("value", "low", "high"))
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _said(rows: list[dict[str, Any]], verdicts: dict[str, int]) -> str:
+    """The verdicts in words: one for all rows, or how many of each; those that are true are named."""
+    if len(verdicts) == 1:
+        return f"**{next(iter(verdicts))}**" + (f", {len(rows)} of {len(rows)}" if len(rows) > 1 else "")
+    parts = [f"{word} on {verdicts[word]}" for word in ("not true", "open") if word in verdicts]
+    holds = [f"{NAMES[row['task']]}, {row['host']}" for row in rows if row["verdict"] == "true"]
+    return "; ".join(([f"**true on {len(holds)}** ({'; '.join(sorted(holds))})"] if holds else []) + parts)
+
+
 def main() -> None:
-    """Write the claims, and print a line for each difference."""
+    """Write the claims, and print them, for the README and docs/results.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     output = parser.parse_args().output
@@ -160,9 +208,8 @@ def main() -> None:
     for claim in claims:
         print(f"({claim['number']}) {claim['text']}: {json.dumps(claim['verdicts'])}")
         for row in claim["rows"]:
-            value, low, high = (row["difference"][name] for name in ("value", "low", "high"))
-            place = f"{row['proposed']:32} {row['task']:10} {row['host']:16}"
-            print(f"  {place} {value:+.3f} [{low:+.3f}, {high:+.3f}] {row['verdict']}")
+            print(f"  {row['proposed']:32} {row['task']:10} {row['host']:16} {_interval(row)} {row['verdict']}")
+    print(f"\n{short(claims)}\n{detailed(claims)}")
     write_text(output, json.dumps(claims, indent=1) + "\n")
 
 
