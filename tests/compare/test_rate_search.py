@@ -188,7 +188,7 @@ def test_a_search_is_not_shared_by_adapters_of_different_tasks(tmp_path):
     def search(task):
         run = RunConfig(
             run_id="x",
-            method="uhl-tuned",
+            method="uhl-tuned" if task in (None, "boolq") else "uhl-tuned-new-task",
             host=HostOptions(name="h"),
             adapter={"source": {"name": "s"}, "task": task},
             dataset=DatasetSection(task="boolq"),
