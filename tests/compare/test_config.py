@@ -122,6 +122,37 @@ def test_a_grid_is_every_method_on_every_host_data_set_and_seed(tmp_path):
     assert runs["full--a--boolq--s0"].training.steps == 11
 
 
+def test_a_grid_has_seeds_by_host_and_leaves_out_methods_that_are_null(tmp_path):
+    grid = {
+        "hosts": ["a", "b"],
+        "datasets": {"sst2": {"seeds": {"a": [0, 3], "default": [1]}}, "boolq": {"methods": {"full": None}}},
+        "methods": {"lora": {}, "full": {}},
+    }
+    runs = load_configs([write(tmp_path, {"grid": grid})])
+    sst2 = {(run.host.name, run.method, run.seed) for run in runs if run.dataset.task == "sst2"}
+    assert sst2 == {
+        (host, method, seed) for host, seed in (("a", 0), ("a", 3), ("b", 1)) for method in ("lora", "full")
+    }
+    assert {run.method for run in runs if run.dataset.task == "boolq"} == {"lora"}
+    grid["datasets"]["sst2"]["seeds"] = {"c": [0], "default": [1]}
+    with pytest.raises(UsageError, match="the seeds of sst2 name 'c'"):
+        load_configs([write(tmp_path, {"grid": grid})])
+
+
+def test_a_label_ends_the_names_of_ported_runs_and_changes_nothing_else(tmp_path):
+    grid = {
+        "hosts": ["a"],
+        "datasets": {"sst2": {}},
+        "methods": {"lora": {}, "uhl-zero-shot": {}},
+        "defaults": {"adapter": {"source": {"name": "s"}, "seed": 0}},
+    }
+    plain = load_configs([write(tmp_path, {"grid": grid})])
+    grid["defaults"]["adapter"]["label"] = "own"
+    labelled = load_configs([write(tmp_path, {"grid": grid})])
+    assert [run.run_id for run in labelled] == ["lora--a--sst2--s0", "uhl-zero-shot--a--sst2--s0--own"]
+    assert [run.digest for run in labelled] == [run.digest for run in plain]
+
+
 def test_two_different_runs_of_one_name_are_refused(tmp_path):
     first = write(tmp_path, RUN)
     other = tmp_path / "other.yaml"
