@@ -5,7 +5,9 @@
 Every claim is a difference of two scores that must be at least a margin: "within 1 point" and "equal" are -0.01, "1.1
 points above" is 0.011.  A difference is paired over the examples of the dev set, in the mean of the common seeds.  Its
 95 % interval decides: the claim is `true` there if all of it is at or above the margin, `not true` if all of it is
-below, else `open`.  Nothing is run; `tests/compare/recompute_claims.py` computes the same by other means.
+below, else `open`.  The second claim is also one of size: "97 % less memory", and "the same FLOPs", to 0.1 % of the
+host's; both are counted on published shapes (`sizes.py`), where there is no chance.  Nothing is run;
+`tests/compare/recompute_claims.py` computes the same by other means.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 HOSTS = ("minilm-l3", "wiki-256x4", "builtin:decoder", "builtin:base")
 TASKS = ("sst2", "conll2003", "amazon")  # BoolQ has no verdict: no method learns it, see docs/results.md
 LOCAL, TRANSFER, BUILTIN = "compare_local", "compare_label_free", "compare_builtin"
+MEMORY, FLOPS = 0.03, 0.1  # the most memory, as a share of SAT-LoRA's, and FLOPs more, in percent of the host's
 UPWARDS = {"minilm-l3": "compare_upwards-minilm-l3", "builtin:base": "compare_upwards-builtin-base"}
 
 
@@ -140,6 +143,18 @@ def row_of(claim: Claim, name: str, proposed: Side, other: Side) -> dict[str, An
     }
 
 
+def sizes() -> list[dict[str, Any]]:
+    """What a file and SAT-LoRA take on published shapes, and whether the claim of it is true."""
+    rows = []
+    for shape, counted_by in json.loads((RESULTS / "sizes.json").read_text(encoding="utf-8")).items():
+        sides = [counted_by[name] for name in ("uhl", "sat-lora")]
+        memory, flops = ([side[name] for side in sides] for name in ("memory_mb", "flops_percent"))
+        holds = memory[0] <= MEMORY * memory[1] and flops[0] - flops[1] <= FLOPS
+        said = "true" if holds else "not true"
+        rows.append({"shape": shape, "memory_mb": memory, "flops_percent": flops, "verdict": said})
+    return rows
+
+
 def table() -> list[dict[str, Any]]:
     """All claims with their rows, and how often each verdict was found by what is proposed."""
     claims = []
@@ -148,6 +163,8 @@ def table() -> list[dict[str, Any]]:
         names = dict.fromkeys(row["proposed"] for row in rows)
         verdicts = {name: dict(Counter(row["verdict"] for row in rows if row["proposed"] == name)) for name in names}
         claims.append(asdict(claim) | {"verdicts": verdicts, "rows": rows})
+        if claim.number == 2:
+            claims[-1]["sizes"] = sizes()
     return claims
 
 
@@ -182,6 +199,11 @@ def short(claims: list[dict[str, Any]]) -> str:
             ends = dict.fromkeys(_interval(row) for row in (rows[0], rows[-1]))
             text = f"({claim['number']}) {claim['text']}" if index == 0 else ""
             lines.append(f"| {text} | {name} | {' to '.join(ends)} | {_said(rows, verdicts)} |")
+        for row in claim.get("sizes", ()):
+            memory, flops = row["memory_mb"], row["flops_percent"]
+            text = f"{memory[0]:.2f} against {memory[1]:.2f} MB, {flops[0]:.2f} against {flops[1]:.2f} % FLOPs"
+            head = "with 97 % less memory and the same FLOPs" if row is claim["sizes"][0] else ""
+            lines.append(f"| {head} | {row['shape']}'s shape | {text} | **{row['verdict']}** |")
     return "\n".join(lines) + "\n"
 
 
