@@ -138,7 +138,7 @@ WHOLE_SETS += ("majority-class", "random-update", "head-only", "size-only")
 
 def test_shipped_sets_hold_every_method_host_and_data_set():
     single = ["comparative-1-iter1-CoNLL-2003", "proposed-iter1-CoNLL-2003"]
-    assert set(shipped_sets()) == {"builtin", "local", "protocol", "published", *single}
+    assert set(shipped_sets()) == {"builtin", "local", "protocol", "published", "size-projectors", *single}
     hosts = {
         "local": {"minilm-l3", "wiki-256x4", "builtin:decoder", "builtin:base"},
         "published": {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_runs import call
 from compare_runs import at, write_data_sets, write_hosts
+from recompute import differences
 from tiny_adapters import SMALL, random_adapter, tiny_task
 from tiny_hosts import SENTENCES, tiny_host
 from toy_runs import TINY_LIMIT, sequence_data
@@ -246,6 +247,7 @@ def test_the_set_in_trial_mode_trains_once_and_a_resumed_call_uses_what_is_kept(
     assert (json.loads(called.out)["made"], trainings) == (names, [2])
     (path,) = (results / "projectors").iterdir()
     before = path.stat().st_mtime_ns
+    assert differences(results) == []
     metrics = [json.loads((results / name / "metrics.json").read_text()) for name in names]
     assert [each["source"] for each in metrics] == ["minilm-l6", "minilm-l6"]
     assert metrics[0]["score"] == metrics[0]["source_score"] == metrics[1]["source_score"]
