@@ -54,7 +54,7 @@ def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
         found = states(host)
     weights = []
     with torch.no_grad():
-        for linear, key, place in shared._target_modules:
+        for linear, key, place in shared._target_modules.values():
             read, write = shared.dictionaries[key].factors(place)
             assert read.shape[0] == write.shape[0] == 3
             weights.append((linear.module.weight, (6 / 3) * write.T @ read))
@@ -63,8 +63,28 @@ def test_sat_lora_is_a_mixture_of_shared_rows_added_to_the_weight():
         assert torch.allclose(states(host), found, atol=1e-4)
     # One dictionary a shape, not one a layer.
     assert len(shared.dictionaries) == len(
-        {(linear.out_features, linear.in_features) for linear, _, _ in shared._target_modules}
+        {(linear.out_features, linear.in_features) for linear, _, _ in shared._target_modules.values()}
     )
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])  # with q, k and v apart, and in one module
+def test_the_host_adds_what_sat_loras_forward_gives(family):
+    host = tiny_host(family)
+    shared = small_sat_lora(host)
+    layer = host.map.layers[1]
+    read, write = {}, {}
+    for kind, linear in layer.target_modules.items():
+        linear.module.register_forward_hook(lambda _, args, output, kind=kind: read.update({kind: (args[0], output)}))
+    with torch.no_grad(), shared.attached():
+        for kind, linear in layer.target_modules.items():
+            linear.module.register_forward_hook(lambda _, _args, output, kind=kind: write.update({kind: output}))
+        states(host)
+        for kind, linear in layer.target_modules.items():
+            inputs, before = read[kind]
+            added = (write[kind] - before)[..., linear.columns]
+            assert added.abs().max() > 1e-3
+            torch.testing.assert_close(shared(inputs, (1, kind)), added, atol=1e-5, rtol=1e-4)
+            assert not torch.allclose(shared(inputs, (0, kind)), added, atol=1e-3)  # of another layer
 
 
 def test_sat_lora_frozen_gives_what_it_gave():

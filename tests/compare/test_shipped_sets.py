@@ -27,7 +27,7 @@ PUBLISHED = {"Memory overhead (MB)", "FLOP overhead (%)", "Active atoms per toke
 
 # Sets whose runs can be compared with each other: the others have other settings of the same methods.
 TOGETHER = (
-    ("builtin", "local", "protocol", "published"),
+    ("builtin", "local", "protocol", "published", "size-projectors"),
     ("label-free",),
     ("upwards-builtin-base",),
     ("upwards-minilm-l3",),

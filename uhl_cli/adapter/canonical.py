@@ -52,6 +52,29 @@ class CanonicalAdapter(nn.Module):
         for name in ("delta_theta", "head_weight", "head_bias"):
             self.get_parameter(name).requires_grad_(False)
 
+    def forward(self, states: Tensor, *, depth: float, update_type: str, written: Tensor | None = None) -> Tensor:
+        """The update of one module in canonical space: the sum over active atoms j of g_j(t, m) p_j f_j (v_j . z) u_j.
+
+        This is the definition (docs/method.md, "Update").  A host never runs it: `adapter.fold` multiplies the same
+        parameters with the host's maps once, and `adapter.attach` adds what P_out makes of this sum, for the few atoms
+        that act.
+
+        :param states: z [..., d0], the canonical coordinates of the stream that enters the layer, times the reading
+            gains.  They choose the atoms, and a reader's atoms respond to them.
+        :param depth: t of the layer; 1 for the readout.
+        :param update_type: m, one of `UPDATE_TYPES`.
+        :param written: Of a writer: P_in y [..., d0] of its own output y, to which its atoms respond.
+        :returns: [..., d0]; the host's writing gains and map P_out turn it into an edit.
+        """
+        stored = self.stored()
+        flat = states.reshape(-1, states.shape[-1])
+        bias = stored["task_router"] @ stored["task_embedding"]
+        routing = route(functional.linear(flat, stored["router"], bias), stored["threshold"])
+        read = flat if written is None else written.reshape(flat.shape)
+        responses = (read @ stored["atoms_v"].T).gather(1, routing.indices)
+        weights = routing.weights * responses * mix(stored, depth, update_type)[routing.indices]
+        return (weights.unsqueeze(-1) * stored["atoms_u"][routing.indices]).sum(1).view(states.shape)
+
     def stored(self) -> dict[str, Tensor]:
         """Every parameter as the file holds it, differentiable by straight-through."""
         return {name: fake_quantise(value, bits_of(name)) for name, value in self.named_parameters()}

@@ -40,6 +40,7 @@ from uhl_cli.train.model import task_loss, unfused_attention
 Progress = Callable[[int, int], None]
 Note = Callable[[int, int, str], None]
 Shape = tuple[int, int]
+Place = tuple[int, str]
 
 TYPES = ("q", "k", "v", "o", "up", "down")
 _FREQUENCIES = 4
@@ -240,7 +241,7 @@ class SatLora(nn.Module):
 
     def __init__(self, host_map: HostMap, *, rank: int, alpha: float, atoms: int) -> None:
         super().__init__()
-        self._target_modules: list[tuple[TargetModule, str, Tensor]] = []
+        self._target_modules: dict[Place, tuple[TargetModule, str, Tensor]] = {}
         self.dictionaries = nn.ModuleDict()
         last = max(1, len(host_map.layers) - 1)
         for index, layer in enumerate(host_map.layers):
@@ -251,55 +252,61 @@ class SatLora(nn.Module):
                 key = "x".join(map(str, shape))
                 if key not in self.dictionaries:
                     self.dictionaries[key] = _Dictionary(shape, atoms, rank)
-                self._target_modules.append((linear, key, _place(index / last, type_)))
+                self._target_modules[index, type_] = (linear, key, _place(index / last, type_))
         self._scale = alpha / rank
-        self._frozen: list[tuple[Tensor, Tensor]] | None = None
+        self._mixed: dict[Place, tuple[Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def freeze(self) -> None:
         """Mix the factors once; training is finished."""
-        self._frozen = self._factors()
+        self._mixed = None
+        self._mixed = {place: self._factors(place) for place in self._target_modules}
 
-    def _factors(self) -> list[tuple[Tensor, Tensor]]:
-        """A and B of every target module."""
-        found = []
-        for _, key, place in self._target_modules:
-            dictionary = self.dictionaries[key]
-            assert isinstance(dictionary, _Dictionary)
-            read, write = dictionary.factors(place.to(dictionary.read.device))
-            found.append((read, self._scale * write))
-        return found
+    def _factors(self, place: Place) -> tuple[Tensor, Tensor]:
+        """A, and B times alpha / r, of a target module."""
+        if self._mixed is not None:
+            return self._mixed[place]
+        _, key, features = self._target_modules[place]
+        dictionary = self.dictionaries[key]
+        assert isinstance(dictionary, _Dictionary)
+        read, write = dictionary.factors(features.to(dictionary.read.device))
+        return read, self._scale * write
+
+    def forward(self, states: Tensor, place: Place) -> Tensor:
+        """The update of one target module: alpha / r times B^T A x, added to its output.
+
+        :param states: x [..., in_features], the module's input.
+        :param place: Index of its layer, and its type.
+        :returns: [..., out_features], in the precision of the states.
+        """
+        read, write = self._factors(place)
+        return (states @ read.T.to(states.dtype)) @ write.to(states.dtype)
 
     def attached(self) -> AbstractContextManager[object]:
         """Context in which every module adds its update to its output."""
         stack = ExitStack()
-        for (linear, _, _), (read, write) in zip(self._target_modules, self._frozen or self._factors(), strict=True):
-            hook = _Hook(linear, read, write)
-            stack.callback(linear.module.register_forward_hook(hook).remove)
+        for place, (linear, _, _) in self._target_modules.items():
+            stack.callback(linear.module.register_forward_hook(self._hook(linear, place)).remove)
         return stack
+
+    def _hook(self, linear: TargetModule, place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        """Adds the update to a module's output, or to its part of a fused module's output."""
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            update: Tensor = self(inputs[0], place).to(output.dtype)
+            if not linear.fused:
+                return output + update
+            changed = output.clone()
+            changed[..., linear.columns] += update
+            return changed
+
+        return hook
 
     def stored_bytes(self) -> int:
         """Bytes of the file: int8 codes, a float16 scale a row, biases in float16."""
         matrices = [value for value in self.parameters() if value.dim() > 1]
         vectors = [value for value in self.parameters() if value.dim() == 1]
         return sum(value.numel() + 2 * len(value) for value in matrices) + 2 * sum(value.numel() for value in vectors)
-
-
-class _Hook:
-    """Adds a module's update to its output, or to its part of a fused module's output."""
-
-    def __init__(self, linear: TargetModule, read: Tensor, write: Tensor) -> None:
-        self._columns = linear.columns if linear.fused else None
-        self._read, self._write = read, write
-
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        states = inputs[0]
-        update = ((states @ self._read.T.to(states.dtype)) @ self._write.to(states.dtype)).to(output.dtype)
-        if self._columns is None:
-            return output + update
-        changed = output.clone()
-        changed[..., self._columns] += update
-        return changed
 
 
 def _place(depth: float, type_: str) -> Tensor:

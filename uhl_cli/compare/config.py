@@ -311,12 +311,24 @@ class RunConfig(_WithLater):
     def _ported_needs_adapter(self) -> RunConfig:
         if METHODS[self.method].kind != "retrained" and self.adapter is None:
             raise ValueError(f"method {self.method} needs an adapter section")
-        if METHODS[self.method].kind in ("ported", "distilled") and not self.own_task:
+        if METHODS[self.method].kind in ("ported", "generated", "distilled") and not self.own_task:
             assert self.adapter is not None  # otherwise the task is its own
             raise ValueError(
                 f"{self.run_id}: {self.method} is not defined on {self.dataset.task} for an adapter that is pretrained "
                 f"on {self.adapter.task}, which has no readout for it: use uhl-tuned-new-task, or an adapter of its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _generated_from_a_source(self) -> RunConfig:
+        """Alignment noise is in standard deviations of fitted coordinates, and generated ones have no fixed size."""
+        if METHODS[self.method].kind != "generated":
+            return self
+        assert self.adapter is not None  # checked before
+        if self.adapter.source is None:
+            raise ValueError(f"{self.run_id}: {self.method} is trained on a source: name it in the adapter section")
+        if self.adapter.pretraining.noise + self.adapter.pretraining.update_noise > 0:
+            raise ValueError(f"{self.run_id}: {self.method} has no alignment noise: set it to 0 under pretraining")
         return self
 
     @model_validator(mode="after")

@@ -59,7 +59,7 @@ def distilled(run: RunConfig, resources: Resources, data: TaskData, searches: di
     :raises UhlError: As `uhl tune` and `uhl export` do.
     """
     adapter, _ = resources.adapter(run)
-    refuse_other_labels(run, adapter, data)
+    refuse_other_labels(run, adapter.manifest.task, data)
     if run.method == FROM_SOURCE:
         return _from_source(run, resources, data, searches)
     labels = None

@@ -10,7 +10,7 @@ from typing import Literal
 from uhl_cli.commands.options import TuneMode
 
 Role = Literal["proposed", "baseline", "control"]
-Kind = Literal["ported", "tuned", "distilled", "retrained"]
+Kind = Literal["ported", "generated", "tuned", "distilled", "retrained"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Method:
     :param name: What a run configuration calls it.
     :param label: What tables and figures call it.
     :param role: `proposed` and `baseline` compete for the best run; a `control` does not.
-    :param kind: `ported` trains nothing on the target, `tuned` is `uhl tune` with labels, `distilled` is trained there
+    :param kind: `ported` trains nothing on the target, nor does `generated`, whose projectors are made from its size;
+        `tuned` is `uhl tune` with labels, `distilled` is trained there
         on the texts of a transfer set, `retrained` on the data set.
     :param settings: Training settings that only some methods have, and that a search may choose.
     :param mode: What of `uhl tune` gives the defaults of its training; None: the section's own.
@@ -38,7 +39,7 @@ class Method:
     @property
     def trained(self) -> bool:
         """Whether anything is trained on the target, with or without labels."""
-        return self.kind != "ported"
+        return self.kind not in ("ported", "generated")
 
     @property
     def searchable(self) -> tuple[str, ...]:
@@ -65,6 +66,7 @@ _ROWS = (
     Method("random-update", "control: random updates", "control", "ported"),
     Method("head-only", "control: head only", "control", "ported"),
     Method("size-only", "control: size only", "control", "ported"),
+    Method("size-projectors", "control: projectors made from the size", "control", "generated"),
 )
 
 METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})

@@ -11,7 +11,9 @@ from uhl_cli.commands.scoring import Classes
 from uhl_cli.compare.config import RunConfig
 from uhl_cli.compare.results import Costs, CurvePoint, DevPoint, Search
 from uhl_cli.data import Examples, TaskData
+from uhl_cli.data.tasks import Task
 from uhl_cli.errors import UsageError
+from uhl_cli.metrics import Score
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Outcome:
     """A method's result: predictions on the evaluation examples and everything else that the metrics need.
 
     :param examples: How many examples it was trained on; None for all training examples of the data set.
+    :param source: Name of the source, and its score there, of a method that has both without an adapter file.
     """
 
     predictions: Classes
@@ -30,6 +33,8 @@ class Outcome:
     adapter: UniversalAdapter | None = None
     dev_curve: tuple[DevPoint, ...] = ()
     examples: int | None = None
+    source: str | None = None
+    source_score: Score | None = None
 
 
 def evaluation_of(data: TaskData) -> Examples:
@@ -44,12 +49,11 @@ def train_of(data: TaskData) -> Examples:
     return data.train
 
 
-def refuse_other_labels(run: RunConfig, adapter: UniversalAdapter, data: TaskData) -> None:
+def refuse_other_labels(run: RunConfig, own: Task, data: TaskData) -> None:
     """Return only if the adapter's own task is on the run's labels.
 
     :raises UsageError: Otherwise.
     """
-    own = adapter.manifest.task
     if (own.kind, own.labels) != (data.task.kind, data.task.labels):
         raise UsageError(
             f"run {run.run_id}: the adapter of {own.name} does not know the labels of {data.task.name}.",

@@ -31,6 +31,7 @@ from uhl_cli.compare.results import (
     published,
 )
 from uhl_cli.compare.search import chosen_training, search_once, split_for_search
+from uhl_cli.compare.size_projectors import by_size_alone, on_target, projectors_path, read_kept
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError
 from uhl_cli.files import write_text
@@ -56,6 +57,8 @@ def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str
         outcome = _tuned(run, resources, data, searches)
     elif kind == "distilled":
         outcome = distilled(run, resources, data, searches)
+    elif kind == "generated":
+        outcome = by_size_alone(run, resources, data)
     else:
         outcome = _ported(run, resources, data)
     metrics = _metrics(run, data, outcome, mode, resources.device_name)
@@ -92,8 +95,8 @@ def _metrics(run: RunConfig, data: TaskData, outcome: Outcome, mode: str, device
         seed=run.seed,
         config_digest=run.digest,
         mode=mode,
-        source=None if manifest is None else manifest.source.name,
-        source_score=None if manifest is None else manifest.score,
+        source=outcome.source if manifest is None else manifest.source.name,
+        source_score=outcome.source_score if manifest is None else manifest.score,
         score=scored(outcome.predictions),
         f1=both.f1,
         f1_metric=both.f1_metric,
@@ -123,7 +126,7 @@ def _ported(run: RunConfig, resources: Resources, data: TaskData) -> Outcome:
     """The ported adapter and its controls."""
     aligned_file = resources.aligned_file(run)
     adapter, host = aligned_file.adapter, aligned_file.host
-    refuse_other_labels(run, adapter, data)
+    refuse_other_labels(run, adapter.manifest.task, data)
     predictor = Predictor(
         adapter, evaluation_of(data), batch_size=run.evaluation.batch_size, reporter=resources.reporter
     )
@@ -355,10 +358,13 @@ def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
         structure = "lora" if run.method == FROM_SOURCE else run.method
         model = Retrained(structure, resources.fresh_host(run.host), labels, run.training).as_stored()
         return retrained_costs(model, resources.bare_host(run.host), run.evaluation).wall_clock_percent
-    path = resources.adapter_path(run)
+    generated = METHODS[run.method].kind == "generated"
+    path = projectors_path(run, resources) if generated else resources.adapter_path(run)
     if not path.exists():
         raise UsageError(f"{path} no longer exists.", "Make the run again with --overwrite.")
-    if METHODS[run.method].kind == "distilled":
+    if generated:
+        ported = on_target(run, resources, read_kept(path))
+    elif METHODS[run.method].kind == "distilled":
         ported = distilled_shape(run, resources.aligned_file(run))
     elif run.own_task and run.training.top_k is None:
         # A tuned adapter only differs in its gains.
