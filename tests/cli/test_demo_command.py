@@ -1,4 +1,4 @@
-"""`uhl demo` and bare `uhl pretrain`, on what ships, from an empty home without a network."""
+"""`uhl demo` on what ships, from an empty home without a network."""
 
 from __future__ import annotations
 
@@ -94,12 +94,3 @@ def test_without_output_nothing_is_kept(here, monkeypatch):
     assert [path.name for path in written] == ["demo.safetensors"]
     assert not written[0].parent.exists()
     assert list(here.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_bare_pretrain_uses_what_ships(here):
-    short = ["--max-steps", "1", "--limit-evaluation", "20", "--limit-train", "200", "--num-anchors", "64"]
-    called = call("pretrain", *short, "--feature-words", "0", "--quiet")
-    assert (called.code, called.out) == (0, "adapter.safetensors\n"), called.err
-    manifest = read_adapter(Path("adapter.safetensors")).manifest
-    assert (manifest.source.name, manifest.task.name) == ("builtin:base", "reviews")

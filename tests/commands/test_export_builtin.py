@@ -1,4 +1,4 @@
-"""From pretraining on one builtin host to standard models of two others, which a process without uhl runs."""
+"""From bare `uhl pretrain` on what ships to standard models of two other hosts, which a process without uhl runs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,22 @@ from export_runs import Inside, alone, asked
 from uhl_cli.commands.options import HostOptions
 from uhl_cli.commands.scoring import load
 from uhl_cli.data import load_task
+from uhl_cli.formats.adapter import read_adapter
 
 
 @pytest.mark.slow
-def test_from_pretraining_to_a_process_without_uhl(tmp_path):
+def test_from_pretraining_to_a_process_without_uhl(tmp_path, monkeypatch):
     adapter, scored = tmp_path / "adapter.safetensors", tmp_path / "dev.tsv"
     dev = load_task("reviews", limit_evaluation=40, need_train=False).evaluation
     lines = [f"{text}\t{label}" for text, label in zip(dev.texts, dev.labels, strict=True)]
     scored.write_text("\n".join(["text\tlabel", *lines]) + "\n")
-    given = [
-        "pretrain",
-        "--host",
-        "builtin:base",
-        "--limit-train",
-        "200",
-        "--limit-evaluation",
-        "40",
-        "--max-steps",
-        "3",
-    ]
+    monkeypatch.chdir(tmp_path)
+    given = ["pretrain", "--limit-train", "200", "--limit-evaluation", "40", "--max-steps", "3", "--batch-size", "8"]
     given += ["--num-anchors", "128", "--feature-words", "0", "--transfer-set", "60", "--teacher", "adapter"]
-    called = call(*given, "--batch-size", "8", "--device", "cpu", "--output", adapter, "--quiet")
-    assert called.code == 0, called.err
+    called = call(*given, "--device", "cpu", "--quiet")
+    assert (called.code, called.out) == (0, "adapter.safetensors\n"), called.err
+    manifest = read_adapter(adapter).manifest
+    assert (manifest.source.name, manifest.task.name) == ("builtin:base", "reviews")
     questions, inside, reports = [], [], []
     for host in ("builtin:small", "builtin:decoder"):
         for form in ("merged", "peft"):
