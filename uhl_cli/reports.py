@@ -89,6 +89,7 @@ class ExpectedScore(Frozen):
     value: float
     low: float
     high: float
+    chance: float = Field(description="accuracy of answers at random, with the port's share of each class")
     constant: float = Field(description="accuracy of always answering the training labels' most frequent class")
     teacher: float = Field(description="the teacher's accuracy on the evaluation data of pretraining")
 

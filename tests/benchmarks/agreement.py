@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,13 @@ import numpy as np
 from byte_shares import with_fewer
 
 from uhl_cli.api import UniversalAdapter
-from uhl_cli.commands.agreement import expected_accuracy, judged, judges
-from uhl_cli.commands.scoring import host_record, references_of
+from uhl_cli.commands.agreement import HeldOut, expected_accuracy, judged, judges
+from uhl_cli.commands.scoring import Classes, references_of
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.files import write_text
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import score
+from uhl_cli.schema import Manifest
 
 Row = dict[str, Any]
 TARGETS = (
@@ -52,7 +52,7 @@ def residuals(rows: Sequence[Row], exponent: float) -> np.ndarray:
 
 def expected(row: Row, exponent: float) -> float:
     """The score that a port's kappa promises."""
-    return expected_accuracy(row["kappa"], constant=row["constant"], teacher=row["teacher"], exponent=exponent)
+    return expected_accuracy(row["kappa"], chance=row["chance"], teacher=row["teacher"], exponent=exponent)
 
 
 def fit(rows: Sequence[Row]) -> dict[str, float]:
@@ -66,35 +66,35 @@ def port_row(adapter: UniversalAdapter, target: str, where: str, data: TaskData,
     """One port, with its agreement and its true score."""
     task, host = adapter.manifest.task, load_host(where, device="cpu")
     used = adapter if anchors is None else with_fewer(adapter, anchors, 0)[0]
-    started = time.monotonic()
     ported = used.port(host)
-    seconds = {"port": time.monotonic() - started}
-    started = time.monotonic()
     held = judges(adapter.transfer_set(), host)
-    found = judged(adapter.manifest, ported.classes_of(held.examples).for_metric(task.kind), held)
-    seconds["judge"] = time.monotonic() - started
+    said = ported.classes_of(held.examples).for_metric(task.kind)
     assert data.evaluation is not None
     true = ported.classes_of(data.evaluation).for_metric(task.kind)
+    home = host.fingerprint == adapter.manifest.source.fingerprint
+    return {"target": target, "anchors": anchors, "home": home} | scored(adapter.manifest, said, held, true, data)
+
+
+def scored(manifest: Manifest, said: Classes, held: HeldOut, true: Classes, data: TaskData) -> Row:
+    """The agreement of what a port says on held-out texts, and the score of what it says on dev."""
+    found, task = judged(manifest, said, held), manifest.task
+    assert data.evaluation is not None
     return {
-        "target": target,
-        "anchors": anchors,
-        "home": host_record(host).fingerprint == adapter.manifest.source.fingerprint,
         "texts": found.texts,
         "agreement": found.score.model_dump(),
         "kappa": found.kappa,
-        "constant": None if found.expected is None else found.expected.constant,
+        "chance": None if found.expected is None else found.expected.chance,
         "teacher": None if found.expected is None else found.expected.teacher,
         "score": score(task.metric, true, references_of(data.evaluation), task.labels).model_dump(),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
 
 
 def finished(rows: list[Row]) -> dict[str, Any]:
     """All rows with their expected score, and the fits over all files and without each of them."""
-    fitted = [row for row in rows if row["constant"] is not None and not row["home"]]
+    fitted = [row for row in rows if row["chance"] is not None and not row["home"]]
     found = fit(fitted)
     for row in rows:
-        row["expected"] = None if row["constant"] is None else round(expected(row, found["exponent"]), 4)
+        row["expected"] = None if row["chance"] is None else round(expected(row, found["exponent"]), 4)
     files = sorted({row["file"] for row in fitted})
     apart = {}
     for name in files:

@@ -82,7 +82,7 @@ def judged(verdict: str, expected: ExpectedScore | None) -> PortReport:
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_every_verdict_is_one_sentence_with_a_command_that_exists(verdict):
-    expected = ExpectedScore(value=0.75, low=0.7, high=0.8, constant=0.5, teacher=0.9)
+    expected = ExpectedScore(value=0.75, low=0.7, high=0.8, chance=0.5, constant=0.5, teacher=0.9)
     line = _verdict(judged(verdict, expected), "some/model")
     assert "0.800 [0.700, 0.900], so expect an accuracy of 0.75 [0.70, 0.80]; the teacher has 0.90" in line
     assert "expect" not in _verdict(judged(verdict, None), "some/model")

@@ -15,11 +15,11 @@ from uhl_cli.commands.agreement import (
     MOST_JUDGED,
     HeldOut,
     beyond_chance,
-    chance_agreement,
     expected_accuracy,
     judged,
     judges,
     parted,
+    shares_of,
 )
 from uhl_cli.data import Examples
 from uhl_cli.data.examples import token_examples
@@ -47,14 +47,13 @@ def drawn(seed: int, count: int = 600) -> list[int]:
     return np.random.default_rng(seed).integers(0, 2, count).tolist()
 
 
-def test_chance_is_that_of_two_unrelated_lists():
-    assert chance_agreement([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5 * 0.25 + 0.5 * 0.75
-    assert chance_agreement([[0, 1], [2]], [[0, 0], [0]]) == pytest.approx(1 / 3)
+def test_shares_are_those_of_all_answers():
+    assert shares_of([0, 0, 1, 1], 2).tolist() == [0.5, 0.5]
+    assert shares_of([[0, 1], [2], [0]], 4).tolist() == [0.5, 0.25, 0.25, 0.0]
     first = [int(value > 0) for value in np.random.default_rng(0).integers(0, 4, 4000)]  # three quarters of ones
-    second = np.random.default_rng(1).permutation(first).tolist()
-    met = np.mean(np.array(first) == np.array(second))
-    assert chance_agreement(first, second) == pytest.approx(0.75**2 + 0.25**2, abs=0.02)
-    assert met == pytest.approx(chance_agreement(first, second), abs=0.02)
+    second = np.random.default_rng(1).permutation(first)
+    met = np.mean(np.array(first) == second)
+    assert met == pytest.approx(shares_of(first, 2) @ shares_of(second.tolist(), 2), abs=0.02), "chance is the product"
 
 
 def test_kappa_is_one_for_all_and_zero_for_chance():
@@ -65,8 +64,8 @@ def test_kappa_is_one_for_all_and_zero_for_chance():
     assert beyond_chance(1.0, 1.0) == 0.0, "where both give one answer, agreement says nothing"
 
 
-def test_expected_accuracy_goes_from_the_constant_answer_to_the_teacher():
-    ends = {"constant": 0.5, "teacher": 0.9}
+def test_expected_accuracy_goes_from_chance_to_the_teacher():
+    ends = {"chance": 0.5, "teacher": 0.9}
     assert expected_accuracy(1.0, **ends) == 0.9
     assert expected_accuracy(0.0, **ends) == expected_accuracy(-0.3, **ends) == 0.5
     values = [expected_accuracy(kappa, **ends) for kappa in (0.0, 0.1, 0.5, 0.9, 1.0)]
@@ -98,13 +97,13 @@ def test_the_verdict_follows_the_agreement(manifest, wrong, verdict):
     assert (found.score.value >= GOOD) == (verdict == "good")
     expected = found.expected
     assert expected.low < expected.value < expected.high
-    assert expected.constant <= expected.value <= expected.teacher
+    assert expected.chance <= expected.value <= expected.teacher
 
 
 def test_a_constant_answer_is_unusable(manifest):
     found = judged(manifest, [1] * 600, held(drawn(0)))
     assert (found.kappa, found.verdict) == (pytest.approx(0.0), "unusable")
-    assert found.expected.value == pytest.approx(found.expected.constant)
+    assert found.expected.value == pytest.approx(found.expected.chance) == pytest.approx(found.expected.constant)
 
 
 def test_answers_on_one_text_are_not_counted_as_new_evidence(manifest):
@@ -179,11 +178,11 @@ def test_constants_are_those_that_the_benchmark_fitted():
     found = json.loads((ROOT / "tests/benchmarks/results/agreement.json").read_text())
     fit, rows = found["fit"], found["results"]
     assert (fit["exponent"], fit["residual"]) == (agreement.EXPONENT, agreement.RESIDUAL)
-    used = [row for row in rows if row["constant"] is not None and not row["home"]]
+    used = [row for row in rows if row["chance"] is not None and not row["home"]]
     assert fit["ports"] == len(used) >= 20
     errors = np.array([row["score"]["value"] - row["expected"] for row in used])
     assert 1.96 * np.sqrt(np.mean(errors**2)) == pytest.approx(fit["residual"], abs=1e-3)
-    ends = [{"constant": row["constant"], "teacher": row["teacher"]} for row in used]
+    ends = [{"chance": row["chance"], "teacher": row["teacher"]} for row in used]
     assert [round(expected_accuracy(row["kappa"], **each), 4) for row, each in zip(used, ends, strict=True)] == [
         row["expected"] for row in used
     ]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from uhl_cli.commands.scoring import Classes, references_of
 from uhl_cli.data import Examples
@@ -23,6 +24,8 @@ from uhl_cli.reports import AgreementReport, ExpectedScore, Reporter, Verdict, p
 from uhl_cli.schema import Manifest
 from uhl_cli.transfer.texts import TransferSet
 
+Shares = npt.NDArray[np.float64]
+
 # Texts of the transfer set that are held out to measure agreement with the teacher.
 HELD_OUT, MOST_HELD_OUT = 0.05, 500
 # A port is judged on at most so many of them, because judging must cost little beside the port; with fewer than
@@ -30,8 +33,9 @@ HELD_OUT, MOST_HELD_OUT = 0.05, 500
 MOST_JUDGED, LEAST_JUDGED = 100, 10
 # A port that agrees with the teacher on this share of its answers is good enough.
 GOOD = 0.9
-# Expected accuracy = constant + (teacher - constant) kappa^EXPONENT, and half the width of its 95 % interval.  Made by
-#     python tests/benchmarks/agreement.py --shared SHARED --output tests/benchmarks/results/agreement.json
+# Expected accuracy = chance + (teacher - chance) kappa^EXPONENT, and half the width of its 95 % interval.  Made by
+#     python tests/benchmarks/agreement.py adapters/*.safetensors --shared SHARED \
+#         --output tests/benchmarks/results/agreement.json
 EXPONENT, RESIDUAL = 0.51, 0.03
 
 
@@ -134,12 +138,10 @@ def agreement_of(task: Task, classes: Classes, held: Examples) -> Score:
     return score(task.metric, classes, references_of(held), task.labels)
 
 
-def chance_agreement(classes: Classes, references: Classes) -> float:
-    """The share of equal answers that two lists with these shares of each class reach without any relation."""
-    first, second = (_by_text(each, [0] * len(each))[0] for each in (classes, references))
-    size = 1 + max(*first, *second)
-    shares = [np.bincount(each, minlength=size) / len(each) for each in (first, second)]
-    return float(shares[0] @ shares[1])
+def shares_of(classes: Classes, num_labels: int) -> Shares:
+    """The share of each class among all answers, float64 [labels]."""
+    answers = _by_text(classes, [0] * len(classes))[0]
+    return np.bincount(answers, minlength=num_labels) / len(answers)
 
 
 def beyond_chance(agreement: float, chance: float) -> float:
@@ -147,9 +149,9 @@ def beyond_chance(agreement: float, chance: float) -> float:
     return 0.0 if chance >= 1 else (agreement - chance) / (1 - chance)
 
 
-def expected_accuracy(kappa: float, *, constant: float, teacher: float, exponent: float = EXPONENT) -> float:
-    """Accuracy on the task to expect: the teacher's at a kappa of 1, the constant answer's at 0 and below."""
-    return float(constant + (teacher - constant) * max(kappa, 0.0) ** exponent)
+def expected_accuracy(kappa: float, *, chance: float, teacher: float, exponent: float = EXPONENT) -> float:
+    """Accuracy on the task to expect: the teacher's at a kappa of 1, that of chance at 0 and below."""
+    return float(chance + (teacher - chance) * max(kappa, 0.0) ** exponent)
 
 
 def judged(manifest: Manifest, classes: Classes, held: HeldOut) -> AgreementReport:
@@ -162,21 +164,24 @@ def judged(manifest: Manifest, classes: Classes, held: HeldOut) -> AgreementRepo
     task, references = manifest.task, references_of(held.examples)
     same = score("accuracy", _by_text(classes, held.owners), _by_text(references, held.owners), task.labels)
     found = same if task.metric == "accuracy" else agreement_of(task, classes, held.examples)
-    chance = chance_agreement(classes, references)
-    kappa, low, high = (beyond_chance(value, chance) for value in (same.value, same.low, same.high))
+    answers, taught = (shares_of(each, len(task.labels)) for each in (classes, references))
+    by_chance = float(answers @ taught)
+    kappa, low, high = (beyond_chance(value, by_chance) for value in (same.value, same.low, same.high))
     transfer = manifest.parts.transfer
     teacher = None if transfer is None else transfer.teacher_score
-    constant = max(manifest.label_counts) / sum(manifest.label_counts)
     expected = None
     if task.kind == "sequence" and teacher is not None and teacher.metric == "accuracy":
+        labels = np.array(manifest.label_counts) / sum(manifest.label_counts)
+        chance = float(answers @ labels)
         middle, lowest, highest = (
-            expected_accuracy(each, constant=constant, teacher=teacher.value) for each in (kappa, low, high)
+            expected_accuracy(each, chance=chance, teacher=teacher.value) for each in (kappa, low, high)
         )
         expected = ExpectedScore(
             value=middle,
             low=max(0.0, middle - math.hypot(middle - lowest, RESIDUAL)),
             high=min(1.0, middle + math.hypot(highest - middle, RESIDUAL)),
-            constant=constant,
+            chance=chance,
+            constant=float(labels.max()),
             teacher=teacher.value,
         )
     return AgreementReport(
@@ -215,6 +220,7 @@ def judge(
 def _by_text(classes: Classes, owners: Sequence[int]) -> list[list[int]]:
     """The classes of all examples of each text, in one list a text."""
     found: dict[int, list[int]] = {}
-    for owner, row in zip(owners, classes, strict=True):
+    rows: Sequence[int | list[int]] = classes
+    for owner, row in zip(owners, rows, strict=True):
         found.setdefault(owner, []).extend(row if isinstance(row, list) else [row])
     return list(found.values())
