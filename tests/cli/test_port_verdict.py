@@ -31,7 +31,8 @@ def test_the_sentence_names_the_agreement_and_what_to_run():
     given = ["port", REVIEWS, "--target", "builtin:tiny", "--no-score", "--device", "cpu", "--offline"]
     called = call(*given)
     (line,) = judgement(called.out)
-    assert line.startswith("tune it first: on 100 held-out texts it agrees with the teacher by 0.7")
+    assert line.startswith("tune it first: it agrees with the teacher on 0.7")
+    assert "of the answers to 100 held-out texts, so expect" in line
     assert line.endswith(f"run uhl tune {REVIEWS} --target builtin:tiny --parameters lora")
     assert re.search(r"expect an accuracy of 0\.6\d \[0\.\d\d, 0\.\d\d\]; the teacher has 0\.73, .* 0\.50;", line)
     control = call(*given, "--align", "size")  # knows nothing of the target
@@ -45,7 +46,7 @@ def test_a_token_task_has_an_agreement_and_no_expected_accuracy(place, here, mon
     called = call(*arguments)
     assert called.code == 0, called.err
     (line,) = judgement(called.out)
-    assert "(entity_f1)" in line
+    assert "by an entity_f1 of" in line
     assert "expect an accuracy" not in line
     report = json.loads(call(*arguments, "--json").out)
     assert (report["not_judged"], report["agreement"]["expected"]) == (None, None)
@@ -84,7 +85,8 @@ def judged(verdict: str, expected: ExpectedScore | None) -> PortReport:
 def test_every_verdict_is_one_sentence_with_a_command_that_exists(verdict):
     expected = ExpectedScore(value=0.75, low=0.7, high=0.8, chance=0.5, constant=0.5, teacher=0.9)
     line = _verdict(judged(verdict, expected), "some/model")
-    assert "0.800 [0.700, 0.900], so expect an accuracy of 0.75 [0.70, 0.80]; the teacher has 0.90" in line
+    assert "on 0.800 [0.700, 0.900] of the answers to 100 held-out texts, so expect" in line
+    assert "an accuracy of 0.75 [0.70, 0.80]; the teacher has 0.90, a constant answer 0.50;" in line
     assert "expect" not in _verdict(judged(verdict, None), "some/model")
     command, *words = shlex.split(re.search(r"uhl (\w+ 'my file' --target some/model[^,]*)", line)[1])
     assert command in ("tune", "predict")

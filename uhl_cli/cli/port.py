@@ -137,8 +137,10 @@ def _verdict(report: PortReport, target: str) -> str:
     named = shlex.join([report.adapter, "--target", target])
     if found is None:
         return f"not judged without labels, because {report.not_judged}; to score it on yours, add --data FILE"
-    what = "" if found.score.metric == "accuracy" else f" ({found.score.metric})"
-    facts = f"on {found.texts} held-out texts it agrees with the teacher by {interval(found.score)}{what}"
+    score, value = found.score, interval(found.score)
+    facts = f"it agrees with the teacher on {value} of the answers to {found.texts} held-out texts"
+    if score.metric != "accuracy":
+        facts = f"it agrees with the teacher by an {score.metric} of {value} on {found.texts} held-out texts"
     if found.expected is not None:
         expected = found.expected
         facts += (
