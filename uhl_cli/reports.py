@@ -80,6 +80,32 @@ class CalibrationReport(Frozen):
     cross_entropy: dict[float, float] = Field(description="to the teacher's outputs, in nats, by strength")
 
 
+Verdict = Literal["good", "tune", "unusable"]
+
+
+class ExpectedScore(Frozen):
+    """The accuracy on the task that a port's agreement with the teacher promises, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    chance: float = Field(description="accuracy of answers at random, with the port's share of each class")
+    constant: float = Field(description="accuracy of always answering the training labels' most frequent class")
+    teacher: float = Field(description="the teacher's accuracy on the evaluation data of pretraining")
+
+
+class AgreementReport(Frozen):
+    """How far a port agrees with the transfer set's teacher on held-out texts, and what that is worth."""
+
+    score: Score = Field(description="the task's metric against the teacher's most probable classes")
+    texts: int = Field(description="held-out texts that were read, each with its spans")
+    kappa: float = Field(description="share of equal answers beyond chance: 1 is all, 0 no more than by chance")
+    expected: ExpectedScore | None = Field(
+        description="None for token tasks, other metrics than accuracy, and teachers without a score"
+    )
+    verdict: Verdict = Field(description='"tune": `uhl tune` should be run first')
+
+
 class PortReport(Frozen):
     """What `port` did.  `scores` has "ported" and what it is compared with, with --controls all; `gains` is paired."""
 
@@ -104,6 +130,8 @@ class PortReport(Frozen):
         None, description="held-out R^2 of the readout's features by the feature bank, if there is one; 0.88 at most"
     )
     calibration: CalibrationReport | None = Field(None, description="None without a transfer set")
+    agreement: AgreementReport | None = Field(None, description="None if it was not judged, see `not_judged`")
+    not_judged: str | None = Field(None, description="why there is no agreement; None if there is one")
     left_out: tuple[str, ...]
     flops: FlopReport
     seconds: dict[str, float]

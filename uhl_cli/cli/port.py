@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -10,7 +12,7 @@ from uhl_cli.cli.output import Output, Table, interval
 
 if TYPE_CHECKING:
     from uhl_cli.commands.options import PortOptions
-    from uhl_cli.reports import PortReport
+    from uhl_cli.reports import PortReport, Verdict
 
 ROWS = {
     "ported": "ported (zero-shot)",
@@ -20,6 +22,14 @@ ROWS = {
     "random_update": "control: random updates, same norm",
     "head_only": "control: head only",
     "size": "control: --align size",
+}
+# Depths in a row of the table, which then fits 80 columns.
+A_ROW = 10
+# What each verdict says, and what to run next with the file and the target.
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "good": ("good enough", "label texts by uhl predict {}"),
+    "tune": ("tune it first", "run uhl tune {} --parameters lora"),
+    "unusable": ("unusable as it is", "run uhl tune {} --parameters lora, or choose another target"),
 }
 
 
@@ -59,15 +69,7 @@ def _table(output: Output, report: PortReport, *, target: str, controls: bool) -
     )
     output.degree(report.degree, target)
     if report.quality:
-        knots = ", ".join(f"{value:.2f}" for value in report.readout_quality)
-        table = Table(
-            "alignment: R^2 on held-out anchor texts",
-            left=["depth"],
-            right=[f"{entry.depth}" for entry in report.quality],
-            note=f"readout's features at the knots: {knots}" if knots else "",
-        )
-        table.row("R^2", *(f"{entry.r2:.2f}" for entry in report.quality))
-        output.table(table)
+        output.table(_depths(report))
     if report.feature_quality is not None:
         output.line(f"R2 of the readout's features by the feature bank: {report.feature_quality:.2f} (at most 0.88)")
     if report.calibration is not None:
@@ -77,6 +79,7 @@ def _table(output: Output, report: PortReport, *, target: str, controls: bool) -
             f"set by {found.texts} texts of the transfer set: updates at strength {found.strength:g}, "
             f"class offsets {offsets}"
         )
+    output.line(_verdict(report, target))
     if report.scores:
         metric = report.scores["ported"]
         table = Table(
@@ -107,3 +110,42 @@ def _table(output: Output, report: PortReport, *, target: str, controls: bool) -
         output.line(f"left out to hold the FLOP limit: {', '.join(report.left_out)}")
     if report.output:
         output.line(f"kept in {report.output}")
+
+
+def _depths(report: PortReport) -> Table:
+    """R^2 of every depth, `A_ROW` in a row."""
+    values = [entry.r2 for entry in report.quality]
+    lowest = min(report.quality, key=lambda entry: entry.r2)
+    knots = ", ".join(f"{value:.2f}" for value in report.readout_quality)
+    table = Table(
+        f"alignment: R^2 on held-out anchor texts, median {median(values):.2f}, lowest {lowest.r2:.2f} "
+        f"at depth {lowest.depth}",
+        left=["depths"],
+        right=[f"+{place}" for place in range(min(A_ROW, len(values)))],
+        note=f"readout's features at the knots: {knots}" if knots else "",
+        form="compact",
+    )
+    for start in range(0, len(values), A_ROW):
+        row = values[start : start + A_ROW]
+        table.row(f"{start} to {start + len(row) - 1}", *(f"{value:.2f}" for value in row))
+    return table
+
+
+def _verdict(report: PortReport, target: str) -> str:
+    """One sentence: whether the port is good enough, why, and what to run next."""
+    found = report.agreement
+    named = shlex.join([report.adapter, "--target", target])
+    if found is None:
+        return f"not judged without labels, because {report.not_judged}; to score it on yours, add --data FILE"
+    score, value = found.score, interval(found.score)
+    facts = f"it agrees with the teacher on {value} of the answers to {found.texts} held-out texts"
+    if score.metric != "accuracy":
+        facts = f"it agrees with the teacher by an {score.metric} of {value} on {found.texts} held-out texts"
+    if found.expected is not None:
+        expected = found.expected
+        facts += (
+            f", so expect an accuracy of {expected.value:.2f} [{expected.low:.2f}, {expected.high:.2f}]; the teacher "
+            f"has {expected.teacher:.2f}, a constant answer {expected.constant:.2f}"
+        )
+    said, then = VERDICTS[found.verdict]
+    return f"{said}: {facts}; {then.format(named)}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.agreement import agreement_of
 from uhl_cli.commands.export_data import (
     export_data,
     labelled_data,
@@ -25,7 +26,7 @@ from uhl_cli.commands.export_data import (
 )
 from uhl_cli.commands.options import ExportOptions
 from uhl_cli.commands.outputs import claimed_run
-from uhl_cli.commands.scoring import Classes, host_record, load, references_of, versions
+from uhl_cli.commands.scoring import Classes, host_record, load, versions
 from uhl_cli.commands.transfer_set import Teacher
 from uhl_cli.commands.tune_student import DistillationData, compared, score_data
 from uhl_cli.data import Examples, TaskData
@@ -40,7 +41,6 @@ from uhl_cli.host.builtin import PREFIX
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.loading import quiet
 from uhl_cli.host.standalone import refuse_other_ids, save_standalone, standalone_tokenizer
-from uhl_cli.metrics import score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel, encode_examples
 from uhl_cli.reports import ExportReport, Reporter, RoundingReport, phase, silent
@@ -158,9 +158,8 @@ def export(
         rounding = _rounding(options.dtype, exact, found["export"])
     agreement = {}
     if distillation.held is not None:
-        references = references_of(distillation.held)
         for name, each in found.items():
-            agreement[name] = score(task.metric, classes_of_logits(each.held, task), references, task.labels)
+            agreement[name] = agreement_of(task, classes_of_logits(each.held, task), distillation.held)
     predictions = (
         {} if judges.scored is None else {name: classes_of_logits(each.scored, task) for name, each in found.items()}
     )

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from uhl_cli.api import UniversalAdapter
+from uhl_cli.commands.agreement import judge
 from uhl_cli.commands.options import PortOptions
 from uhl_cli.commands.outputs import claimed_output
 from uhl_cli.commands.scoring import (
@@ -28,7 +29,7 @@ from uhl_cli.metrics import paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
-from uhl_cli.reports import CalibrationReport, PortReport, Reporter, phase, silent
+from uhl_cli.reports import AgreementReport, CalibrationReport, PortReport, Reporter, phase, silent
 from uhl_cli.schema import HostRecord
 
 
@@ -102,6 +103,10 @@ def port(
         started = time.monotonic()
     ported = adapter.port(host, task=folder) if aligned is None else adapter.port(aligned)
     times["inject"] = time.monotonic() - started
+    started = time.monotonic()
+    agreement, not_judged = _judged(adapter, ported, options, reporter)
+    if agreement is not None:
+        times["judge"] = time.monotonic() - started
     predictions: dict[str, Classes] = {}
     atoms, truncated = None, 0
     examples = None if data is None else data.evaluation
@@ -150,6 +155,8 @@ def port(
         readout_quality=() if aligned is None else aligned.alignment.knot_quality,
         feature_quality=None if features is None else features.quality,
         calibration=None if aligned is None else calibration_report(adapter, aligned),
+        agreement=agreement,
+        not_judged=not_judged,
         left_out=() if ported.plan is None else ported.plan.left_out,
         flops=flop_report(ported, count_flops(host, None) if aligned is None else aligned.host_flops),
         seconds=times,
@@ -173,6 +180,22 @@ def calibration_report(adapter: UniversalAdapter, aligned: AlignedHost) -> Calib
         offsets=tuple(found.offsets[found.strength].tolist()),
         cross_entropy=found.cross_entropy,
     )
+
+
+def _judged(
+    adapter: UniversalAdapter, ported: PortedModel, options: PortOptions, reporter: Reporter
+) -> tuple[AgreementReport | None, str | None]:
+    """The port's agreement with the teacher, or None with the reason why it cannot be measured."""
+    if options.task_file is not None or adapter is not adapter.own:
+        return None, "it was tuned on the target; `uhl tune` reports the agreement"
+    if adapter.transfer is None:
+        return None, "the file has no transfer set"
+    try:
+        transfer = adapter.transfer_set()
+        found = judge(adapter.manifest, transfer, ported, batch_size=options.batch_size, reporter=reporter)
+    except DataError as error:
+        return None, error.message.rstrip(".")
+    return found, None
 
 
 def _tuned(adapter: UniversalAdapter, path: Path) -> TaskRecord | TunedRecord:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -13,6 +12,7 @@ from uhl_cli.adapter.module import PortedAdapter
 from uhl_cli.api import UniversalAdapter
 from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales
+from uhl_cli.commands.agreement import agreement_of, parted
 from uhl_cli.commands.options import ExportOptions, TuneOptions
 from uhl_cli.commands.scoring import (
     Classes,
@@ -32,7 +32,6 @@ from uhl_cli.formats.folder import FILE_NAME, TunedRecord
 from uhl_cli.formats.ported import save_ported
 from uhl_cli.formats.task import TaskFile, TaskRecord, task_to_bytes, write_task
 from uhl_cli.host.checkpoint import Host
-from uhl_cli.host.encode import takes_in
 from uhl_cli.metrics import Difference, Score, paired_difference, score
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
@@ -41,9 +40,6 @@ from uhl_cli.schema import HostRecord, TrainingConfig, TrainingRecord
 from uhl_cli.train.loop import RunFiles, StepReport, Targets, run_steps, total_steps
 from uhl_cli.train.student import Student, StudentModel
 from uhl_cli.transfer.texts import TransferSet
-
-# Texts of the transfer set that are held out to measure agreement with the teacher.
-HELD_OUT, MOST_HELD_OUT = 0.05, 500
 
 
 @dataclass(frozen=True)
@@ -87,21 +83,8 @@ def distillation_data(transfer: TransferSet, host: Host | None = None) -> Distil
     :param host: Examples without any token that its tokenizer knows are left out: they teach nothing.
     :raises DataError: When too few texts are left.
     """
-    examples, odds = transfer.examples(), torch.from_numpy(transfer.log_odds())
-    known = [True] * len(examples) if host is None else takes_in(host, examples.texts, examples.pairs)
-    owners = [owner if taken else -1 for owner, taken in zip(transfer.texts.owners(), known, strict=True)]
-    texts = sorted({*owners} - {-1})
-    if host is not None and not texts:
-        raise DataError(
-            f"the tokenizer of {host.name} knows no token of the transfer set's texts.",
-            "Give labels with --task or --data, or choose a target that was trained on texts of this language.",
-        )
-    if len(texts) < 2:
-        raise DataError("there is a single text in the transfer set.", "Give labels with --task or --data.")
-    number = min(MOST_HELD_OUT, max(1, int(HELD_OUT * len(texts))))
-    held_texts = {texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:number]}
-    fitted = [row for row, owner in enumerate(owners) if owner >= 0 and owner not in held_texts]
-    held = [row for row, owner in enumerate(owners) if owner in held_texts]
+    part = parted(transfer, host)
+    examples, fitted, odds = part.examples, part.fitted_rows, torch.from_numpy(transfer.log_odds())
     counts = [1] * len(examples) if examples.words is None else [len(row) for row in examples.words]
     parts = torch.split(odds.softmax(-1), counts)
     chosen = [parts[row] for row in fitted]
@@ -112,11 +95,11 @@ def distillation_data(transfer: TransferSet, host: Host | None = None) -> Distil
     return DistillationData(
         examples.select(fitted),
         targets,
-        examples.select(held),
+        examples.select(part.held_rows),
         transfer.texts.digest,
         f"transfer set: {transfer.teacher}",
-        unread=known.count(False),
-        owners=tuple(owners[row] for row in fitted),
+        unread=part.unread,
+        owners=tuple(part.owners[row] for row in fitted),
     )
 
 
@@ -374,13 +357,12 @@ def _agreement(
     reporter: Reporter,
 ) -> dict[str, Score]:
     """Scores against the teacher's most probable classes, on texts that the student has not seen."""
-    task, references = adapter.manifest.task, references_of(held)
-    found = {}
+    task, found = adapter.manifest.task, {}
     for name, model in models.items():
         classes = model.classes_of(
             held, batch_size=options.evaluation_batch_size, progress=phase(reporter, "held-out texts")
         )
-        found[name] = score(task.metric, classes.for_metric(task.kind), references, task.labels)
+        found[name] = agreement_of(task, classes.for_metric(task.kind), held)
     return found
 
 
