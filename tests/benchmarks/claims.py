@@ -76,15 +76,15 @@ def pairs_of(number: int) -> Iterator[tuple[str, Side, Side]]:
     for task in TASKS:
         for host in hosts:
             for name, folder, method in (
-                ("tuned, file without transfer set", LOCAL, "uhl-tuned"),
-                ("tuned", TRANSFER, "uhl-tuned"),
-                ("SST-2's file tuned", TRANSFER, "uhl-tuned-new-task"),
-                ("LoRA distilled", TRANSFER, "uhl-distilled-lora"),
+                ("tuned with labels, file without texts", LOCAL, "uhl-tuned"),
+                ("tuned with labels", TRANSFER, "uhl-tuned"),
+                ("SST-2's file tuned with labels", TRANSFER, "uhl-tuned-new-task"),
+                ("LoRA distilled without labels, 1,500 steps", TRANSFER, "uhl-distilled-lora"),
             ):
                 yield name, Side(folder, method, host, task), Side(LOCAL, other, host, task)
     if number == 3:
         yield (
-            "tuned",
+            "tuned with labels",
             Side(BUILTIN, "uhl-tuned", "builtin:tiny", "reviews"),
             Side(BUILTIN, "lora", "builtin:tiny", "reviews"),
         )
@@ -199,12 +199,20 @@ def short(claims: list[dict[str, Any]]) -> str:
             ends = dict.fromkeys(_interval(row) for row in (rows[0], rows[-1]))
             text = f"({claim['number']}) {claim['text']}" if index == 0 else ""
             lines.append(f"| {text} | {name} | {' to '.join(ends)} | {_said(rows, verdicts)} |")
-        for row in claim.get("sizes", ()):
-            memory, flops = row["memory_mb"], row["flops_percent"]
-            text = f"{memory[0]:.2f} against {memory[1]:.2f} MB, {flops[0]:.2f} against {flops[1]:.2f} % FLOPs"
-            head = "with 97 % less memory and the same FLOPs" if row is claim["sizes"][0] else ""
-            lines.append(f"| {head} | {row['shape']}'s shape | {text} | **{row['verdict']}** |")
+        if claim.get("sizes"):
+            lines.append(_sizes(claim["sizes"]))
     return "\n".join(lines) + "\n"
+
+
+def _sizes(rows: list[dict[str, Any]]) -> str:
+    """The line of memory and FLOPs."""
+    said = []
+    for row in rows:
+        memory, flops = (f"{row[name][0]:.2f} against {row[name][1]:.2f}" for name in ("memory_mb", "flops_percent"))
+        said.append(f"{row['shape']}: {memory} MB, {flops} % FLOPs")
+    verdicts = Counter(row["verdict"] for row in rows)
+    words = ", ".join(f"**{word}**, {count} of {len(rows)}" for word, count in verdicts.items())
+    return f"| with 97 % less memory and the same FLOPs | any, on published shapes | {'; '.join(said)} | {words} |"
 
 
 def _interval(row: dict[str, Any]) -> str:

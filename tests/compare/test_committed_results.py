@@ -17,20 +17,37 @@ from uhl_cli.compare.results import RunFolder
 from uhl_cli.reports import silent
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+LABEL_FREE = 0  # runs of three sets that could be compared in one call
 
 
 @pytest.mark.parametrize(
-    ("name", "runs"), [("compare_builtin", 27), pytest.param("compare_local", 216, marks=pytest.mark.integration)]
+    ("name", "runs"),
+    [
+        ("compare_builtin", 27),
+        ("compare_label_free", LABEL_FREE),
+        ("compare_upwards-builtin-base", 8),
+        ("compare_upwards-minilm-l3", 4),
+        pytest.param("compare_local", 216, marks=pytest.mark.integration),
+    ],
 )
 def test_committed_comparison_is_recomputed(name, runs):
     assert len(read(RESULTS / name)) == runs
     assert differences(RESULTS / name) == []
 
 
-@pytest.mark.parametrize(("name", "made"), [("builtin", 27), ("local", 216)])
-def test_committed_runs_are_those_of_the_shipped_sets(name, made):
+@pytest.mark.parametrize(
+    ("sets", "name", "made"),
+    [
+        (["builtin"], "compare_builtin", 27),
+        (["local"], "compare_local", 216),
+        (["label-free", "protocol", "size-projectors"], "compare_label_free", LABEL_FREE),
+        (["upwards-builtin-base"], "compare_upwards-builtin-base", 8),
+        (["upwards-minilm-l3"], "compare_upwards-minilm-l3", 4),
+    ],
+)
+def test_committed_runs_are_those_of_the_shipped_sets(sets, name, made):
     """So that `--compare-only` takes them; a setting that is gone since does not count, one that differs does."""
-    found = [(run, RunFolder(RESULTS / f"compare_{name}", run.run_id)) for run in load_configs([name])]
+    found = [(run, RunFolder(RESULTS / name, run.run_id)) for run in load_configs(sets)]
     kept = [(run, folder) for run, folder in found if folder.metrics.exists()]
     assert len(kept) == made
     assert all(folder.read_config().digest == run.digest for run, folder in kept)

@@ -13,13 +13,14 @@ from uhl_cli.compare.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
+RESULTS_PAGE = ROOT / "uhl_cli" / "docs" / "results.md"
 TASKS = {"SST-2": "sst2", "CoNLL-2003": "conll2003", "BoolQ": "boolq", "amazon": "amazon"}
 NAMES = {each.label: name for name, each in METHODS.items()}
 
 
 @pytest.fixture(scope="module")
 def section() -> str:
-    text = (ROOT / "uhl_cli" / "docs" / "results.md").read_text(encoding="utf-8")
+    text = RESULTS_PAGE.read_text(encoding="utf-8")
     start = text.index("## Methods compared")
     return text[start : text.index("\n## ", start)]
 
@@ -54,6 +55,18 @@ def test_scores_of_the_local_set(section):
         said |= {(task, host, NAMES[method]): cell for host, cell in zip(header[2:], cells, strict=True)}
     assert said == scores("compare_local")
     assert len(said) == 4 * 4 * len({run.method for run in load_configs(["local"])})
+
+
+def test_scores_of_the_label_free_set():
+    text = RESULTS_PAGE.read_text(encoding="utf-8")
+    header, *rows = rows_below(text, "| | without labels on the target, and beside it |")
+    task, said = "", {}
+    for title, method, *cells in rows:
+        task = TASKS[title.split(",")[0]] if title else task
+        said |= {(task, host, NAMES[method]): cell for host, cell in zip(header[2:], cells, strict=True) if cell}
+    header, row = rows_below(text, "| | minilm-l6 | minilm-l3 |")
+    said |= {("sst2", host, NAMES[row[0]]): cell for host, cell in zip(header[1:], row[1:], strict=True)}
+    assert said == scores("compare_label_free")
 
 
 def test_scores_of_the_builtin_set(section):
