@@ -406,3 +406,31 @@ def test_tensorboard_gets_what_the_files_hold(whole):
     assert events.Scalars("published/F1 Score")[0].value == pytest.approx(metrics["f1"])
     assert events.Scalars("dev/score")[0].value == pytest.approx(metrics["score"]["value"])
     assert [event.step for event in events.Scalars("train/loss")] == [point["step"] for point in metrics["curve"]]
+
+
+@pytest.mark.integration
+def test_a_file_is_tuned_by_the_method_of_its_task(tiny, data, tmp_path):
+    folder, _, results, _ = tiny
+    (file,) = (results / "adapters").glob("*.safetensors")
+    grid = {
+        "hosts": ["small"],
+        "datasets": {"sst2": {}, "amazon": {}},
+        "defaults": {"adapter": {"file": str(file)}},
+        "methods": {"uhl-tuned": {}, "uhl-tuned-new-task": {}},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grid": grid}))
+    arguments = ["compare", "--config", tmp_path / "grid.yaml", "--mode", "trial", "--device", "cpu", "--offline"]
+    arguments += ["--no-figures", "--json", "--results-dir", tmp_path / "results"]
+    arguments += at({"small": str(folder / "hosts" / "small")} | {name: data[name] for name in ("sst2", "amazon")})
+    called = call(*arguments)
+    own, new = "uhl-tuned--small--sst2--s0", "uhl-tuned-new-task--small--amazon--s0"
+    report = json.loads(called.out)
+    assert (called.code, sorted(report["made"])) == (1, sorted([own, new]))
+    said = {each["run_id"]: each["error"] for each in report["failed"]}
+    assert set(said) == {"uhl-tuned-new-task--small--sst2--s0", "uhl-tuned--small--amazon--s0"}
+    assert "Use uhl-tuned," in said["uhl-tuned-new-task--small--sst2--s0"]
+    assert "Use uhl-tuned-new-task," in said["uhl-tuned--small--amazon--s0"]
+    made = read(tmp_path / "results")
+    assert (made[own]["zero_shot"] is None, made[new]["zero_shot"] is None) == (False, True)
+    timed = call(*arguments, "--time-only")
+    assert sorted(json.loads(timed.out)["timed"]) == sorted([own, new]), timed.err

@@ -333,7 +333,12 @@ class RunConfig(_WithLater):
 
     @model_validator(mode="after")
     def _tuned_on_the_right_task(self) -> RunConfig:
-        """Tuning for the adapter's own task and for a new one, with a new readout, are two methods in tables."""
+        """Tuning for the adapter's own task and for a new one, with a new readout, are two methods in tables.
+
+        A file's task is only known when it is read; `runs.make_run` then refuses the other method.
+        """
+        if self.adapter is not None and self.adapter.file is not None:
+            return self
         wanted = {"uhl-tuned": True, "uhl-tuned-new-task": False}.get(self.method, self.own_task)
         if wanted != self.own_task:
             right = "uhl-tuned" if self.own_task else "uhl-tuned-new-task"

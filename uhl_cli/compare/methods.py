@@ -47,11 +47,12 @@ class Method:
         return ("learning_rate", "batch_size", *self.settings) if self.trained and self.searches else ()
 
 
+NEW_TASK = "uhl-tuned-new-task"
 _TUNED = ("lambda_F", "lambda_Q", "top_k")
 _ROWS = (
     Method("uhl-zero-shot", "uhl, zero-shot", "proposed", "ported"),
     Method("uhl-tuned", "uhl, after tuning", "proposed", "tuned", _TUNED),
-    Method("uhl-tuned-new-task", "uhl, another task's file tuned", "proposed", "tuned", _TUNED),
+    Method(NEW_TASK, "uhl, another task's file tuned", "proposed", "tuned", _TUNED),
     Method(
         "uhl-distilled-delta-theta", "uhl, delta-theta without labels", "proposed", "distilled", (), "transfer", False
     ),

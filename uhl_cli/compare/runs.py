@@ -16,7 +16,7 @@ from uhl_cli.compare.baselines import Retrained, fit
 from uhl_cli.compare.config import RunConfig, TrainingSection
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
 from uhl_cli.compare.distilled import FROM_SOURCE, distilled, distilled_shape
-from uhl_cli.compare.methods import METHODS
+from uhl_cli.compare.methods import METHODS, NEW_TASK
 from uhl_cli.compare.outcome import Outcome, curve_of_log, evaluation_of, refuse_other_labels, train_of
 from uhl_cli.compare.resources import AlignedFile, Resources
 from uhl_cli.compare.results import (
@@ -158,12 +158,20 @@ def ported_by(run: RunConfig, aligned_file: AlignedFile) -> PortedModel:
 
 
 def _tuned(run: RunConfig, resources: Resources, data: TaskData, searches: dict[str, Search]) -> Outcome:
-    """`uhl tune`, after a search if one is asked for; an adapter of another task gets a new readout."""
+    """`uhl tune`, after a search if one is asked for; an adapter of another task gets a new readout.
+
+    :raises UsageError: When the file's task is the run's own and the method is that of a new task, or the reverse.
+    """
     host = resources.bare_host(run.host)
     adapter, adapter_path = resources.adapter(run)
     folder = RunFolder(resources.results, run.run_id).path
     known = adapter.manifest.task
     own = (known.name, known.kind, known.labels) == (data.task.name, data.task.kind, data.task.labels)
+    if run.adapter is not None and run.adapter.file is not None and own == (run.method == NEW_TASK):
+        raise UsageError(
+            f"run {run.run_id}: on {data.task.name}, the adapter of {known.name} is not tuned by {run.method}.",
+            f"Use {'uhl-tuned' if own else NEW_TASK}, which the tables keep apart.",
+        )
     dev = _DevScores(run, data)
     alignments: dict[int | None, AlignedHost] = {}
 
@@ -366,7 +374,7 @@ def _wall_clock(run: RunConfig, resources: Resources) -> float | None:
         ported = on_target(run, resources, read_kept(path))
     elif METHODS[run.method].kind == "distilled":
         ported = distilled_shape(run, resources.aligned_file(run))
-    elif run.own_task and run.training.top_k is None:
+    elif run.method != NEW_TASK and run.training.top_k is None:
         # A tuned adapter only differs in its gains.
         ported = ported_by(run, resources.aligned_file(run))
     else:
