@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ import torch
 
 from uhl_cli.commands.transfer_set import MAX_WORDS, SPANS
 from uhl_cli.commands.tune_student import distillation_data
-from uhl_cli.compare.distilled import ExactOutputs, labelled_texts, package_texts
+from uhl_cli.compare import resources
+from uhl_cli.compare.config import RunConfig
+from uhl_cli.compare.distilled import FROM_SOURCE, ExactOutputs, labelled_texts, package_texts
+from uhl_cli.compare.resources import Resources
 from uhl_cli.data import Examples
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import DataError
+from uhl_cli.reports import silent
 from uhl_cli.transfer.texts import TransferSet, TransferTexts, quantised_log_odds
 
 TRAIN = Examples(("a good film", "a  bad\tfilm", "a long story", "another"), labels=(2, 1, 0, 3))
@@ -97,3 +102,40 @@ def test_the_source_teaches_its_outputs_as_they_are_where_a_file_would_round_the
 
     assert worst(ExactOutputs(texts, codes, "the source", logits)) < 1e-6
     assert worst(TransferSet(texts, codes, "the source")) > 1e-3
+
+
+class StandInAdapter:
+    """Notes the FLOP limit of every alignment and port; its source is any host."""
+
+    digest = "the same file"
+    manifest = SimpleNamespace(source=SimpleNamespace(name="source", revision=None, fingerprint="whose"))
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+
+    def align(self, _host: object, *, max_flops: float) -> float:
+        self.limits.append(max_flops)
+        return max_flops
+
+    def port(self, _host: object, *, max_flops: float) -> SimpleNamespace:
+        self.limits.append(max_flops)
+        return SimpleNamespace(logits_of=lambda *_, **__: [torch.full((1, 2), max_flops)])
+
+
+def test_runs_with_another_flop_limit_share_neither_alignment_nor_outputs_of_the_source(tmp_path, monkeypatch):
+    adapter, host = StandInAdapter(), SimpleNamespace(name="source", fingerprint="whose", max_length=64)
+    monkeypatch.setattr(resources, "load", lambda _options: host)
+    monkeypatch.setattr(Resources, "adapter", lambda _self, _run: (adapter, tmp_path))
+    shared = Resources(tmp_path, {}, device="cpu", offline=True, reporter=silent)
+
+    def run(max_flops: float) -> RunConfig:
+        content = {"run_id": "one", "method": FROM_SOURCE, "host": {"name": "h"}, "dataset": {"task": "sst2"}}
+        return RunConfig.model_validate(
+            content | {"adapter": {"file": "a.safetensors"}, "budget": {"max_flops": max_flops}}
+        )
+
+    texts = TransferTexts(("a text",), None, 0, False, "test")
+    limits = (10.0, 5.0, 5.0)
+    assert [shared.aligned_file(run(each)).aligned for each in limits] == list(limits)
+    assert [shared.source_outputs(run(each), texts)[0, 0] for each in limits] == list(limits)
+    assert adapter.limits == [10.0, 5.0] * 2, "equal runs share them"

@@ -59,8 +59,8 @@ class Resources:
         self._data: dict[str, TaskData] = {}
         self._host: tuple[HostOptions, Host] | None = None
         self._adapters: dict[Path, UniversalAdapter] = {}
-        self._aligned_file: tuple[tuple[str, HostOptions], AlignedFile] | None = None
-        self._outputs: dict[tuple[str, str, int], Floats] = {}
+        self._aligned_file: tuple[tuple[str, HostOptions, float], AlignedFile] | None = None
+        self._outputs: dict[tuple[str, str, int, float], Floats] = {}
 
     @property
     def device_name(self) -> str:
@@ -113,7 +113,7 @@ class Resources:
         """
         host = self.bare_host(run.host)
         adapter, path = self.adapter(run)
-        key = (adapter.digest, run.host)
+        key = (adapter.digest, run.host, run.budget.max_flops)
         if self._aligned_file is None or self._aligned_file[0] != key:
             self._aligned_file = None
             aligned = adapter.align(host, max_flops=run.budget.max_flops)
@@ -156,7 +156,7 @@ class Resources:
         :raises FingerprintError: When it is not the checkpoint that the adapter was pretrained on.
         """
         adapter, path = self.adapter(run)
-        key = (adapter.digest, texts.digest, run.training.max_length)
+        key = (adapter.digest, texts.digest, run.training.max_length, run.budget.max_flops)
         if key not in self._outputs:
             assert run.adapter is not None  # otherwise there is no adapter
             named = adapter.manifest.source
