@@ -201,6 +201,32 @@ def test_a_search_is_not_shared_by_adapters_of_different_tasks(tmp_path):
     assert [search("sst2"), search("sst2"), search("amazon"), search(None), search("boolq")] == [2, 0, 2, 2, 0]
 
 
+def test_a_search_is_not_shared_by_different_adapters_of_a_task(tmp_path):
+    data, searches, attempts = sequence_data(), {}, []
+
+    def attempt(_data, held, training):
+        attempts.append(training)
+        return [0] * len(held)
+
+    def search(method="uhl-tuned", **adapter):
+        run = RunConfig(
+            run_id="x",
+            method=method,
+            host=HostOptions(name="h"),
+            adapter=adapter,
+            dataset=DatasetSection(task="sst2"),
+            search=SearchSection(learning_rates=(1e-3, 1e-2), steps=4, edge_tries=0),
+        )
+        before = len(attempts)
+        runs._search(run, data, searches, attempt, tmp_path)
+        return len(attempts) - before
+
+    source = {"source": {"name": "s"}}
+    assert [search(**source), search(**source, label="mine"), search(**source, anchors=None)] == [2, 0, 2]
+    assert [search(file="one"), search(file="two"), search(file="one")] == [2, 2, 0]
+    assert [search("lora", file="one"), search("lora", file="two")] == [2, 0]
+
+
 def test_a_search_by_optuna_is_held_out_and_serves_all_seeds(tmp_path):
     data, searches, held_out = sequence_data(), {}, []
 

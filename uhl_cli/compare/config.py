@@ -385,6 +385,14 @@ class RunConfig(_WithLater):
         return self.pretraining_data.task == self.dataset.task
 
     @property
+    def plain_adapter(self) -> AdapterSection | None:
+        """The adapter section without what does not affect the adapter: its label, and a task that is the run's own."""
+        if self.adapter is None:
+            return None
+        own = {"task": None, "dataset": None} if self.pretraining_data is self.dataset else {}
+        return self.adapter.model_copy(update=own | {"label": None})
+
+    @property
     def seed(self) -> int:
         """The run's seed."""
         return self.training.seed
@@ -400,10 +408,7 @@ class RunConfig(_WithLater):
 
         A task of pretraining whose data is the run's own counts as none.
         """
-        run = self
-        if self.adapter is not None:
-            own = {"task": None, "dataset": None} if self.pretraining_data is self.dataset else {}
-            run = self.model_copy(update={"adapter": self.adapter.model_copy(update=own | {"label": None})})
+        run = self.model_copy(update={"adapter": self.plain_adapter})
         return hashlib.sha256(run.model_dump_json(exclude={"run_id", "tracking"}).encode()).hexdigest()
 
     def tuning(self) -> TrainingConfig:

@@ -94,10 +94,9 @@ def search_once(run: RunConfig, task: Task, searches: dict[str, Search], split: 
     changes = {"steps": steps, "warmup_steps": warmup, "seed": 0, "eval_steps": None}
     short = run.training.model_copy(update=changes)
     trained = short.model_dump_json(exclude={"learning_rate"} if run.optuna is None else None)
-    other = () if run.own_task else (run.pretraining_data.model_dump_json(),)
-    if METHODS[run.method].kind == "distilled":  # what is learnt from depends on the adapter
-        assert run.adapter is not None
-        other = (*other, run.adapter.model_copy(update={"label": None}).model_dump_json())
+    # A retrained method has no adapter, whatever a grid's defaults say.
+    adapter = None if METHODS[run.method].kind == "retrained" else run.plain_adapter
+    other = () if adapter is None else (adapter.model_dump_json(),)
     key = "/".join((run.method, *run.group, section.model_dump_json(), run.dataset.model_dump_json(), trained, *other))
     if key not in searches:
         held, attempt = split(section.held_out)
