@@ -268,6 +268,18 @@ def test_a_grid_names_another_task_of_pretraining(tmp_path):
     assert names == {"uhl-tuned-new-task--h--boolq--s0--from-sst2", "lora--h--boolq--s0"}
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [({"loraa": None}, "'loraa', which is no method of the grid"), (None, "methods of sst2 must be sections")],
+)
+def test_a_method_that_the_grid_has_not_is_refused(tmp_path, section, said):
+    grid = {"hosts": ["h"], "datasets": {"sst2": {"methods": {"lora": None}}}, "methods": {"lora": {}, "full": {}}}
+    assert [run.method for run in load_configs([write(tmp_path, {"grid": grid})])] == ["full"]
+    grid["datasets"]["sst2"]["methods"] = section
+    with pytest.raises(UsageError, match=said):
+        load_configs([write(tmp_path, {"grid": grid})])
+
+
 def test_names_have_no_dots_and_different_names_stay_different(tmp_path):
     names = ["a.b", "a-b", "a_b", "a..b", "a.b.", ".a.b", "ab", "a-b-" + dotless("a.b")[-6:]]
     made = [dotless(name) for name in names]

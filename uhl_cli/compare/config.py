@@ -480,6 +480,18 @@ class Grid(Frozen):
                 raise ValueError(f"the seeds of {task} name {odd[0]!r}, which is no host of the grid")
         return self
 
+    @model_validator(mode="after")
+    def _methods_of_data_sets(self) -> Grid:
+        """A misspelt method would be left as it is, or be run in spite of its null."""
+        for task, dataset in self.datasets.items():
+            special = dataset.get("methods", {})
+            if not isinstance(special, dict):
+                raise ValueError(f"the methods of {task} must be sections by method")
+            odd = [method for method in special if method not in self.methods]
+            if odd:
+                raise ValueError(f"the methods of {task} name {odd[0]!r}, which is no method of the grid")
+        return self
+
 
 def _of_adapter(run: dict[str, Any], method: str, task: str) -> list[str]:
     """What the run's name says of its adapter: another task of pretraining, and its label."""
