@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import yaml
 
+from uhl_cli.commands.options import TuneTraining
 from uhl_cli.compare.config import (
     DatasetSection,
     RunConfig,
@@ -278,6 +279,23 @@ def test_a_method_that_the_grid_has_not_is_refused(tmp_path, section, said):
     grid["datasets"]["sst2"]["methods"] = section
     with pytest.raises(UsageError, match=said):
         load_configs([write(tmp_path, {"grid": grid})])
+
+
+@pytest.mark.parametrize("mode", ["transfer", "lora"])
+def test_what_is_left_out_is_as_the_command_has_it(mode):
+    (method, *_) = [name for name, row in METHODS.items() if row.mode == mode]
+    content = {"run_id": "x", "method": method, "host": {"name": "h"}, "dataset": {"task": "sst2"}}
+    content["adapter"] = {"source": {"name": "s"}}
+    usual = TuneTraining().with_defaults(mode)
+    assert RunConfig.model_validate(content).tuning().with_defaults(mode) == usual
+    for steps in (200, 200.0, "200"):
+        training = RunConfig.model_validate(content | {"training": {"steps": steps}}).training
+        assert (training.steps, training.warmup_steps, training.learning_rate) == (200, 12, usual.learning_rate)
+    asked = {"steps": 200, "warmup_steps": 7, "learning_rate": 0.3, "weight_decay": 0.2}
+    training = RunConfig.model_validate(content | {"training": asked}).training
+    assert training.model_dump(include=set(asked)) == asked
+    with pytest.raises(ValueError, match=r"training\.steps"):
+        RunConfig.model_validate(content | {"training": {"steps": "many"}})
 
 
 def test_names_have_no_dots_and_different_names_stay_different(tmp_path):

@@ -294,11 +294,14 @@ class RunConfig(_WithLater):
         if not isinstance(given, dict):
             return content
         own = TuneTraining().with_defaults(method.mode)
-        steps = given.get("steps", own.max_steps)
-        values = {"steps": steps, "learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
-        if isinstance(steps, int):
+        values = {"steps": own.max_steps, "learning_rate": own.learning_rate, "weight_decay": own.weight_decay} | given
+        if "warmup_steps" not in values:
+            try:  # YAML reads 1.5e+3 as a float, which the section takes for whole steps
+                steps = TrainingSection.model_validate({"steps": values["steps"]}).steps
+            except ValidationError:
+                return content  # the section itself says what is wrong
             values["warmup_steps"] = round(steps * own.warmup_fraction)
-        return content | {"training": values | given}
+        return content | {"training": values}
 
     @field_validator("method")
     @classmethod
