@@ -13,7 +13,7 @@ from command_runs import ROOT, call, port_arguments, pretrain_arguments
 from uhl_cli.cli.output import Output
 from uhl_cli.cli.port import VERDICTS, _depths, _verdict
 from uhl_cli.commands import agreement
-from uhl_cli.commands.options import TuneOptions
+from uhl_cli.commands.options import HostOptions, PredictOptions, TuneOptions
 from uhl_cli.metrics import Score
 from uhl_cli.reports import AgreementReport, DepthQuality, ExpectedScore, PortReport
 
@@ -73,6 +73,10 @@ def test_a_port_that_cannot_be_judged_says_why(place, here):
         assert report["agreement"] is None
         assert reason in report["not_judged"]
         assert report["scores"]["ported"]["examples"] == 12, "it is scored all the same"
+        assert "add --data" not in line, "data was given"
+    unscored = call("port", "bare.safetensors", "--target", place.target, "--max-flops", "1000", "--no-score")
+    (line,) = judgement(unscored.out)
+    assert line.endswith("the file has no transfer set; to score it on yours, add --data FILE")
 
 
 def judged(verdict: str, expected: ExpectedScore | None) -> PortReport:
@@ -84,15 +88,29 @@ def judged(verdict: str, expected: ExpectedScore | None) -> PortReport:
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_every_verdict_is_one_sentence_with_a_command_that_exists(verdict):
     expected = ExpectedScore(value=0.75, low=0.7, high=0.8, chance=0.5, constant=0.5, teacher=0.9)
-    line = _verdict(judged(verdict, expected), "some/model")
+    target = HostOptions(name="some/model")
+    line = _verdict(judged(verdict, expected), target)
     assert "on 0.800 [0.700, 0.900] of the answers to 100 held-out texts, so expect" in line
     assert "an accuracy of 0.75 [0.70, 0.80]; the teacher has 0.90, a constant answer 0.50;" in line
-    assert "expect" not in _verdict(judged(verdict, None), "some/model")
+    assert "expect" not in _verdict(judged(verdict, None), target)
     command, *words = shlex.split(re.search(r"uhl (\w+ 'my file' --target some/model[^,]*)", line)[1])
     assert command in ("tune", "predict")
     if command == "tune":
         assert words[-2:] == ["--parameters", "lora"]
         assert "lora" in TuneOptions.model_fields["parameters"].annotation.__args__
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_the_next_command_names_the_same_model(verdict):
+    given = {"revision": "v1", "dtype": "bfloat16", "trust_remote_code": True, "tokenizer": "class"}
+    target = HostOptions(name="some/model", device="cpu", offline=True, **given)
+    assert set(type(target).model_fields) == {"name", "device", "offline", *given}, "a new option may have to be named"
+    line = _verdict(judged(verdict, None), target)
+    wanted = "--target some/model --revision v1 --dtype bfloat16 --trust-remote-code --tokenizer class"
+    command = re.search(r"uhl (tune|predict) 'my file' (--target [^,]*)", line)
+    assert command[2].removesuffix(" --parameters lora") == wanted
+    options = {f"--{flag.name}" for flag in (TuneOptions if command[1] == "tune" else PredictOptions).flags()}
+    assert {word for word in shlex.split(wanted) if word.startswith("--")} <= options
 
 
 @pytest.mark.parametrize(("layers", "rows"), [(2, 1), (9, 1), (10, 2), (30, 4)])

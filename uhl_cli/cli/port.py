@@ -11,7 +11,7 @@ from uhl_cli.cli.options import command
 from uhl_cli.cli.output import Output, Table, interval
 
 if TYPE_CHECKING:
-    from uhl_cli.commands.options import PortOptions
+    from uhl_cli.commands.options import HostOptions, PortOptions
     from uhl_cli.reports import PortReport, Verdict
 
 ROWS = {
@@ -56,18 +56,18 @@ def port(options: PortOptions, output: Output) -> None:
     output.result(
         report,
         quiet=[("not-scored" if ported is None else f"{ported.value:.6f}",)],
-        table=partial(_table, target=options.target.name, controls=options.controls),
+        table=partial(_table, target=options.target, controls=options.controls),
     )
 
 
-def _table(output: Output, report: PortReport, *, target: str, controls: bool) -> None:
-    """Print what `port` did; `target` is the name that the user gave, `controls` whether all were scored."""
+def _table(output: Output, report: PortReport, *, target: HostOptions, controls: bool) -> None:
+    """Print what `port` did; `target` is as the user gave it, `controls` whether all were scored."""
     shape = report.target.fingerprint
     output.line(
         f"{report.adapter} from {report.source} to {report.target.name} "
         f"({shape.model_type}, {shape.num_hidden_layers} x {shape.hidden_size}), --align {report.strategy}"
     )
-    output.degree(report.degree, target)
+    output.degree(report.degree, target.name)
     if report.quality:
         output.table(_depths(report))
     if report.feature_quality is not None:
@@ -131,12 +131,21 @@ def _depths(report: PortReport) -> Table:
     return table
 
 
-def _verdict(report: PortReport, target: str) -> str:
+def _which(target: HostOptions) -> list[str]:
+    """The options that make the target of the next command the same model, where they are not at their default."""
+    words = [] if target.revision is None else ["--revision", target.revision]
+    words += [] if target.dtype == type(target).model_fields["dtype"].default else ["--dtype", target.dtype]
+    words += ["--trust-remote-code"] if target.trust_remote_code else []
+    return words + ([] if target.tokenizer is None else ["--tokenizer", target.tokenizer])
+
+
+def _verdict(report: PortReport, target: HostOptions) -> str:
     """One sentence: whether the port is good enough, why, and what to run next."""
     found = report.agreement
-    named = shlex.join([report.adapter, "--target", target])
     if found is None:
-        return f"not judged without labels, because {report.not_judged}; to score it on yours, add --data FILE"
+        then = "" if report.scores else "; to score it on yours, add --data FILE"
+        return f"not judged without labels, because {report.not_judged}{then}"
+    named = shlex.join([report.adapter, "--target", target.name, *_which(target)])
     score, value = found.score, interval(found.score)
     facts = f"it agrees with the teacher on {value} of the answers to {found.texts} held-out texts"
     if score.metric != "accuracy":
