@@ -34,8 +34,9 @@ MOST_JUDGED, LEAST_JUDGED = 100, 10
 # A port that agrees with the teacher on this share of its answers is good enough.
 GOOD = 0.9
 # Expected accuracy = chance + (teacher - chance) kappa^EXPONENT, and half the width of its 95 % interval.  Made by
-#     python tests/benchmarks/agreement.py adapters/*.safetensors --shared SHARED \
+#     python tests/benchmarks/agreement.py FILE adapters/*.safetensors --shared SHARED \
 #         --output tests/benchmarks/results/agreement.json
+# where FILE is that of `uhl compare --config upwards-minilm-l3`.
 EXPONENT, RESIDUAL = 0.66, 0.056
 
 
