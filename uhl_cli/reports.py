@@ -80,7 +80,7 @@ class CalibrationReport(Frozen):
     cross_entropy: dict[float, float] = Field(description="to the teacher's outputs, in nats, by strength")
 
 
-Verdict = Literal["good", "tune", "unusable"]
+Verdict = Literal["good", "tune", "unusable", "pretrain"]
 
 
 class ExpectedScore(Frozen):
@@ -103,7 +103,9 @@ class AgreementReport(Frozen):
     expected: ExpectedScore | None = Field(
         description="None for token tasks, other metrics than accuracy, and teachers without a score"
     )
-    verdict: Verdict = Field(description='"tune": `uhl tune` should be run first')
+    verdict: Verdict = Field(
+        description='"tune": `uhl tune` is needed first; "pretrain": the teacher is no better than a constant answer'
+    )
 
 
 class PortReport(Frozen):

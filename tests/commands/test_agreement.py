@@ -25,6 +25,7 @@ from uhl_cli.data import Examples
 from uhl_cli.data.examples import token_examples
 from uhl_cli.errors import DataError
 from uhl_cli.formats.adapter import read_adapter
+from uhl_cli.metrics import Score, wilson_interval
 from uhl_cli.transfer.texts import TransferSet, TransferTexts, count_examples
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,40 @@ def test_a_constant_answer_is_unusable(manifest):
     found = judged(manifest, [1] * 600, held(drawn(0)))
     assert (found.kappa, found.verdict) == (pytest.approx(0.0), "unusable")
     assert found.expected.value == pytest.approx(found.expected.chance) == pytest.approx(found.expected.constant)
+
+
+def with_teacher(manifest, counts: tuple[int, int], value: float):
+    """The manifest with other training labels, and a teacher of this accuracy on 1,000 examples."""
+    low, high = wilson_interval(round(1000 * value), 1000)
+    taught = Score(metric="accuracy", value=value, low=low, high=high, examples=1000)
+    transfer = manifest.parts.transfer.model_copy(update={"teacher_score": taught})
+    parts = manifest.parts.model_copy(update={"transfer": transfer})
+    return manifest.model_copy(update={"label_counts": counts, "parts": parts})
+
+
+def test_where_most_examples_have_one_class_a_port_can_be_good_and_a_constant_answer_cannot(manifest):
+    unequal = with_teacher(manifest, (900, 100), 0.94)
+    answers = (np.random.default_rng(0).random(600) < 0.1).astype(int)
+    assert judged(unequal, answers.tolist(), held(answers.tolist())).verdict == "good"
+    constant = judged(unequal, [0] * 600, held(answers.tolist()))
+    assert constant.score.value >= GOOD
+    assert constant.verdict == "unusable"
+    rare = np.flatnonzero(answers)
+    verdicts = []
+    for lost in (0.5, 0.9):
+        said = answers.copy()
+        said[rare[: int(lost * len(rare))]] = 0
+        found = judged(unequal, said.tolist(), held(answers.tolist()))
+        assert found.expected.low <= found.expected.constant, "by the residual"
+        verdicts.append(found.verdict)
+    assert verdicts == ["good", "unusable"]
+
+
+def test_a_teacher_no_better_than_a_constant_answer_is_named_as_the_fault(manifest):
+    answers = drawn(0)
+    for value, verdict in ((0.52, "pretrain"), (0.60, "good")):
+        found = judged(with_teacher(manifest, (500, 500), value), answers, held(answers))
+        assert (found.score.value, found.verdict) == (1.0, verdict)
 
 
 def test_answers_on_one_text_are_not_counted_as_new_evidence(manifest):

@@ -30,6 +30,7 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {
     "good": ("good enough", "label texts by uhl predict {}"),
     "tune": ("tune it first", "run uhl tune {} --parameters lora"),
     "unusable": ("unusable as it is", "run uhl tune {} --parameters lora, or choose another target"),
+    "pretrain": ("its teacher is too weak", "make another file with uhl pretrain, by more steps or more examples"),
 }
 
 

@@ -170,7 +170,7 @@ def judged(manifest: Manifest, classes: Classes, held: HeldOut) -> AgreementRepo
     kappa, low, high = (beyond_chance(value, by_chance) for value in (same.value, same.low, same.high))
     transfer = manifest.parts.transfer
     teacher = None if transfer is None else transfer.teacher_score
-    expected = None
+    expected, verdict = None, _verdict(found.value, useless=low <= 0)
     if task.kind == "sequence" and teacher is not None and teacher.metric == "accuracy":
         labels = np.array(manifest.label_counts) / sum(manifest.label_counts)
         chance = float(answers @ labels)
@@ -185,17 +185,22 @@ def judged(manifest: Manifest, classes: Classes, held: HeldOut) -> AgreementRepo
             constant=float(labels.max()),
             teacher=teacher.value,
         )
+        # A teacher that leads a constant answer by less than the residual would fail by the residual alone, however
+        # well a port agrees with it.
+        floor = expected.low if teacher.value - RESIDUAL > expected.constant else lowest
+        verdict = _verdict(found.value, useless=floor <= expected.constant)
+        if teacher.low <= expected.constant:
+            verdict = "pretrain"
     return AgreementReport(
         score=found,
         texts=len(set(held.owners)),
         kappa=kappa,
         expected=expected,
-        verdict=_verdict(found.value, low, expected),
+        verdict=verdict,
     )
 
 
-def _verdict(agreement: float, lowest_kappa: float, expected: ExpectedScore | None) -> Verdict:
-    useless = lowest_kappa <= 0 if expected is None else expected.low <= expected.constant
+def _verdict(agreement: float, *, useless: bool) -> Verdict:
     if useless:
         return "unusable"
     return "good" if agreement >= GOOD else "tune"
