@@ -217,6 +217,15 @@ def test_overwriting_makes_all_anew(tiny, tmp_path):
         assert (copy / path).read_text() == (results / path).read_text()
 
 
+def test_where_every_run_failed_no_comparison_is_named(here, data):
+    arguments = ["compare", "--config", "size-projectors", "--mode", "trial", "--host", "builtin:decoder", "--offline"]
+    called = call(*arguments, *at({"minilm-l6": "nowhere", "sst2": data["sst2"]}), "--device", "cpu")
+    assert (called.code, called.out.strip()) == (1, "0 runs made, 0 kept, 1 failed")
+    assert "nowhere" in called.err
+    assert "--at NAME=PATH" in called.err
+    assert not (here / "results" / "comparison").exists()
+
+
 @pytest.mark.integration
 def test_one_failed_run_loses_no_other(tiny, tmp_path):
     _, arguments, _, _ = tiny

@@ -76,7 +76,8 @@ def _table(output: Output, report: CompareReport) -> None:
     left = f"{len(report.missing)} missing, " if report.missing else ""
     timed = f"{len(report.timed)} timed again, " if report.timed else ""
     counts = f"{len(report.made)} runs made, {len(report.skipped)} kept, {timed}{left}{len(report.failed)} failed"
-    output.line(f"{counts}; see {report.results_dir}/comparison")
+    # Without a finished run nothing is compared, and there is no such folder.
+    output.line(f"{counts}; see {report.results_dir}/comparison" if report.groups else counts)
     for failed in report.failed:
         output.note(f"{failed.run_id}: {failed.error}", "failed: ")
 
