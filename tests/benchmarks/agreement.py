@@ -4,8 +4,8 @@
         --output tests/benchmarks/results/agreement.json
 
 FILE is that of `uhl compare --config upwards-minilm-l3`, in `adapters/` of its results.  SHARED is a folder with
-`hosts/` and `data/`.  Every file is ported to every target as `uhl port` does it, and once more for each of `--fewer`,
-with fewer anchors and no feature bank, which makes weaker ports.  Agreement is measured as `uhl port` measures it; dev
+`hosts/` and `data/`.  Every file is ported to every target as `uhl port` does it, and to `--weaker` once more for each
+of `--fewer`, with fewer anchors and no feature bank, which makes weaker ports.  Agreement is measured as `uhl port` measures it; dev
 is read for the true score alone.  The fit takes ports to other models than the file's source.  A port that is in the
 output is not made again.
 """
@@ -41,6 +41,7 @@ TARGETS = (
     "builtin:tiny",
     "builtin:decoder",
 )
+WEAKER = ("wiki-256x4", "builtin:small", "builtin:decoder")
 EXPONENTS = np.arange(10, 201) / 100
 # Half the width of a 95 % interval, in standard deviations.
 WIDTH = 1.96
@@ -114,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", type=Path)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
+    parser.add_argument("--weaker", nargs="*", default=list(WEAKER))
     parser.add_argument("--fewer", nargs="*", type=int, default=[512, 48])
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -128,7 +130,7 @@ def main() -> None:
         data = load_task(task, data=None if task == "reviews" else str(arguments.shared / "data" / task))
         for target in arguments.targets:
             where = target if target.startswith("builtin:") else str(arguments.shared / "hosts" / target)
-            for anchors in (None, *arguments.fewer):
+            for anchors in (None, *(arguments.fewer if target in arguments.weaker else ())):
                 if (digest, target, anchors) in done:
                     continue
                 named = {"file": path.stem, "digest": digest, "task": task}
