@@ -3,11 +3,11 @@
     python tests/benchmarks/agreement.py FILE adapters/*.safetensors --shared SHARED \
         --output tests/benchmarks/results/agreement.json
 
-FILE is that of `uhl compare --config upwards-minilm-l3`, in `adapters/` of its results.  SHARED is a folder with
-`hosts/` and `data/`.  Every file is ported to every target as `uhl port` does it, and to `--weaker` once more for each
-of `--fewer`, with fewer anchors and no feature bank, which makes weaker ports.  Agreement is measured as `uhl port` measures it; dev
-is read for the true score alone.  The fit takes ports to other models than the file's source.  A port that is in the
-output is not made again.
+FILE is that of `uhl compare --config upwards-minilm-l3`, in `adapters/` of its results. SHARED is a folder with
+`hosts/` and `data/`. Every file is ported to every target as `uhl port` does it, and to `--weaker` once more for each
+of `--fewer`, with fewer anchors and no feature bank, which makes weaker ports. Agreement is measured as `uhl port`
+measures it; dev is read for the true score alone. The fit takes ports to other models than the file's source. A port
+that is in the output is not made again.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 The file is counted by `uhl budget --target-config`; the baselines as `uhl compare` counts them, on the meta device.
 Bytes are those of the file for one task on one target; memory is that of the tensors beside the host's weights as they
-run, SAT-LoRA's and LoRA's in float32 as trained; FLOPs are those of 128 tokens, unmerged,
-without the head's, which are two rows.
+run, SAT-LoRA's (its dictionaries, before they are mixed to factors) and LoRA's in float32 as trained; FLOPs are those
+of 128 tokens, unmerged, with SAT-LoRA's factors mixed, without the head's, which are two rows.
 """
 
 from __future__ import annotations

@@ -47,7 +47,11 @@ def _record() -> type[PortOptions]:
     interrupted="Nothing was written.",
 )
 def port(options: PortOptions, output: Output) -> None:
-    """Port an adapter file to another model and score it there, without labels or gradients."""
+    """Port an adapter file to another model, and say whether it is good enough there, without labels or gradients.
+
+    The last line compares the port with the file's teacher on held-out texts of the file.  With data (--data, or the
+    file's own task) it is scored as well.
+    """
     from uhl_cli.commands.port import run_port
 
     with output.progress() as reporter:
@@ -72,7 +76,7 @@ def _table(output: Output, report: PortReport, *, target: HostOptions, controls:
     if report.quality:
         output.table(_depths(report))
     if report.feature_quality is not None:
-        output.line(f"R2 of the readout's features by the feature bank: {report.feature_quality:.2f} (at most 0.88)")
+        output.line(f"R^2 of the readout's features by the feature bank: {report.feature_quality:.2f} (at most 0.88)")
     if report.calibration is not None:
         found = report.calibration
         offsets = ", ".join(f"{value:+.2f}" for value in found.offsets[:9])
@@ -80,7 +84,6 @@ def _table(output: Output, report: PortReport, *, target: HostOptions, controls:
             f"set by {found.texts} texts of the transfer set: updates at strength {found.strength:g}, "
             f"class offsets {offsets}"
         )
-    output.line(_verdict(report, target))
     if report.scores:
         metric = report.scores["ported"]
         table = Table(
@@ -111,6 +114,7 @@ def _table(output: Output, report: PortReport, *, target: HostOptions, controls:
         output.line(f"left out to hold the FLOP limit: {', '.join(report.left_out)}")
     if report.output:
         output.line(f"kept in {report.output}")
+    output.line(_verdict(report, target))
 
 
 def _depths(report: PortReport) -> Table:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PALETTES: dict[Role, tuple[str, ...]] = {
     "proposed": ("#0072b2", "#56b4e9", "#009e73", "#004d7a", "#7fd1b9", "#0a7d5a"),
     "baseline": ("#d55e00", "#e69f00", "#cc79a7", "#f0e442", "#8c3d00"),
-    "control": ("#999999", "#777777", "#bbbbbb", "#555555"),
+    "control": ("#999999", "#777777", "#bbbbbb", "#555555", "#333333"),
 }
 _MARKS = "oDs^vPX<>dph*8H"
 
