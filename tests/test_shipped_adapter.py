@@ -105,14 +105,14 @@ def test_scores_on_real_hosts(shared: Path, target: str, least: float):
             adapter=SST2,
             target=HostOptions(name=str(shared / "hosts" / target), device="cpu"),
             data=DataOptions(data=str(shared / "data" / "sst2")),
-            controls=target == "minilm-l3",
+            controls=target == "wiki-256x4",
         )
     )
     scores = {name: score.value for name, score in report.scores.items()}
     assert report.scores["ported"].examples == 872
     assert scores["ported"] >= least
     # Controls: what the score would be without what the adapter brings.
-    for control in ("majority_class", *(("head_only", "size") if target == "minilm-l3" else ())):
+    for control in ("majority_class", *(("head_only", "size") if target == "wiki-256x4" else ())):
         assert report.gains[control].low > 0, (control, scores)
     assert report.flops.percent <= 10
     if target == "minilm-l6":  # the file's score is what training reported, to within a float's last bits
