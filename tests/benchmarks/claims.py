@@ -224,7 +224,7 @@ def _said(rows: list[dict[str, Any]], verdicts: dict[str, int]) -> str:
     """The verdicts in words: one for all rows, or how many of each; those that are true are named."""
     if len(verdicts) == 1:
         return f"**{next(iter(verdicts))}**" + (f", {len(rows)} of {len(rows)}" if len(rows) > 1 else "")
-    parts = [f"{word} on {verdicts[word]}" for word in ("not true", "open") if word in verdicts]
+    parts = [f"**{word} on {verdicts[word]}**" for word in ("not true", "open") if word in verdicts]
     holds = [f"{NAMES[row['task']]}, {row['host']}" for row in rows if row["verdict"] == "true"]
     return "; ".join(([f"**true on {len(holds)}** ({'; '.join(sorted(holds))})"] if holds else []) + parts)
 
