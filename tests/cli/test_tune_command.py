@@ -141,7 +141,7 @@ def test_texts_that_the_target_cannot_read_are_counted(place, here, monkeypatch)
     def deaf(_host, texts, _pairs=None) -> list[bool]:
         return [index >= 3 for index in range(len(texts))]
 
-    monkeypatch.setattr("uhl_cli.commands.tune_student.takes_in", deaf)
+    monkeypatch.setattr("uhl_cli.commands.agreement.takes_in", deaf)
     called = call(*label_free(place.adapter, place.target, "--output", "out"))
     assert called.code == 0, called.err
     warning = [line for line in called.err.splitlines() if line.startswith("warning: ")]
