@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks of a process that has imported everything")
-@pytest.mark.parametrize("campaign", [("kills.py", "--kills", "3"), ("disk.py", "--most", "1")], ids=["kills", "disk"])
+@pytest.mark.parametrize("campaign", [("kills.py", "--kills", "5"), ("disk.py", "--most", "1")], ids=["kills", "disk"])
 def test_a_part_of_the_campaign(campaign):
     name, *more = campaign
     command = [sys.executable, str(HERE / name), *more]

@@ -21,8 +21,8 @@ class Method:
     :param label: What tables and figures call it.
     :param role: `proposed` and `baseline` compete for the best run; a `control` does not.
     :param kind: `ported` trains nothing on the target, nor does `generated`, whose projectors are made from its size;
-        `tuned` is `uhl tune` with labels, `distilled` is trained there
-        on the texts of a transfer set, `retrained` on the data set.
+        `tuned` is `uhl tune` with labels, `distilled` is trained there on the texts of a transfer set, `retrained` on
+        the data set.
     :param settings: Training settings that only some methods have, and that a search may choose.
     :param mode: What of `uhl tune` gives the defaults of its training; None: the section's own.
     :param searches: Whether `search` may choose its learning rate, and `optuna` its settings.
