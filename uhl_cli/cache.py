@@ -17,9 +17,9 @@ from uhl_cli.files import HIDDEN, remove_leftovers
 def cache_folder(kind: str) -> Path | None:
     """The folder of a kind of files, which may not exist yet; None without a home folder."""
     named = os.environ.get("UHL_CACHE")
-    if named:
-        return Path(named) / kind
     try:
+        if named:  # a shell leaves a quoted ~ as it is, and so do files that set variables
+            return Path(named).expanduser() / kind
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uhl" / kind
     except RuntimeError:
         return None

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from command_runs import call, port_arguments, start
 
+from uhl_cli.cache import cache_folder
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
@@ -59,3 +61,9 @@ def test_another_process_reads_it(place, cache, here):
     arguments = [*port_arguments(place.adapter, place.target, place.data), "--no-score"]
     assert not report(*arguments)["alignment_cached"]
     assert json.loads(start(*arguments, "--json", cwd=here).out)["alignment_cached"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("UHL_CACHE", "~/kept")
+    assert cache_folder("alignments") == tmp_path / "kept" / "alignments"

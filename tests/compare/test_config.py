@@ -185,6 +185,12 @@ def test_shipped_sets_hold_every_method_host_and_data_set():
         found = {(run.method, run.host.name, run.dataset.task, run.seed) for run in load_configs([name])}
         data = [("sst2", 0), ("sst2", 1), ("sst2", 2), ("conll2003", 0), ("boolq", 0), ("amazon", 0)]
         assert found == {(method, host, *part) for method, host, part in product(WHOLE_SETS, expected, data)}
+    # No seed, no run: of the label-free set two data sets are for two of its hosts.
+    places = {(run.dataset.task, run.host.name) for run in load_configs(["label-free"])}
+    assert places == {
+        *(("sst2", host) for host in hosts["local"]),
+        *product(("conll2003", "amazon"), ("minilm-l3", "wiki-256x4")),
+    }
 
 
 def test_a_trial_of_a_whole_set_makes_every_method_once_a_host_and_data_set(tmp_path):

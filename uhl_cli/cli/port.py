@@ -81,8 +81,8 @@ def _table(output: Output, report: PortReport, *, target: HostOptions, controls:
         found = report.calibration
         offsets = ", ".join(f"{value:+.2f}" for value in found.offsets[:9])
         output.line(
-            f"set by {found.texts} texts of the transfer set: updates at strength {found.strength:g}, "
-            f"class offsets {offsets}"
+            f"chosen on {found.texts} texts of the transfer set: strength of the updates {found.strength:g}, "
+            f"offsets of the classes {offsets}"
         )
     if report.scores:
         metric = report.scores["ported"]
