@@ -28,6 +28,7 @@ from uhl_cli import UniversalAdapter
 from uhl_cli.cli.output import _Stdout
 from uhl_cli.commands.options import PredictOptions
 from uhl_cli.commands.predict import run_predict
+from uhl_cli.formats.export import RECORD_FILE
 from uhl_cli.formats.folder import read_ported
 from uhl_cli.formats.ported import load_ported, save_ported
 from uhl_cli.metrics import score
@@ -443,6 +444,8 @@ def test_wrong_input_is_one_line_and_nothing_is_written(place, made, here, monke
 @pytest.mark.integration
 def test_wrong_adapters_and_targets(place, made, here):
     (here / "bare").mkdir()
+    (here / "exported").mkdir()
+    (here / "exported" / RECORD_FILE).write_text("{}")
     for given, words in (
         (["a.safetensors", "a text"], "there is no file a.safetensors"),
         (["bare", "a text"], "config.json"),
@@ -457,7 +460,8 @@ def test_wrong_adapters_and_targets(place, made, here):
         ([made.words, "--top-k", "1", "a text"], "--top-k has no effect"),
         ([made.words, "--pair-column", "b", "--input", "in.csv"], "takes no second text"),
         (["--target", "x", "a text"], "there is no file a text"),
-        (["--target", "x"], "there is no adapter.safetensors in this folder"),
+        (["--target", "x"], "there is no adapter.safetensors in this folder. Make one with `uhl pretrain`"),
+        (["--target", "exported"], "An exported folder is a whole model: `uhl predict exported`."),
     ):
         (here / "in.csv").write_text("text,b\na,b\n")
         assert words in call("predict", *given).error, given

@@ -22,6 +22,7 @@ def test_from_pretraining_to_a_process_without_uhl(tmp_path, monkeypatch):
     lines = [f"{text}\t{label}" for text, label in zip(dev.texts, dev.labels, strict=True)]
     scored.write_text("\n".join(["text\tlabel", *lines]) + "\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UHL_CACHE", str(tmp_path / "cache"))  # both formats of a host take one alignment
     given = ["pretrain", "--limit-train", "200", "--limit-evaluation", "40", "--max-steps", "3", "--batch-size", "8"]
     given += ["--num-anchors", "128", "--feature-words", "0", "--transfer-set", "60", "--teacher", "adapter"]
     called = call(*given, "--device", "cpu", "--quiet")

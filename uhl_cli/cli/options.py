@@ -47,6 +47,8 @@ class Command(Generic[Record]):
     :param panels: Names of options, by the heading that lists them.
     :param metavars: Placeholders for the values of options in the help.
     :param interrupted: What to do after Ctrl-C.
+    :param hint: What to do without the default file of the argument, by the values given, where that is something else
+        than to make one.
     """
 
     function: Callable[[Record, Output], None]
@@ -55,6 +57,7 @@ class Command(Generic[Record]):
     panels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     metavars: Mapping[str, str] = field(default_factory=dict)
     interrupted: str = ""
+    hint: Callable[[Mapping[str, Any]], str | None] = lambda _: None
 
     @property
     def name(self) -> str:
@@ -87,18 +90,18 @@ class Command(Generic[Record]):
                 source = context.get_parameter_source(_identifier(flag))
                 default = source is not None and source.name == "DEFAULT"
                 if flag.name == kind.argument and default and value is not None:
-                    self._refuse_missing(Path(value))
+                    self._refuse_missing(Path(value), values)
                 given[flag.name] = value.value if isinstance(value, Enum) else value
             self.function(kind.from_flags(given).fetched(given), output)
 
-    def _refuse_missing(self, path: Path) -> None:
+    def _refuse_missing(self, path: Path, values: Mapping[str, Any]) -> None:
         """Explain how to make the default file that a command reads.
 
         :raises UsageError: When it does not exist.
         """
         if not path.exists():
             hint = f"Make one with `uhl pretrain`, or name an adapter: `uhl {self.name} FILE`."
-            raise UsageError(f"there is no {path} in this folder.", hint)
+            raise UsageError(f"there is no {path} in this folder.", self.hint(values) or hint)
 
     def _parameter(self, flag: Flag) -> inspect.Parameter:
         """The flag as a typer parameter, without bounds: the record checks them with a one-line error."""

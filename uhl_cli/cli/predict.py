@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from uhl_cli.cli.options import command
 from uhl_cli.cli.output import Output, Table
@@ -22,6 +24,16 @@ def _record() -> type[PredictOptions]:
     return PredictOptions
 
 
+def _names_an_export(values: Mapping[str, Any]) -> str | None:
+    """What to do where the target is a folder of `uhl export`, which needs no adapter."""
+    from uhl_cli.formats.export import is_export
+
+    target = values["target"]
+    if target is None or not is_export(Path(target)):
+        return None
+    return f"An exported folder is a whole model: `uhl predict {target}`."
+
+
 @command(
     _record,
     example="uhl predict adapter.safetensors --target distilbert-base-uncased 'a fine film' 'a waste of time'",
@@ -31,6 +43,7 @@ def _record() -> type[PredictOptions]:
     },
     metavars={"texts": "TEXT", "input": "FILE"},
     interrupted="Nothing was written to --output.",
+    hint=_names_an_export,
 )
 def predict(options: PredictOptions, output: Output) -> None:
     """Label texts with an adapter on a target, with a ported folder, or with an exported one.
