@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from uhl_cli.align.ridge import STRENGTHS, fit_ridge
+from uhl_cli.align.ridge import STRENGTHS, fit_ridge, fit_ridges
 from uhl_cli.errors import AlignmentError
 
 
@@ -53,6 +53,16 @@ def test_each_output_gets_the_strength_that_serves_it():
     torch.testing.assert_close(both.weight[:, 1], alone.weight[:, 0])
     forced = fit_ridge(x, faint, torch.arange(80), strengths=(float(both.strengths[0]),))
     assert forced.r2[0] < both.r2[1]
+
+
+@pytest.mark.parametrize(("rows", "features"), [(400, 10), (100, 200), (100, 90)])
+def test_several_outputs_are_fitted_as_each_alone(rows, features):
+    x, groups = normal(rows, features), torch.arange(rows) // 3
+    several = [x[:, :2] @ normal(2, 3, seed=1), normal(rows, 7, seed=2), x[:, :1] + normal(rows, 1, seed=3)]
+    for found, outputs in zip(fit_ridges(x, several, groups), several, strict=True):
+        alone = fit_ridge(x, outputs, groups)
+        for name in ("weight", "input_mean", "output_mean", "r2", "strengths"):
+            assert torch.equal(getattr(found, name), getattr(alone, name)), name
 
 
 @pytest.mark.parametrize(("rows", "features"), [(400, 10), (100, 200)])

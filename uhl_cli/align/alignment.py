@@ -17,7 +17,7 @@ from torch import Tensor
 
 from uhl_cli.align.bank import AnchorBank, depth_index
 from uhl_cli.align.features import FeatureMaps
-from uhl_cli.align.ridge import RidgeMap, fit_ridge
+from uhl_cli.align.ridge import RidgeMap, fit_ridge, fit_ridges
 from uhl_cli.align.states import WordStates
 from uhl_cli.host.hostmap import HostMap
 
@@ -104,11 +104,17 @@ def align_anchors(
     depth = states.num_hidden_layers
     present = states.present
     groups = torch.from_numpy(bank.anchors.groups())[present]
+    depths = (list(range(depth + 1)) if readout_depths is None else list(readout_depths)) if joint else []
+    nearest = [_nearest(depths, depth_index(knot, depth)) for knot in bank.knots] if joint else []
     layers, quality = [], []
+    single: dict[int, RidgeMap] = {}
     for index in range(depth + 1):
         z = bank.at_depth(index / depth)[present]
         stream = states.stream[index][present]
-        inward = fit_ridge(stream, z, groups)
+        # A depth's states are decomposed once, for its own map and for those of the knots that it is nearest to.
+        knots = [place for place, at in enumerate(nearest) if at == index]
+        inward, *maps_of_knots = fit_ridges(stream, [z, *(bank.coordinates[knot, present] for knot in knots)], groups)
+        single |= zip(knots, maps_of_knots, strict=True)
         places = {"stream": stream}
         if index < depth:
             if states.mlp[index] is not states.stream[index]:
@@ -123,11 +129,15 @@ def align_anchors(
         quality.append(_mean_r2(inward, z))
     if not joint:
         return _with_single_taps("anchors", bank, tuple(layers), tuple(quality))
-    depth_weights, offset, knot_quality = _fit_depth_weights(
-        bank, states, groups, list(range(depth + 1)) if readout_depths is None else readout_depths
-    )
+    near = [(at, single[place]) for place, at in enumerate(nearest)]
+    depth_weights, offset, knot_quality = _fit_depth_weights(bank, states, groups, depths, near)
     width = states.stream[0].shape[1]
     return Alignment("anchors", width, tuple(layers), depth_weights, offset, tuple(quality), knot_quality)
+
+
+def _nearest(depths: Sequence[int], wanted: int) -> int:
+    """Of these depths the one nearest to the wanted one, the first of two as near."""
+    return min(depths, key=lambda depth: abs(depth - wanted))
 
 
 def new_word_quality(bank: AnchorBank, states: WordStates) -> float | None:
@@ -147,12 +157,18 @@ def new_word_quality(bank: AnchorBank, states: WordStates) -> float | None:
 
 
 def _fit_depth_weights(
-    bank: AnchorBank, states: WordStates, groups: Tensor, depths: Sequence[int]
+    bank: AnchorBank,
+    states: WordStates,
+    groups: Tensor,
+    depths: Sequence[int],
+    near: Sequence[tuple[int, RidgeMap]],
 ) -> tuple[dict[int, Tensor], Tensor, tuple[float, ...]]:
     """Maps from the given depths to the canonical coordinates at each knot, their offset [knots * d0] and held-out R^2.
 
     Each knot is regressed on all depths at once or on the nearest one alone, whichever predicts held-out texts
     better: many depths help on a target host but only add noise on the source itself.
+
+    :param near: The nearest depth of each knot, and the knot's map from it.
     """
     present = states.present
     stream = [states.stream[index][present] for index in depths]
@@ -165,12 +181,9 @@ def _fit_depth_weights(
     depth_weights: dict[int, Tensor] = {}
     offset = torch.zeros(len(bank.knots) * canonical)
     quality = []
-    for place, knot in enumerate(bank.knots):
+    for place, (nearest, single) in enumerate(near):
         rows = slice(place * canonical, (place + 1) * canonical)
         used = bank.scales[place] > 0
-        wanted = depth_index(knot, states.num_hidden_layers)
-        nearest = min(range(len(depths)), key=lambda index: (abs(depths[index] - wanted), index))
-        single = fit_ridge(stream[nearest], coordinates[place], groups)
         single_r2 = float(single.r2[used].mean())
         joint_r2 = float(joint.r2[rows][used].mean()) if joint is not None else -torch.inf
         if joint is not None and joint_r2 > single_r2:
@@ -178,7 +191,7 @@ def _fit_depth_weights(
             parts = {depths[index]: weight[index * width : (index + 1) * width] for index in range(len(depths))}
         else:
             weight, mean, shift = single.weight, single.input_mean, single.output_mean
-            parts = {depths[nearest]: weight}
+            parts = {nearest: weight}
         for index, part in parts.items():
             depth_weights.setdefault(index, torch.zeros(len(bank.knots) * canonical, width))[rows] = part.T
         offset[rows] = shift - mean @ weight

@@ -11,6 +11,7 @@ ones are hardly predictable and are best left near their mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,32 +39,63 @@ class RidgeMap:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """Eigenvectors of the smaller Gram matrix; in their basis, solving for a strength is one division.
+    """Eigenvectors of the smaller Gram matrix of the inputs; in their basis, solving for a strength is one division.
 
     `weight(strength) = basis @ (moment / (eigenvalues + strength * scale))`, with `basis` [inputs, n],
     `moment` [n, outputs], `eigenvalues` [n].
     """
 
     basis: Tensor
-    moment: Tensor
+    vectors: Tensor
     eigenvalues: Tensor
 
     @classmethod
-    def of_moments(cls, gram: Tensor, cross: Tensor) -> _Spectrum:
-        """From the float64 products x'x [inputs, inputs] and x'y [inputs, outputs] of the centred rows."""
+    def of_gram(cls, gram: Tensor) -> _Spectrum:
+        """From the float64 product x'x [inputs, inputs] of the centred rows; its moments are of x'y."""
         eigenvalues, vectors = torch.linalg.eigh(gram)
-        return cls(vectors, vectors.T @ cross, eigenvalues.clamp_min(0.0))
+        return cls(vectors, vectors, eigenvalues.clamp_min(0.0))
 
     @classmethod
-    def of_rows(cls, inputs: Tensor, outputs: Tensor) -> _Spectrum:
-        """From centred float64 inputs [rows, inputs] and outputs [rows, outputs], by x x' [rows, rows]."""
+    def of_rows(cls, inputs: Tensor) -> _Spectrum:
+        """From centred float64 inputs [rows, inputs], by x x' [rows, rows]; its moments are of the centred outputs."""
         eigenvalues, vectors = torch.linalg.eigh(inputs @ inputs.T)
-        return cls(inputs.T @ vectors, vectors.T @ outputs, eigenvalues.clamp_min(0.0))
+        return cls(inputs.T @ vectors, vectors, eigenvalues.clamp_min(0.0))
 
-    def coefficients(self, strength: float | Tensor) -> Tensor:
+    def moment(self, products: Tensor) -> Tensor:
+        """In the eigenbasis: x'y [inputs, outputs], or the centred outputs [rows, outputs]."""
+        return self.vectors.T @ products
+
+    def coefficients(self, moment: Tensor, strength: float | Tensor) -> Tensor:
         """Solution in the eigenbasis [n, outputs]; pass a tensor for one strength per output."""
         scale = self.eigenvalues.mean().clamp_min(1e-12)
-        return self.moment / (self.eigenvalues[:, None] + strength * scale)
+        return moment / (self.eigenvalues[:, None] + strength * scale)
+
+
+class _Fit:
+    """One of the outputs, float64 [rows, outputs]: its errors so far, for every strength."""
+
+    def __init__(self, outputs: Tensor, strengths: tuple[float, ...], inputs: Tensor, *, by_columns: bool) -> None:
+        self.mean = outputs.mean(0)
+        self.y = outputs - self.mean
+        self.cross = inputs.T @ self.y if by_columns else None
+        self._strengths = strengths
+        self._errors = torch.zeros(len(strengths), outputs.shape[1], dtype=torch.float64)
+        self._total = torch.zeros(outputs.shape[1], dtype=torch.float64)
+
+    def judge(self, spectrum: _Spectrum, moment: Tensor, projected: Tensor, y_held: Tensor) -> None:
+        """Add the errors on held-out rows, which the basis of a fold takes to `projected` [held, n]."""
+        for index, strength in enumerate(self._strengths):
+            predicted = projected @ spectrum.coefficients(moment, strength).float()
+            self._errors[index] += predicted.sub_(y_held).square_().sum(0)
+        self._total += y_held.square().sum(0)
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """The strength that serves each output best, and its R^2."""
+        best = self._errors.argmin(0)
+        # A constant coordinate has R^2 zero instead of a division by zero.
+        unexplained = self._errors.gather(0, best[None])[0] / self._total.clamp_min(1e-300)
+        r2 = torch.where(self._total > 0, 1.0 - unexplained, torch.zeros_like(self._total))
+        return torch.tensor(self._strengths, dtype=torch.float64)[best], r2
 
 
 def fit_ridge(
@@ -78,54 +110,70 @@ def fit_ridge(
 
     :raises AlignmentError: When there are fewer than 8 rows or all inputs are constant.
     """
+    return fit_ridges(inputs, [outputs], groups, strengths=strengths, folds=folds)[0]
+
+
+def fit_ridges(
+    inputs: Tensor,
+    outputs: Sequence[Tensor],
+    groups: Tensor,
+    *,
+    strengths: tuple[float, ...] = STRENGTHS,
+    folds: int = 4,
+) -> list[RidgeMap]:
+    """What `fit_ridge` gives for each of several outputs, bit for bit; the inputs are decomposed once for all.
+
+    :raises AlignmentError: When there are fewer than 8 rows or all inputs are constant.
+    """
     if len(inputs) < 8:
         raise AlignmentError(
             f"only {len(inputs)} anchor words are left to align with; at least 8 are needed.",
             "Use an adapter with more anchors.",
         )
-    x_all, y_all = inputs.double(), outputs.double()
-    x_mean, y_mean = x_all.mean(0), y_all.mean(0)
+    x_all = inputs.double()
+    x_mean = x_all.mean(0)
     x_std = x_all.std(0, correction=0)
     if float(x_std.max()) < 1e-12:
         raise AlignmentError("the host's states are the same for all anchor words.", "Check the checkpoint.")
     x_std = torch.where(x_std < 1e-6 * x_std.max(), torch.inf, x_std)  # a constant column gets weight zero
-    x_all, y_all = (x_all - x_mean) / x_std, y_all - y_mean
+    x_all = (x_all - x_mean) / x_std
 
     rows, columns = x_all.shape
     # A fold's products are those of all rows minus those of its held-out rows, which are fewer.
-    whole = (x_all.T @ x_all, x_all.T @ y_all) if columns <= rows else None
+    whole = x_all.T @ x_all if columns <= rows else None
+    fits = [_Fit(each.double(), strengths, x_all, by_columns=whole is not None) for each in outputs]
     fold = _fold_of(groups, folds)
-    errors = torch.zeros(len(strengths), outputs.shape[1], dtype=torch.float64)
-    total = torch.zeros(outputs.shape[1], dtype=torch.float64)
     for part in range(folds):
         held = fold == part
         if not held.any() or held.all():
             continue
-        x_held, y_held = x_all[held], y_all[held]
+        x_held = x_all[held]
         fit_rows = rows - len(x_held)
         # All rows together have mean zero, so the sum over the fitted rows is minus the sum over the held-out ones.
-        shift_x, shift_y = x_held.sum(0) / -fit_rows, y_held.sum(0) / -fit_rows
-        if whole is not None and columns <= fit_rows:
-            gram = (whole[0] - x_held.T @ x_held).addr_(shift_x, shift_x, alpha=-fit_rows)
-            cross = (whole[1] - x_held.T @ y_held).addr_(shift_x, shift_y, alpha=-fit_rows)
-            spectrum = _Spectrum.of_moments(gram, cross)
+        shift_x = x_held.sum(0) / -fit_rows
+        by_columns = whole is not None and columns <= fit_rows
+        if whole is not None and by_columns:
+            spectrum = _Spectrum.of_gram((whole - x_held.T @ x_held).addr_(shift_x, shift_x, alpha=-fit_rows))
         else:
-            spectrum = _Spectrum.of_rows(x_all[~held] - shift_x, y_all[~held] - shift_y)
-        # Single precision is enough to tell strengths apart, at half the cost of the most expensive products.
-        y_held = (y_held - shift_y).float()
+            spectrum = _Spectrum.of_rows(x_all[~held] - shift_x)
         projected = ((x_held - shift_x) @ spectrum.basis).float()
-        for index, strength in enumerate(strengths):
-            predicted = projected @ spectrum.coefficients(strength).float()
-            errors[index] += predicted.sub_(y_held).square_().sum(0)
-        total += y_held.square().sum(0)
-    best = errors.argmin(0)
-    # A constant coordinate has R^2 zero instead of a division by zero.
-    unexplained = errors.gather(0, best[None])[0] / total.clamp_min(1e-300)
-    r2 = torch.where(total > 0, 1.0 - unexplained, torch.zeros_like(total))
-    chosen = torch.tensor(strengths, dtype=torch.float64)[best]
-    spectrum = _Spectrum.of_rows(x_all, y_all) if whole is None else _Spectrum.of_moments(*whole)
-    weight = spectrum.basis @ spectrum.coefficients(chosen) / x_std[:, None]
-    return RidgeMap(weight.float(), x_mean.float(), y_mean.float(), r2.float(), chosen.float())
+        for fit in fits:
+            y_held = fit.y[held]
+            shift_y = y_held.sum(0) / -fit_rows
+            if fit.cross is not None and by_columns:
+                products = (fit.cross - x_held.T @ y_held).addr_(shift_x, shift_y, alpha=-fit_rows)
+            else:
+                products = fit.y[~held] - shift_y
+            # Single precision is enough to tell strengths apart, at half the cost of the most expensive products.
+            fit.judge(spectrum, spectrum.moment(products), projected, (y_held - shift_y).float())
+    spectrum = _Spectrum.of_rows(x_all) if whole is None else _Spectrum.of_gram(whole)
+    found = []
+    for fit in fits:
+        chosen, r2 = fit.chosen()
+        moment = spectrum.moment(fit.y if fit.cross is None else fit.cross)
+        weight = spectrum.basis @ spectrum.coefficients(moment, chosen) / x_std[:, None]
+        found.append(RidgeMap(weight.float(), x_mean.float(), fit.mean.float(), r2.float(), chosen.float()))
+    return found
 
 
 def _fold_of(groups: Tensor, folds: int) -> Tensor:
