@@ -84,7 +84,7 @@ def pairs_of(number: int) -> Iterator[tuple[str, Side, Side]]:
                 yield name, Side(folder, method, host, task), Side(LOCAL, other, host, task)
     if number == 3:
         yield (
-            "tuned with labels",
+            "tuned with labels, file without texts",
             Side(BUILTIN, "uhl-tuned", "builtin:tiny", "reviews"),
             Side(BUILTIN, "lora", "builtin:tiny", "reviews"),
         )

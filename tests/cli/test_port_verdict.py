@@ -82,7 +82,7 @@ def test_a_port_that_cannot_be_judged_says_why(place, here):
 def judged(verdict: str, expected: ExpectedScore | None) -> PortReport:
     found = Score(metric="accuracy", value=0.8, low=0.7, high=0.9, examples=100)
     report = AgreementReport(score=found, texts=100, kappa=0.6, expected=expected, verdict=verdict)
-    return PortReport.model_construct(adapter="my file", agreement=report, not_judged=None)
+    return PortReport.model_construct(adapter="my file", agreement=report, not_judged=None, scores={})
 
 
 @pytest.mark.parametrize("verdict", [verdict for verdict in VERDICTS if verdict != "pretrain"])
@@ -92,6 +92,8 @@ def test_every_verdict_is_one_sentence_with_a_command_that_exists(verdict):
     line = _verdict(judged(verdict, expected), target)
     assert "on 0.800 [0.700, 0.900] of the answers to 100 held-out texts, so expect" in line
     assert "an accuracy of 0.75 [0.70, 0.80]; the teacher has 0.90, a constant answer 0.50;" in line
+    scored = judged(verdict, expected).model_copy(update={"scores": {"ported": expected}})
+    assert "held-out texts, from which alone one would expect an accuracy of 0.75" in _verdict(scored, target)
     assert "expect" not in _verdict(judged(verdict, None), target)
     command, *words = shlex.split(re.search(r"uhl (\w+ 'my file' --target some/model[^,]*)", line)[1])
     assert command in ("tune", "predict")

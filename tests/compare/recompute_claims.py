@@ -31,6 +31,13 @@ SIDES = {
     ),
 }
 SIDES[3] = ("lora", "compare_local", SIDES[2][2])
+NAMES = {
+    ("compare_local", "uhl-tuned"): "tuned with labels, file without texts",
+    ("compare_builtin", "uhl-tuned"): "tuned with labels, file without texts",
+    ("compare_label_free", "uhl-tuned"): "tuned with labels",
+    ("compare_label_free", "uhl-tuned-new-task"): "SST-2's file tuned with labels",
+    ("compare_label_free", "uhl-distilled-lora"): "LoRA distilled without labels, 1,500 steps",
+}
 SMALLEST, SMALLEST_BUILTIN = "builtin:decoder", "builtin:tiny"
 TASKS = {"sst2", "conll2003", "amazon"}
 RESAMPLES = 400
@@ -99,6 +106,10 @@ def row_differences(results: Path, number: int, margin: float, row: dict) -> lis
     check("folders, methods, hosts and data sets", [len(each) for each in (*folders, *places)], [1, 1, 1, 1])
     (method, host, task), (other, home, other_task) = (next(iter(each)) for each in places)
     check("place", [row["host"], row["task"], other_task], [host, task, task])
+    check("name", row["proposed"], NAMES.get((next(iter(folders[0])), method), "zero-shot"))
+    # A setting that was dropped when files began to hold texts.
+    without_texts = ["width_views" in run["config"]["adapter"]["pretraining"] for run in runs[0]]
+    check("files without texts", without_texts, ["without texts" in row["proposed"]] * len(runs[0]))
     if number == 1:
         check("the other side", [method, other, home], ["uhl-zero-shot"] * 2 + [source_of(runs[0][0])])
     else:

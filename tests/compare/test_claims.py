@@ -43,8 +43,9 @@ def test_every_claim_is_there_with_its_losses():
         lambda row: row["scores"].reverse(),
         lambda row: row["runs"].reverse(),
         lambda row: [side.pop() for side in row["runs"]],
+        lambda row: row.update(proposed="tuned with labels"),
     ],
-    ids=["verdict", "difference", "interval", "scores", "sides", "a seed less"],
+    ids=["verdict", "difference", "interval", "scores", "sides", "a seed less", "name"],
 )
 def test_the_recomputation_notices_a_changed_row(change):
     row = copy.deepcopy(CLAIMS[1]["rows"][0])

@@ -157,8 +157,10 @@ def _verdict(report: PortReport, target: HostOptions) -> str:
         facts = f"it agrees with the teacher by an {score.metric} of {value} on {found.texts} held-out texts"
     if found.expected is not None:
         expected = found.expected
+        # What was measured on labels stands in the table, and counts for more.
+        said_of = "from which alone one would expect" if "ported" in report.scores else "so expect"
         facts += (
-            f", so expect an accuracy of {expected.value:.2f} [{expected.low:.2f}, {expected.high:.2f}]; the teacher "
+            f", {said_of} an accuracy of {expected.value:.2f} [{expected.low:.2f}, {expected.high:.2f}]; the teacher "
             f"has {expected.teacher:.2f}, a constant answer {expected.constant:.2f}"
         )
     said, then = VERDICTS[found.verdict]
