@@ -55,10 +55,13 @@ def test_port_uses_a_loras_folder(place, lora):
     assert set(found["scores"]) == {"ported", "majority_class"}
     assert (found["left_out"], found["calibration"], found["quality"]) == ([], None, [])
     assert found["flops"]["percent"] > 0
+    assert found["bytes"] == (path / FILE_NAME).stat().st_size
     table = call(*port_arguments(place.adapter, place.target, place.data), "--task-file", path, env=WIDE).out
     assert "ported, a LoRA tuned by labels" in table
     assert "no label and no gradient" not in table
     assert "--controls" not in table, "there are none"
+    given = [*port_arguments(place.adapter, place.target, place.data), "--task-file", path]
+    assert "--controls has no effect here" in call(*given, "--controls").error
 
 
 def test_port_uses_a_low_rank_task_file(place, low_rank):
