@@ -464,7 +464,7 @@ def test_wrong_adapters_and_targets(place, made, here):
         (["--target", "exported"], "An exported folder is a whole model: `uhl predict exported`."),
         (["--target", "exported", "a text"], "An exported folder is a whole model: `uhl predict exported TEXT`."),
         (["a text", "another", "--target", "exported"], "there is no file a text. An exported folder is a whole model"),
-        ([made.adapter, "--target", "exported", "a text"], "exported"),  # a host as any other, and this one is empty
+        ([made.adapter, "--target", "exported", "a text"], "'exported' has no config.json"),  # a host as any other
     ):
         (here / "in.csv").write_text("text,b\na,b\n")
         assert words in call("predict", *given).error, given

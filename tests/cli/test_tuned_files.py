@@ -162,9 +162,24 @@ def test_budget_counts_either(place, lora, low_rank):
     assert {part["part"]: part["bytes"] for part in alone["parts"]}["LoRA"] == lora[1]["lora_bytes"]
 
 
+def test_a_folder_in_place_of_the_adapter_says_where_it_goes(place, lora):
+    folder = lora[0]
+    on = ["--target", place.target, "--offline", "--device", "cpu"]
+    for given in (["port", folder, *on], ["tune", folder, *on], ["export", folder, *on, "--output", "new"]):
+        error = call(*given).error
+        assert f"{folder} is the folder of a ported adapter" in error
+        assert f"--task-file {folder}" in error
+        assert f"`uhl predict {folder}` labels texts" in error
+    mistaken = call("port", folder / FILE_NAME, *on).error
+    assert "not a uhl adapter but a uhl ported adapter. Give an adapter here" in mistaken
+    assert "a ported adapter to `uhl predict`" in mistaken
+
+
 def test_a_folder_that_does_not_fit_is_one_line(place, lora, here):
     port = port_arguments(place.adapter, place.host, place.data)
-    assert "was made for" in call(*port, "--task-file", lora[0]).error
+    unfit = call(*port, "--task-file", lora[0]).error
+    assert "was made for" in unfit
+    assert "uhl tune ADAPTER --target HOST --parameters lora" in unfit, "how it is made again"
     assert "was made for" in call("budget", place.adapter, "--target", place.host, "--task-file", lora[0]).error
     config = ["budget", place.adapter, "--target-config", place.host, "--task-file", lora[0]]
     assert "was made for" in call(*config).error
