@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from uhl_cli.errors import OutputError
 from uhl_cli.files import (
@@ -39,6 +41,16 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     write_bytes(tmp_path / "ours", b"")
     (tmp_path / "any").write_bytes(b"")
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "any").stat().st_mode)
+
+
+def test_permissions_in_a_folder_are_those_of_any_new_file(tmp_path):
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "base").mkdir()
+        for path in (folder / "model.safetensors", folder / "base" / "model.safetensors"):
+            save_file({"a": np.zeros(1)}, path)
+    (tmp_path / "any").write_bytes(b"")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "any", *tmp_path.rglob("*.safetensors")]}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyboardInterrupt()])

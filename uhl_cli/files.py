@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,7 +45,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path`, synced to disk, when the block ends without an error.
 
-    The folder that was at `path` is then removed; for a link, its target is replaced.
+    The folder that was at `path` is then removed; for a link, its target is replaced.  Its files get the permissions of
+    any new file.
 
     :raises OutputError: When it cannot be written, or is no folder; nothing is left then, and an old folder stays.
     """
@@ -55,7 +57,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary, old = hidden / "new", hidden / "old"
         temporary.mkdir()
         yield temporary
+        mode = stat.S_IMODE((hidden / "lock").stat().st_mode)
         for file in (each for each in temporary.rglob("*") if each.is_file()):
+            if stat.S_IMODE(file.stat().st_mode) != mode:  # safetensors lets nobody but the owner read its files
+                file.chmod(mode)
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         if path.exists():

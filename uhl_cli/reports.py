@@ -112,7 +112,7 @@ class PortReport(Frozen):
     """What `port` did.  `scores` has "ported" and what it is compared with, with --controls all; `gains` is paired."""
 
     adapter: str
-    bytes: int
+    bytes: int = Field(description="of the adapter file, or of the file in a LoRA's folder, which is used in its place")
     target: HostRecord
     degree: Degree = Field(description="what of the target can be edited, see `HostReport`")
     strategy: str

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,13 @@ from rich.errors import MarkupError
 from rich.text import Text
 from tiny_hosts import save_rebuilt_host, save_tiny_host
 
+from uhl_cli.cli.output import Output
 from uhl_cli.formats.adapter import read_adapter, write_adapter
 from uhl_cli.formats.container import ADAPTER
 from uhl_cli.host.checkpoint import load_host
+from uhl_cli.metrics import Difference, Score
 from uhl_cli.progress import progress_bar
+from uhl_cli.reports import ExportReport
 
 # Markup that is not opened, two kinds of escape, a bidirectional override, and every kind of line break.
 HOSTILE = "x [/red] y\x1b[2J\x9b31m\u202egnp\r\nerror: z\u2028\t."
@@ -191,6 +195,32 @@ def test_a_warning_about_wrong_results_is_printed_once_with_quiet_too(place, her
     # Releases of transformers before 5 run tokenizer.json, so there both give the same tokens.
     assert len(lines) == (load_host(str(target), device="cpu", tokenizer="file").tokenizer_source is not None)
     assert [line for line in called.err.splitlines() if line not in lines] == chosen.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("agreement", "gain", "words"),
+    [
+        ((0.85, 0.80), (-0.02, 0.01), ""),  # within what chance does
+        ((0.85, 0.77), (-0.02, 0.01), "agreement with the teacher 0.850 before and 0.770 now; try more --steps."),
+        ((0.85, 0.86), (-0.09, -0.01), "accuracy 0.900 before and 0.850 now; try more --steps."),
+    ],
+)
+def test_a_result_that_is_worse_than_its_start_is_a_warning(agreement, gain, words, capsys):
+    def record(value: float, low: float, high: float) -> dict[str, Any]:
+        return {"metric": "accuracy", "value": value, "low": low, "high": high, "examples": 500}
+
+    names = ("zero_shot", "export")
+    report = ExportReport.model_construct(
+        output="e1",
+        agreement={
+            name: Score(**record(each, each - 0.05, each + 0.05)) for name, each in zip(names, agreement, strict=True)
+        },
+        scores={name: Score(**record(each, 0, 1)) for name, each in zip(names, (0.9, 0.85), strict=True)},
+        gains={"zero_shot": Difference(**record(-0.05, *gain))},
+    )
+    Output().warn_worse(report, made="export", before="zero_shot")
+    said = f"warning: e1 is worse than the port that it started from: {words}\n" if words else ""
+    assert capsys.readouterr().err == said
 
 
 def test_the_sink_is_the_only_way_out():

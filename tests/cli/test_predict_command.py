@@ -462,6 +462,9 @@ def test_wrong_adapters_and_targets(place, made, here):
         (["--target", "x", "a text"], "there is no file a text"),
         (["--target", "x"], "there is no adapter.safetensors in this folder. Make one with `uhl pretrain`"),
         (["--target", "exported"], "An exported folder is a whole model: `uhl predict exported`."),
+        (["--target", "exported", "a text"], "An exported folder is a whole model: `uhl predict exported TEXT`."),
+        (["a text", "another", "--target", "exported"], "there is no file a text. An exported folder is a whole model"),
+        ([made.adapter, "--target", "exported", "a text"], "'exported' has no config.json"),  # a host as any other
     ):
         (here / "in.csv").write_text("text,b\na,b\n")
         assert words in call("predict", *given).error, given

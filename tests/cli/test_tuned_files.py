@@ -55,10 +55,13 @@ def test_port_uses_a_loras_folder(place, lora):
     assert set(found["scores"]) == {"ported", "majority_class"}
     assert (found["left_out"], found["calibration"], found["quality"]) == ([], None, [])
     assert found["flops"]["percent"] > 0
+    assert found["bytes"] == (path / FILE_NAME).stat().st_size
     table = call(*port_arguments(place.adapter, place.target, place.data), "--task-file", path, env=WIDE).out
     assert "ported, a LoRA tuned by labels" in table
     assert "no label and no gradient" not in table
     assert "--controls" not in table, "there are none"
+    given = [*port_arguments(place.adapter, place.target, place.data), "--task-file", path]
+    assert "--controls has no effect here" in call(*given, "--controls").error
 
 
 def test_port_uses_a_low_rank_task_file(place, low_rank):
@@ -159,9 +162,24 @@ def test_budget_counts_either(place, lora, low_rank):
     assert {part["part"]: part["bytes"] for part in alone["parts"]}["LoRA"] == lora[1]["lora_bytes"]
 
 
+def test_a_folder_in_place_of_the_adapter_says_where_it_goes(place, lora):
+    folder = lora[0]
+    on = ["--target", place.target, "--offline", "--device", "cpu"]
+    for given in (["port", folder, *on], ["tune", folder, *on], ["export", folder, *on, "--output", "new"]):
+        error = call(*given).error
+        assert f"{folder} is the folder of a ported adapter" in error
+        assert f"--task-file {folder}" in error
+        assert f"`uhl predict {folder}` labels texts" in error
+    mistaken = call("port", folder / FILE_NAME, *on).error
+    assert "not a uhl adapter but a uhl ported adapter. Give an adapter here" in mistaken
+    assert "a ported adapter to `uhl predict`" in mistaken
+
+
 def test_a_folder_that_does_not_fit_is_one_line(place, lora, here):
     port = port_arguments(place.adapter, place.host, place.data)
-    assert "was made for" in call(*port, "--task-file", lora[0]).error
+    unfit = call(*port, "--task-file", lora[0]).error
+    assert "was made for" in unfit
+    assert "uhl tune ADAPTER --target HOST --parameters lora" in unfit, "how it is made again"
     assert "was made for" in call("budget", place.adapter, "--target", place.host, "--task-file", lora[0]).error
     config = ["budget", place.adapter, "--target-config", place.host, "--task-file", lora[0]]
     assert "was made for" in call(*config).error

@@ -52,6 +52,8 @@ def export(options: ExportOptions, output: Output) -> None:
                 f"the base has other labels or no padding: README.md in {report.output} says how to load the export."
             )
         output.warn_truncated(report.truncated)
+        before = "tuned" if "tuned" in {**report.agreement, **report.scores} else "zero_shot"
+        output.warn_worse(report, made="export", before=before)
         output.result(report, quiet=[(report.output,)], table=_table)
 
 

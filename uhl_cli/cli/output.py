@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shlex
 import sys
@@ -31,6 +32,7 @@ from uhl_cli.text import one_line
 
 if TYPE_CHECKING:  # both bring numpy, which `--help` does without
     from uhl_cli.metrics import Difference, Score
+    from uhl_cli.reports import ExportReport, TuneReport
     from uhl_cli.schema import Degree
 
 INTERRUPTED = 130
@@ -189,6 +191,26 @@ class Output:
                 "pretrain with a larger --max-length, or choose a host that takes longer texts.",
                 "warning: ",
             )
+
+    def warn_worse(self, report: TuneReport | ExportReport, *, made: str, before: str) -> None:
+        """Warn on stderr if training made a model worse than `before`, by more than chance.
+
+        The agreements are not paired: chance is the interval of a difference of two shares (Newcombe, 1998, method 10).
+        """
+        found = []
+        start, end = report.agreement.get(before), report.agreement.get(made)
+        if start is not None and end is not None:
+            chance = math.hypot(start.value - start.low, end.high - end.value)
+            if start.value - end.value > chance:
+                found.append(f"agreement with the teacher {start.value:.3f} before and {end.value:.3f} now")
+        gain = report.gains.get(before)
+        if gain is not None and gain.high < 0:
+            start, end = report.scores[before], report.scores[made]
+            found.append(f"{end.metric} {start.value:.3f} before and {end.value:.3f} now")
+        if found:
+            what = "the port that it started from" if before == "zero_shot" else "what was tuned before"
+            said = f"{report.output} is worse than {what}: {', '.join(found)}; try more --steps."
+            self.note(said, "warning: ")
 
     def degree(self, degree: Degree, name: str) -> None:
         """One line if not all layers of a target can be edited; `name` is the one that the user gave."""

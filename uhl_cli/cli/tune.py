@@ -50,6 +50,7 @@ def tune(options: TuneOptions, output: Output) -> None:
                 "warning: ",
             )
         output.warn_truncated(report.truncated)
+        output.warn_worse(report, made="tuned", before="zero_shot")
         output.result(report, quiet=[(report.output,)], table=partial(_table, target=options.target.name))
 
 

@@ -313,6 +313,7 @@ class TuneOptions(Options):
     argument = "adapter"
     files = ("adapter",)
     option_names: ClassVar = {"target.name": "target", "strategy": "align", "training.max_steps": "steps"}
+    option_help: ClassVar = {"max_flops": f"{_MAX_FLOPS}; a LoRA is not counted"}
     not_options = _NOT_TUNED | {"evaluation_batch_size"}
 
     adapter: Path = Field(DEFAULT_ADAPTER, description=_ADAPTER)

@@ -45,6 +45,8 @@ def run_port(options: PortOptions, reporter: Reporter = silent) -> tuple[PortedM
 
 
 def _run(options: PortOptions, reporter: Reporter) -> tuple[PortedModel, PortReport]:
+    if _lora_folder(options) is not None:
+        options.refuse_given({"controls": "a LoRA has no controls"})
     adapter = UniversalAdapter.load(options.adapter)
     tuned = None
     if options.task_file is not None:  # an error before the host is loaded
@@ -89,7 +91,8 @@ def port(
     """
     times = dict(seconds or {})
     started = time.monotonic()
-    folder = options.task_file if options.task_file is not None and is_ported(options.task_file) else None
+    folder = _lora_folder(options)
+    file = options.adapter if folder is None else ported_path(folder)
     aligned = None
     if folder is None:
         aligned = adapter.align(
@@ -143,7 +146,7 @@ def port(
         }
     report = PortReport(
         adapter=str(options.adapter),
-        bytes=options.adapter.stat().st_size if options.adapter.exists() else 0,
+        bytes=file.stat().st_size if file.exists() else 0,
         target=host_record(host),
         degree=host.map.degree,
         strategy=ported.strategy,
@@ -196,6 +199,11 @@ def _judged(
     except DataError as error:
         return None, error.message.rstrip(".")
     return found, None
+
+
+def _lora_folder(options: PortOptions) -> Path | None:
+    """The folder of `uhl tune --parameters lora` that `--task-file` names, if it does not name a task file."""
+    return options.task_file if options.task_file is not None and is_ported(options.task_file) else None
 
 
 def _tuned(adapter: UniversalAdapter, path: Path) -> TaskRecord | TunedRecord:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from uhl_cli.api import UniversalAdapter
@@ -27,6 +28,7 @@ from uhl_cli.data.stream import STDIN, Rows, find_source, open_rows
 from uhl_cli.data.tasks import Kind
 from uhl_cli.data.writer import open_writer, written_form
 from uhl_cli.errors import DataError, HostNotFoundError, UhlWarning, UsageError
+from uhl_cli.formats.export import is_export
 from uhl_cli.formats.folder import is_ported, ported_path, read_ported, read_tuned
 from uhl_cli.formats.ported import load_ported
 from uhl_cli.ported.model import Outputs, Progress
@@ -201,16 +203,19 @@ def _refuse_broken(text: str, where: str) -> None:
 
 
 def _refuse_idle(options: PredictOptions) -> None:
-    """:raises UsageError: An option has no effect, or there are two inputs."""
+    """:raises UsageError: An option has no effect, there are two inputs, or an export is the target of no adapter."""
     if options.texts and options.input is not None:
         raise UsageError(
             "both texts and --input were given; only one of them is read.", "Leave out --input, or the texts."
         )
     idle: dict[str, str] = {}
+    path, target = options.adapter, options.target.name
+    if not path.exists() and target is not None and is_export(Path(target)):  # then ADAPTER is the first text
+        hint = f"An exported folder is a whole model: `uhl predict {target} TEXT`."
+        raise UsageError(f"there is no file {path}.", hint)
     if options.texts:
         said = "the texts are on the command line"
         idle |= dict.fromkeys(("format", "encoding", "text_column", "pair_column", "tokens_column"), said)
-    path = options.adapter
     if is_ported(path):
         idle |= dict.fromkeys(("strategy", "max_flops"), f"{path} is already aligned")
         idle["task_file"] = f"{path} holds the tuned parameters"

@@ -44,6 +44,7 @@ MAX_HEADER_BYTES = 1_000_000
 # A record of that size can break rules a hundred thousand times.
 MAX_PROBLEMS = 100
 DAMAGED = "The file is damaged or was not written by uhl; get it again from its source."
+_PLACES = "a task file or the folder of a LoRA goes to --task-file, a ported adapter to `uhl predict`"
 UPGRADE = "Run `pip install --upgrade uhl`."
 _VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}")
 _NO_DIGEST = "0" * 64
@@ -107,6 +108,8 @@ CHECKPOINT = Kind(
 ALIGNMENT = Kind(
     "uhl-alignment", "kept alignment", "1.0", 1_000_000_000, "Remove it: it is made again when it is needed."
 )
+# The file in a ported adapter's folder.
+PORTED_FILE = "ported.safetensors"
 _KINDS = (ADAPTER, TASK, PORTED, CHECKPOINT, ALIGNMENT)
 
 
@@ -239,6 +242,10 @@ def read_bytes(path: Path, limit: int, noun: str) -> bytearray:
     :raises FormatError: When there is no such file, or it cannot be read or is larger.
     """
     try:
+        if (path / PORTED_FILE).is_file():
+            tuned = f"with --task-file {path} for what was tuned"
+            hint = f"Give the adapter file, {tuned}; `uhl predict {path}` labels texts."
+            raise FormatError(f"{path} is the folder of a ported adapter, not a file.", hint)
         if path.is_dir():
             model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
             hint = "It holds a model, which `uhl predict` takes." if model else "Give the .safetensors file in it."
@@ -394,7 +401,8 @@ def _kind(metadata: object, kinds: tuple[Kind, ...]) -> Kind:
     for kind in (*kinds, *_KINDS):
         if isinstance(metadata.get(kind.key), str):
             if kind not in kinds:
-                hint = f"Give a {wanted} here; a task file goes to --task-file, a ported adapter to load_ported."
+                article = "an" if wanted[0] in "aeiou" else "a"
+                hint = f"Give {article} {wanted} here; {_PLACES}."
                 raise FormatError(f"this is not a uhl {wanted} but a uhl {kind.noun}", hint)
             return kind
     raise FormatError(f"this is a safetensors file but not a uhl {wanted}", kinds[0].hint)

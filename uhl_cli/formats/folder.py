@@ -23,11 +23,11 @@ from pydantic import Field, model_validator
 from uhl_cli.codes.layout import TAIL_BYTES, is_table
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FormatError
-from uhl_cli.formats.container import PORTED, Contents, Problems, Stored, read, read_record
+from uhl_cli.formats.container import PORTED, PORTED_FILE, Contents, Problems, Stored, read, read_record
 from uhl_cli.metrics import Score
 from uhl_cli.schema import Frozen, HostRecord, Strategy, Structure, TokenizerSource, TrainingRecord
 
-FILE_NAME = "ported.safetensors"
+FILE_NAME = PORTED_FILE
 LORA = "lora."
 _DTYPES = frozenset({"float16", "bfloat16", "float32"})
 _MADE_BY_TUNE = "Make it again with `uhl tune ADAPTER --target HOST --parameters lora`."
@@ -83,6 +83,11 @@ class PortedFile:
     contents: Contents
 
     @property
+    def hint(self) -> str:
+        """How to make it again."""
+        return PORTED.hint if self.record.tuned is None else _MADE_BY_TUNE
+
+    @property
     def lora(self) -> dict[str, Stored]:
         """The tensors of the LoRA, if it has one."""
         return {name: value for name, value in self.contents.tensors.items() if name.startswith(LORA)}
@@ -119,7 +124,7 @@ def read_tuned(path: Path, adapter: str) -> tuple[PortedFile, TunedRecord]:
     tuned = content.record.tuned
     if tuned is None:
         raise FormatError(
-            f"{path} was ported and not tuned, so it is no task file.", "Load it with uhl_cli.load_ported(folder)."
+            f"{path} was ported and not tuned, so it is no task file.", f"Label texts with `uhl predict {path.parent}`."
         )
     if tuned.adapter != adapter:
         raise FormatError(f"{path} was tuned on another adapter file.", "Give the adapter that it was made from.")

@@ -87,20 +87,20 @@ def _on_host(path: Path, content: PortedFile, host: Host) -> PortedModel:
     # A host without weights has no digest: only shapes are compared.
     known = host.fingerprint if whole else host.fingerprint.model_copy(update={"digest": made_for.digest})
     if known != made_for:
-        raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", PORTED.hint)
+        raise FingerprintError(f"{path} was made for {record.target.name}, not for {host.name}.", content.hint)
     if None not in (record.tokenizer, host.tokenizer_source) and record.tokenizer != host.tokenizer_source:
         problem = f"{path} was made with the tokenizer of the {record.tokenizer}, not of the {host.tokenizer_source}."
         raise FingerprintError(problem, f"Add --tokenizer {record.tokenizer}.")
     try:
         adapter = PortedAdapter.empty(record.structure, host.map, kind=task.kind, num_labels=len(task.labels))
     except KeyError as error:
-        raise FormatError(f"{path} has parts that do not fit its host: {error}.", PORTED.hint) from error
+        raise FormatError(f"{path} has parts that do not fit its host: {error}.", content.hint) from error
     wanted = {name: tuple(value.shape) for name, value in adapter.state_dict().items()}
     found = {name: tensor.shape for name, tensor in content.contents.tensors.items()}
     if found != wanted:
         odd = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         raise FormatError(
-            f"{path} has parts that do not fit its host and task: {', '.join(odd[:5])[:200]}.", PORTED.hint
+            f"{path} has parts that do not fit its host and task: {', '.join(odd[:5])[:200]}.", content.hint
         )
     if whole:
         tensors = {name: tensor.torch() for name, tensor in content.contents.tensors.items()}
