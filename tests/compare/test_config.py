@@ -10,6 +10,7 @@ import yaml
 
 from uhl_cli.commands.options import TuneTraining
 from uhl_cli.compare.config import (
+    RESERVED,
     DatasetSection,
     RunConfig,
     TrackingSection,
@@ -318,6 +319,14 @@ def test_names_have_no_dots_and_different_names_stay_different(tmp_path):
     first, second = (run.run_id for run in load_configs([write(tmp_path, {"grid": grid})]))
     assert (first, second) == (dotless("lora--org-m-1.5b--sst2--s0"), "lora--org-m-1-5b--sst2--s0")
     assert first != second
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "Adapters", dotless("searches.json")])
+def test_no_run_has_the_name_of_a_part_of_the_results_folder(tmp_path, name):
+    with pytest.raises(UsageError, match=f"run_id: '{name}' is what uhl calls"):
+        load_configs([write(tmp_path, RUN | {"run_id": name})])
+    (run,) = load_configs([write(tmp_path, RUN | {"run_id": f"{name}-2"})])
+    assert run.run_id == dotless(f"{name}-2")
 
 
 def test_a_run_of_an_earlier_version_with_dots_is_found(tmp_path):

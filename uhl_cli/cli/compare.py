@@ -57,6 +57,7 @@ def compare(options: CompareOptions, output: Output) -> None:
 def _table(output: Output, report: CompareReport) -> None:
     """Print one table per data set and host, then the best runs and the gap."""
     from uhl_cli.compare.aggregate import counted
+    from uhl_cli.compare.config import COMPARISON
     from uhl_cli.compare.methods import METHODS
 
     for task, host in dict.fromkeys((group.task, group.host) for group in report.groups):
@@ -77,7 +78,7 @@ def _table(output: Output, report: CompareReport) -> None:
     timed = f"{len(report.timed)} timed again, " if report.timed else ""
     counts = f"{len(report.made)} runs made, {len(report.skipped)} kept, {timed}{left}{len(report.failed)} failed"
     # Without a finished run nothing is compared, and there is no such folder.
-    output.line(f"{counts}; see {report.results_dir}/comparison" if report.groups else counts)
+    output.line(f"{counts}; see {report.results_dir}/{COMPARISON}" if report.groups else counts)
     for failed in report.failed:
         output.note(f"{failed.run_id}: {failed.error}", "failed: ")
 

@@ -27,6 +27,10 @@ from uhl_cli.schema import Frozen, Schedule, TrainingConfig
 
 SETS = Path(__file__).parent / "sets"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+# What uhl itself keeps in a results folder, beside the folders of the runs; no run may have one of these names.
+ADAPTERS, PROJECTORS, COMPARISON, TRACKING = "adapters", "projectors", "comparison", "tracking"
+SEARCHES = "searches.json"
+RESERVED = (ADAPTERS, PROJECTORS, COMPARISON, TRACKING, SEARCHES)
 Mode = Literal["trial", "full"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 Searched = Literal["learning_rate", "lambda_F", "lambda_Q", "top_k", "rank", "batch_size"]
@@ -42,11 +46,19 @@ def dotless(name: str) -> str:
     return f"{name.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-Name = Annotated[
-    str,
-    Field(pattern=_NAME, max_length=200),
-    BeforeValidator(lambda name: dotless(name) if isinstance(name, str) else name),
-]
+def _name(name: object) -> object:
+    """The name of a run without dots.
+
+    :raises ValueError: When it is that of a folder or file of uhl's own, on whichever file system.
+    """
+    if not isinstance(name, str):
+        return name
+    if name.casefold() in RESERVED or name in {dotless(each) for each in RESERVED}:
+        raise ValueError(f"{name!r} is what uhl calls a part of the results folder; the run needs another name")
+    return dotless(name)
+
+
+Name = Annotated[str, Field(pattern=_NAME, max_length=200), BeforeValidator(_name)]
 
 
 class _WithLater(Frozen):

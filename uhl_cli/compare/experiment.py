@@ -11,6 +11,8 @@ from pydantic import Field
 from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
 from uhl_cli.compare.config import (
+    COMPARISON,
+    SEARCHES,
     CompareOptions,
     Mode,
     RunConfig,
@@ -121,7 +123,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     runs = chosen_runs(options)
     for run in runs:
         refuse_missing(tracking_of(run, options).report_to)
-    refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
+    refuse_unwritable(options.results_dir / COMPARISON / "aggregated_metrics.json")
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
     if makes_none and not finished:
@@ -133,7 +135,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     resources = Resources(
         options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
     )
-    searches = KeptSearches(options.results_dir / "searches.json")
+    searches = KeptSearches(options.results_dir / SEARCHES)
 
     def make(run: RunConfig) -> None:
         folder = RunFolder(options.results_dir, run.run_id).path
@@ -231,7 +233,7 @@ def _draw_run(metrics: RunMetrics, options: CompareOptions) -> None:
 
 def _write(comparison: Comparison, options: CompareOptions) -> None:
     """`comparison/`: the aggregated metrics, tables, paired tests and figures."""
-    folder = options.results_dir / "comparison"
+    folder = options.results_dir / COMPARISON
     if not comparison.runs:
         return
     write_text(folder / "aggregated_metrics.json", comparison.aggregated.model_dump_json(indent=2) + "\n")
