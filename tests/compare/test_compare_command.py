@@ -314,6 +314,24 @@ def whole(tmp_path_factory, data):
     return arguments, folder / "results", grid
 
 
+@pytest.mark.integration
+def test_a_damaged_file_of_searches_hinders_only_searches(tiny, whole, tmp_path):
+    arguments, results, _ = whole
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    (copy / "searches.json").write_text("{")
+    compared = call(*arguments, "--results-dir", copy, "--compare-only", "--no-figures")
+    assert compared.code == 0, compared.err
+    _, plain, _, _ = tiny  # its runs search nothing
+    made = call(*plain, "--method", "lora", "--results-dir", copy, "--no-figures")
+    assert made.code == 0, made.err
+    shutil.rmtree(copy / LORA)
+    refused = call(*arguments, "--results-dir", copy, "--resume", "--no-figures")
+    assert refused.code == 1
+    assert "searches.json holds no searches" in refused.error
+    assert not (copy / LORA).exists()
+
+
 TUNED, LORA = "uhl-tuned-new-task--small--conll2003--s0--from-sst2", "lora--small--conll2003--s0"
 
 

@@ -386,6 +386,11 @@ class RunConfig(_WithLater):
         return self
 
     @property
+    def asks_for_search(self) -> bool:
+        """Whether its training is searched, by rates or by optuna."""
+        return self.optuna is not None or bool(self.search.learning_rates)
+
+    @property
     def pretraining_data(self) -> DatasetSection:
         """The data that the run's adapter is pretrained on."""
         adapter = self.adapter

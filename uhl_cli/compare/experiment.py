@@ -24,7 +24,7 @@ from uhl_cli.compare.config import (
 from uhl_cli.compare.distilled import FROM_SOURCE
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.resources import Resources
-from uhl_cli.compare.results import RunFolder, RunMetrics
+from uhl_cli.compare.results import RunFolder, RunMetrics, Search
 from uhl_cli.compare.runs import has_clock, make_run, time_again
 from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
@@ -135,7 +135,9 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     resources = Resources(
         options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
     )
-    searches = KeptSearches(options.results_dir / SEARCHES)
+    searching = not makes_none and any(run.asks_for_search for run in wanted)
+    # The file is not read where nothing is searched: if it is damaged, that is no matter there.
+    searches: dict[str, Search] = KeptSearches(options.results_dir / SEARCHES) if searching else {}
 
     def make(run: RunConfig) -> None:
         folder = RunFolder(options.results_dir, run.run_id).path
