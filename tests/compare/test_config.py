@@ -79,6 +79,14 @@ def test_one_run(tmp_path):
         ({"method": "uhl-tuned-new-task", "adapter": {"source": {"name": "s"}}}, "is tuned by uhl-tuned"),
         ({"optuna": {"search_space": {}}}, "optuna.search_space"),
         ({"optuna": {"search_space": {"rank": {"low": 8, "high": 4}}}}, "low must be below high"),
+        *(
+            (
+                {"optuna": {"search_space": {"rank": part}}},
+                "optuna.search_space.rank: it must be a list of numbers, or {low: NUMBER, high: NUMBER}. Fix",
+            )
+            for part in ([], [True, 4], ["a", "b"], [4, None], 4, "4", None, {"low": True, "high": 4})
+        ),
+        ({"optuna": {"search_space": {"rank": {"low": 4}}}}, "optuna.search_space.rank.range.high: Field required"),
         ({"optuna": {"search_space": {"rank": [4.5]}}}, "optuna.search_space.rank"),
         ({"optuna": {"search_space": {"lambda_F": [0.1]}}}, "method lora has no lambda_F to search"),
         ({"optuna": {"search_space": {"alpha": [1.0]}}}, "optuna.search_space"),
@@ -100,6 +108,13 @@ def test_wrong_configurations_are_refused(tmp_path, change, said):
     with pytest.raises(UsageError) as caught:
         load_configs([write(tmp_path, RUN | change)])
     assert said in str(caught.value)
+
+
+def test_a_search_space_has_ranges_and_choices(tmp_path):
+    space = "optuna: {search_space: {learning_rate: [1e-3, 0.01], rank: {low: 4, high: 8}, batch_size: [16]}}\n"
+    (run,) = load_configs([write(tmp_path, yaml.safe_dump(RUN) + space)])  # YAML reads 1e-3 as a string
+    assert run.optuna is not None
+    assert run.optuna.space() == ({"rank": (4, 8)}, {"learning_rate": (0.001, 0.01), "batch_size": (16,)})
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n", "a: [", "!!python/object/apply:os.getcwd []\n"])

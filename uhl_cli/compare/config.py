@@ -11,8 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import (
     BeforeValidator,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     field_validator,
     model_serializer,
@@ -239,6 +241,38 @@ class SearchRange(Frozen):
         return self
 
 
+def _is_number(value: object) -> bool:
+    """Whether pydantic takes it for a number, with a string such as YAML's 1e-3, and it is no boolean."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _kind_of_space(value: object) -> str | None:
+    """Which part of a search space a value is; None if it is none."""
+    if isinstance(value, SearchRange):
+        return "range"
+    if isinstance(value, dict):
+        wrong = [each for name, each in value.items() if name in SearchRange.model_fields and not _is_number(each)]
+        return None if wrong else "range"
+    whole = isinstance(value, (list, tuple)) and value and all(_is_number(each) for each in value)
+    return "choices" if whole else None
+
+
+_SearchPart = Annotated[
+    Annotated[SearchRange, Tag("range")] | Annotated[tuple[int | float, ...], Tag("choices")],
+    Discriminator(
+        _kind_of_space,
+        custom_error_type="search_part",
+        custom_error_message="it must be a list of numbers, or {low: NUMBER, high: NUMBER}",
+    ),
+]
+
+
 class OptunaSection(Frozen):
     """A search by optuna on held-out training examples; the first trial has the values of `training`.
 
@@ -246,7 +280,7 @@ class OptunaSection(Frozen):
     """
 
     n_trials: int = Field(25, ge=1, le=10_000)
-    search_space: dict[Searched, SearchRange | tuple[int | float, ...]] = Field(min_length=1)
+    search_space: dict[Searched, _SearchPart] = Field(min_length=1)
     steps: int | None = Field(None, ge=1, description="steps of a trial; None: those of the run")
     held_out: int = Field(2000, ge=1)
 
