@@ -261,6 +261,9 @@ def test_an_adapter_of_another_task_is_refused_by_name(tiny, data, tmp_path):
     [
         (["--config", "nothing"], "configuration nothing not found"),
         (["--config", "local", "--at", "minilm-l3"], "not of the form NAME=PATH"),
+        (["--config", "local", "--at", "sst2=a", "--at", "sst2=b"], "--at has the name sst2 twice"),
+        (["--config", "builtin", "--resume", "--overwrite"], "--resume keeps finished runs, and --overwrite replaces"),
+        (["--config", "builtin", "--compare-only", "--time-only"], "--compare-only measures nothing"),
         (["--config", "local", "--at", "x=y"], "no run has a host or data set 'x'"),
         (["--config", "local", "--method", "magic"], "no run has the method 'magic'"),
         (["--config", "local", "--seed", "9"], "no run has the seed 9"),

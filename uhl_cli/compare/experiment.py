@@ -116,6 +116,13 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
 
     :raises UhlError: Before any run: wrong configurations, results that already exist, nothing to compare.
     """
+    if options.compare_only and options.time_only:
+        raise UsageError(
+            "--compare-only measures nothing, and --time-only measures again.",
+            "Leave out one of the two; --time-only compares as well.",
+        )
+    if options.resume and options.overwrite:
+        raise UsageError("--resume keeps finished runs, and --overwrite replaces them.", "Leave out one of the two.")
     makes_none = options.compare_only or options.time_only
     if makes_none and options.overwrite:
         flag = "--time-only" if options.time_only else "--compare-only"
