@@ -16,6 +16,7 @@ from uhl_cli.compare import resources, runs
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import load_configs
 from uhl_cli.compare.resources import Resources
+from uhl_cli.files import claimed
 from uhl_cli.formats.task import read_task
 from uhl_cli.reports import silent
 
@@ -241,6 +242,27 @@ def test_one_failed_run_loses_no_other(tiny, tmp_path):
     assert "1 of 2 runs failed, first bad" in called.err.splitlines()[-1]
     assert "Traceback" in (tmp_path / "r" / "bad" / "error.txt").read_text()
     assert "Traceback" not in called.err
+
+
+def test_a_run_that_another_process_is_doing_is_left_alone(tmp_path):
+    run = {"run_id": "one", "method": "lora", "host": {"name": str(tmp_path / "none")}, "dataset": {"task": "sst2"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    arguments = ["compare", "--config", tmp_path / "run.yaml", "--mode", "trial", "--results-dir", tmp_path / "r"]
+    with claimed(tmp_path / "r" / "one"):
+        called = call(*arguments)
+        assert called.code == 1
+        assert "another run is writing" in called.error
+        assert "choose another --results-dir" in called.error
+        assert not (tmp_path / "r" / "one").exists()
+    assert call(*arguments).code == 1  # it fails by itself, and says so in its folder
+    assert (tmp_path / "r" / "one" / "error.txt").exists()
+
+
+def test_results_in_a_file_are_refused_by_the_option(here):
+    (here / "file").write_text("x")
+    called = call("compare", "--config", "builtin", "--results-dir", "file")
+    assert called.code == 1
+    assert "cannot write to file/comparison. Choose another --results-dir" in called.error
 
 
 @pytest.mark.integration

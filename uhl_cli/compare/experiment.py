@@ -29,7 +29,7 @@ from uhl_cli.compare.runs import has_clock, make_run, time_again
 from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.tracking import refuse_missing, report_run
-from uhl_cli.errors import OutputError, UhlError, UsageError
+from uhl_cli.errors import ClaimedError, OutputError, UhlError, UsageError
 from uhl_cli.files import claimed, remove_folder, write_text
 from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.reports import Reporter, silent
@@ -130,7 +130,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     runs = chosen_runs(options)
     for run in runs:
         refuse_missing(tracking_of(run, options).report_to)
-    refuse_unwritable(options.results_dir / COMPARISON / "aggregated_metrics.json")
+    refuse_unwritable(options.results_dir / COMPARISON / "aggregated_metrics.json", "--results-dir")
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
     if makes_none and not finished:
@@ -148,7 +148,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
 
     def make(run: RunConfig) -> None:
         folder = RunFolder(options.results_dir, run.run_id).path
-        with claimed(folder):
+        with claimed(folder, "--results-dir"):
             if options.overwrite:
                 remove_folder(folder)
             metrics = make_run(run, resources, options.mode, searches)
@@ -187,7 +187,10 @@ def tracking_of(run: RunConfig, options: CompareOptions) -> TrackingSection:
 def _attempted(
     runs: list[RunConfig], attempt: Callable[[RunConfig], None], options: CompareOptions, reporter: Reporter
 ) -> tuple[list[str], list[FailedRun]]:
-    """Names of the runs for which `attempt` succeeded, and the failed runs, each with a traceback in its folder."""
+    """Names of the runs for which `attempt` succeeded, and the failed runs, each with a traceback in its folder.
+
+    A run that another process is doing fails without one.
+    """
     done: list[str] = []
     failed: list[FailedRun] = []
     for index, run in enumerate(runs):
@@ -195,6 +198,8 @@ def _attempted(
         try:
             attempt(run)
             done.append(run.run_id)
+        except ClaimedError as error:  # the folder is that of the other process, which may write its own error there
+            failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
         except Exception as error:  # noqa: BLE001 - one failed run must not lose the others, whatever it failed of
             failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
             details = "".join(traceback.format_exception(error))
