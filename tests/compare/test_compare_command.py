@@ -220,11 +220,13 @@ def test_overwriting_makes_all_anew(tiny, tmp_path):
 
 def test_where_every_run_failed_no_comparison_is_named(here, data):
     arguments = ["compare", "--config", "size-projectors", "--mode", "trial", "--host", "builtin:decoder", "--offline"]
-    called = call(*arguments, *at({"minilm-l6": "nowhere", "sst2": data["sst2"]}), "--device", "cpu")
+    arguments += [*at({"minilm-l6": "nowhere", "sst2": data["sst2"]}), "--device", "cpu"]
+    called = call(*arguments)
     assert (called.code, called.out.strip()) == (1, "0 runs made, 0 kept, 1 failed")
     assert "nowhere" in called.err
     assert "--at NAME=PATH" in called.err
     assert not (here / "results" / "comparison").exists()
+    assert call(*arguments, "--quiet").out == ""
 
 
 @pytest.mark.integration

@@ -43,7 +43,7 @@ def compare(options: CompareOptions, output: Output) -> None:
     with output.progress() as reporter:
         report = run_compare(options, reporter)
     best = report.aggregated.best_proposed
-    output.result(report, quiet=[(best.run_id if best else "",)], table=_table)
+    output.result(report, quiet=[(best.run_id,)] if best else [], table=_table)
     if report.failed:
         first = report.failed[0]
         tried = len(report.failed) + len(report.made) + len(report.timed)
