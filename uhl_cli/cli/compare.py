@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -46,10 +47,13 @@ def compare(options: CompareOptions, output: Output) -> None:
     output.result(report, quiet=[(best.run_id,)] if best else [], table=_table)
     if report.failed:
         first = report.failed[0]
+        # A run that another process is doing has none of its own.
+        traced = (Path(report.results_dir) / first.run_id / "error.txt").exists()
+        see = "See error.txt in its folder, then continue" if traced else "Continue"
         tried = len(report.failed) + len(report.made) + len(report.timed)
         raise RunError(
             f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}",
-            f"See error.txt in its folder, then continue with {'--time-only' if options.time_only else '--resume'}; "
+            f"{see} with {'--time-only' if options.time_only else '--resume'}; "
             "--at NAME=PATH gives the location of a host or data set.",
         )
 

@@ -199,7 +199,9 @@ def _attempted(
             attempt(run)
             done.append(run.run_id)
         except ClaimedError as error:  # the folder is that of the other process, which may write its own error there
-            failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
+            # It may also be pretraining this run's adapter; --output, which the error then names, is not compare's.
+            busy = ClaimedError(error.message, "Wait for its end, or choose another --results-dir.")
+            failed.append(FailedRun(run_id=run.run_id, error=str(busy)))
         except Exception as error:  # noqa: BLE001 - one failed run must not lose the others, whatever it failed of
             failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
             details = "".join(traceback.format_exception(error))
