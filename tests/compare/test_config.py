@@ -66,6 +66,7 @@ def test_one_run(tmp_path):
         ({"host": {"name": " "}}, "host.name must not be empty"),
         ({"adapter": {"source": {"name": ""}}}, "adapter.source.name must not be empty"),
         ({"training": {"steps": True}}, "training.steps is true or false, and must be a number"),
+        ({"training": {"top_k": True}}, "training.top_k is true or false, and must be a number"),
         ({"dataset": {"task": "reviews", "limit_train": True}}, "dataset.limit_train is true or false"),
         ({"search": {"learning_rates": [0.1, True]}}, "search.learning_rates is true or false"),
         (

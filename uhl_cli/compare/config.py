@@ -510,7 +510,8 @@ def _boolean_for_number(section: type[BaseModel], content: object) -> str | None
         field = section.model_fields.get(name)
         types = [] if field is None else _types(field.annotation)
         values = value if isinstance(value, (list, tuple)) else [value]
-        if bool not in types and (int in types or float in types) and any(isinstance(each, bool) for each in values):
+        number = any(each in (int, float) or isinstance(each, int) for each in types)  # of choices, types has these
+        if number and bool not in types and any(isinstance(each, bool) for each in values):
             return str(name)
         for nested in types:
             if isinstance(nested, type) and issubclass(nested, BaseModel):
