@@ -99,6 +99,10 @@ class OutputError(UhlError):
     """A result cannot be written: disk full, no permission, or it already exists."""
 
 
+class ClaimedError(OutputError):
+    """Another process is writing the same result."""
+
+
 class TrainingError(UhlError):
     """Training diverged, or a checkpoint does not fit the run."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from uhl_cli.errors import OutputError
+from uhl_cli.errors import ClaimedError, OutputError
 
 # Ending of the temporary folders of writes.
 HIDDEN = ".uhl-tmp"
@@ -151,23 +151,25 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path, option: str = "--output") -> Iterator[None]:
     """Let no other process claim `path` inside the block, and remove what killed writes of it have left.
 
     The claim is a lock on a hidden file beside `path`, and ends with the process, however that ends.  A file system
     without locks gives no protection.
 
-    :raises OutputError: When another process has claimed it, or nothing can be written beside it.
+    :param option: The command's option for where it writes, which the errors name.
+    :raises ClaimedError: When another process has claimed it.
+    :raises OutputError: When nothing can be written beside it.
     """
     path = _target(path)
     claim = path.with_name(f".{path.name}.uhl-lock")
-    with _folder_above(path):
+    with _folder_above(path, option):
         try:
             handle = _locked(claim)
         except OSError as error:
-            raise _cannot_write_to(path.parent, error) from error
+            raise _cannot_write_to(path.parent, error, option) from error
         if handle is None:
-            raise OutputError(f"another run is writing {path}.", "Wait for its end, or choose another --output.")
+            raise ClaimedError(f"another run is writing {path}.", f"Wait for its end, or choose another {option}.")
         try:
             remove_leftovers(path)
             yield
@@ -181,8 +183,8 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _cannot_write_to(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write to {folder}: {error.strerror or error}.", "Choose another --output.")
+def _cannot_write_to(folder: Path, error: OSError, option: str) -> OutputError:
+    return OutputError(f"cannot write to {folder}: {error.strerror or error}.", f"Choose another {option}.")
 
 
 @contextmanager
@@ -196,7 +198,7 @@ def _reported(path: Path, verb: str = "write") -> Iterator[None]:
 
 
 @contextmanager
-def _folder_above(path: Path) -> Iterator[None]:
+def _folder_above(path: Path, option: str = "--output") -> Iterator[None]:
     """Make the folders above `path`; if the block fails, those that are new and empty are removed again.
 
     :raises OutputError: When one cannot be made.
@@ -206,7 +208,7 @@ def _folder_above(path: Path) -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write_to(path.parent, error) from error
+            raise _cannot_write_to(path.parent, error, option) from error
         yield
     except BaseException:
         for folder in new:

@@ -16,6 +16,7 @@ from uhl_cli.compare import resources, runs
 from uhl_cli.compare.baselines import Retrained
 from uhl_cli.compare.config import load_configs
 from uhl_cli.compare.resources import Resources
+from uhl_cli.files import claimed
 from uhl_cli.formats.task import read_task
 from uhl_cli.reports import silent
 
@@ -219,11 +220,13 @@ def test_overwriting_makes_all_anew(tiny, tmp_path):
 
 def test_where_every_run_failed_no_comparison_is_named(here, data):
     arguments = ["compare", "--config", "size-projectors", "--mode", "trial", "--host", "builtin:decoder", "--offline"]
-    called = call(*arguments, *at({"minilm-l6": "nowhere", "sst2": data["sst2"]}), "--device", "cpu")
+    arguments += [*at({"minilm-l6": "nowhere", "sst2": data["sst2"]}), "--device", "cpu"]
+    called = call(*arguments)
     assert (called.code, called.out.strip()) == (1, "0 runs made, 0 kept, 1 failed")
     assert "nowhere" in called.err
     assert "--at NAME=PATH" in called.err
     assert not (here / "results" / "comparison").exists()
+    assert call(*arguments, "--quiet").out == ""
 
 
 @pytest.mark.integration
@@ -241,6 +244,27 @@ def test_one_failed_run_loses_no_other(tiny, tmp_path):
     assert "1 of 2 runs failed, first bad" in called.err.splitlines()[-1]
     assert "Traceback" in (tmp_path / "r" / "bad" / "error.txt").read_text()
     assert "Traceback" not in called.err
+
+
+def test_a_run_that_another_process_is_doing_is_left_alone(tmp_path):
+    run = {"run_id": "one", "method": "lora", "host": {"name": str(tmp_path / "none")}, "dataset": {"task": "sst2"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    arguments = ["compare", "--config", tmp_path / "run.yaml", "--mode", "trial", "--results-dir", tmp_path / "r"]
+    with claimed(tmp_path / "r" / "one"):
+        called = call(*arguments)
+        assert called.code == 1
+        assert "another run is writing" in called.error
+        assert "choose another --results-dir" in called.error
+        assert not (tmp_path / "r" / "one").exists()
+    assert call(*arguments).code == 1  # it fails by itself, and says so in its folder
+    assert (tmp_path / "r" / "one" / "error.txt").exists()
+
+
+def test_results_in_a_file_are_refused_by_the_option(here):
+    (here / "file").write_text("x")
+    called = call("compare", "--config", "builtin", "--results-dir", "file")
+    assert called.code == 1
+    assert "cannot write to file/comparison. Choose another --results-dir" in called.error
 
 
 @pytest.mark.integration
@@ -261,6 +285,9 @@ def test_an_adapter_of_another_task_is_refused_by_name(tiny, data, tmp_path):
     [
         (["--config", "nothing"], "configuration nothing not found"),
         (["--config", "local", "--at", "minilm-l3"], "not of the form NAME=PATH"),
+        (["--config", "local", "--at", "sst2=a", "--at", "sst2=b"], "--at has the name sst2 twice"),
+        (["--config", "builtin", "--resume", "--overwrite"], "--resume keeps finished runs, and --overwrite replaces"),
+        (["--config", "builtin", "--compare-only", "--time-only"], "--compare-only measures nothing"),
         (["--config", "local", "--at", "x=y"], "no run has a host or data set 'x'"),
         (["--config", "local", "--method", "magic"], "no run has the method 'magic'"),
         (["--config", "local", "--seed", "9"], "no run has the seed 9"),
@@ -312,6 +339,24 @@ def whole(tmp_path_factory, data):
     called = call(*arguments, "--results-dir", folder / "results", "--report-to", "tensorboard")
     assert called.code == 0, called.err
     return arguments, folder / "results", grid
+
+
+@pytest.mark.integration
+def test_a_damaged_file_of_searches_hinders_only_searches(tiny, whole, tmp_path):
+    arguments, results, _ = whole
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    (copy / "searches.json").write_text("{")
+    compared = call(*arguments, "--results-dir", copy, "--compare-only", "--no-figures")
+    assert compared.code == 0, compared.err
+    _, plain, _, _ = tiny  # its runs search nothing
+    made = call(*plain, "--method", "lora", "--results-dir", copy, "--no-figures")
+    assert made.code == 0, made.err
+    shutil.rmtree(copy / LORA)
+    refused = call(*arguments, "--results-dir", copy, "--resume", "--no-figures")
+    assert refused.code == 1
+    assert "searches.json holds no searches" in refused.error
+    assert not (copy / LORA).exists()
 
 
 TUNED, LORA = "uhl-tuned-new-task--small--conll2003--s0--from-sst2", "lora--small--conll2003--s0"

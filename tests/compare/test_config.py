@@ -10,6 +10,7 @@ import yaml
 
 from uhl_cli.commands.options import TuneTraining
 from uhl_cli.compare.config import (
+    RESERVED,
     DatasetSection,
     RunConfig,
     TrackingSection,
@@ -62,6 +63,16 @@ def test_one_run(tmp_path):
         ({"method": "uhl-tuned"}, "needs an adapter section"),
         ({"adapter": {"num_anchors": 64}}, "an adapter section needs either file or source"),
         ({"run_id": "../outside"}, "run_id"),
+        ({"host": {"name": " "}}, "host.name must not be empty"),
+        ({"adapter": {"source": {"name": ""}}}, "adapter.source.name must not be empty"),
+        ({"training": {"steps": True}}, "training.steps is true or false, and must be a number"),
+        ({"training": {"top_k": True}}, "training.top_k is true or false, and must be a number"),
+        ({"dataset": {"task": "reviews", "limit_train": True}}, "dataset.limit_train is true or false"),
+        ({"search": {"learning_rates": [0.1, True]}}, "search.learning_rates is true or false"),
+        (
+            {"adapter": {"source": {"name": "s"}, "pretraining": {"max_steps": False}}},
+            "adapter.pretraining.max_steps is true or false",
+        ),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
         ({"training": {"schedule": "stairs"}}, "training.schedule"),
         ({"adapter": {"file": "x.safetensors", "task": "sst2"}}, "a file has its own"),
@@ -78,6 +89,14 @@ def test_one_run(tmp_path):
         ({"method": "uhl-tuned-new-task", "adapter": {"source": {"name": "s"}}}, "is tuned by uhl-tuned"),
         ({"optuna": {"search_space": {}}}, "optuna.search_space"),
         ({"optuna": {"search_space": {"rank": {"low": 8, "high": 4}}}}, "low must be below high"),
+        *(
+            (
+                {"optuna": {"search_space": {"rank": part}}},
+                "optuna.search_space.rank: it must be a list of numbers, or {low: NUMBER, high: NUMBER}. Fix",
+            )
+            for part in ([], [True, 4], ["a", "b"], [4, None], 4, "4", None, {"low": True, "high": 4})
+        ),
+        ({"optuna": {"search_space": {"rank": {"low": 4}}}}, "optuna.search_space.rank.range.high: Field required"),
         ({"optuna": {"search_space": {"rank": [4.5]}}}, "optuna.search_space.rank"),
         ({"optuna": {"search_space": {"lambda_F": [0.1]}}}, "method lora has no lambda_F to search"),
         ({"optuna": {"search_space": {"alpha": [1.0]}}}, "optuna.search_space"),
@@ -101,10 +120,70 @@ def test_wrong_configurations_are_refused(tmp_path, change, said):
     assert said in str(caught.value)
 
 
+def test_a_search_space_has_ranges_and_choices(tmp_path):
+    space = "optuna: {search_space: {learning_rate: [1e-3, 0.01], rank: {low: 4, high: 8}, batch_size: [16]}}\n"
+    (run,) = load_configs([write(tmp_path, yaml.safe_dump(RUN) + space)])  # YAML reads 1e-3 as a string
+    assert run.optuna is not None
+    assert run.optuna.space() == ({"rank": (4, 8)}, {"learning_rate": (0.001, 0.01), "batch_size": (16,)})
+
+
 @pytest.mark.parametrize("content", ["", "- 1\n", "a: [", "!!python/object/apply:os.getcwd []\n"])
 def test_what_is_no_configuration_is_refused(tmp_path, content):
     with pytest.raises(UsageError):
         load_configs([write(tmp_path, content)])
+
+
+def test_switches_are_booleans_all_the_same(tmp_path):
+    adapter = {"source": {"name": "s", "offline": True}, "pretraining": {"updates": False}}
+    (run,) = load_configs([write(tmp_path, RUN | {"adapter": adapter})])
+    assert run.adapter is not None
+    assert run.adapter.source is not None
+    assert (run.adapter.source.offline, run.adapter.pretraining.updates) == (True, False)
+
+
+def test_a_doubled_key_is_refused_by_name_and_line(tmp_path):
+    plain = yaml.safe_dump(RUN)
+    line = plain.count("\n") + 1
+    with pytest.raises(UsageError, match=f"the key 'method' in line {line} stands there twice. Leave out"):
+        load_configs([write(tmp_path, plain + "method: full\n")])
+    # One key in two mappings, and a merge over an own key, are none.
+    merged = "grid:\n  hosts: [a]\n  datasets: {sst2: {}}\n  defaults: {search: &few {steps: 9, held_out: 3}}\n"
+    merged += "  methods: {full: {search: {}}, lora: {search: {<<: *few, steps: 8}}}\n"
+    runs = {run.method: run.search for run in load_configs([write(tmp_path, merged)])}
+    assert (runs["full"].steps, runs["lora"].steps, runs["lora"].held_out) == (9, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"training": "fast"}, "training must be a section"),
+        ({"training": {"seed": 7}}, "training.seed is set by the grid"),
+        ({"run_id": "zzz"}, "run_id is set by the grid"),
+        ({"method": "full"}, "method is set by the grid"),
+        ({"host": {"name": "b"}}, "host.name is set by the grid"),
+        ({"dataset": {"task": "boolq"}}, "dataset.task is set by the grid"),
+    ],
+)
+def test_what_a_grid_would_drop_is_refused(tmp_path, part, said):
+    def load(defaults, dataset, method, special):
+        grid = {"hosts": ["a"], "datasets": {"sst2": dataset | {"methods": {"lora": special}}}}
+        return load_configs([write(tmp_path, {"grid": grid | {"methods": {"lora": method}, "defaults": defaults}})])
+
+    used = {"training": {"steps": 3}, "host": {"dtype": "bfloat16"}, "dataset": {"limit_train": 5}}
+    (run,) = load(used, {}, {}, {})
+    assert (run.training.steps, run.host.dtype, run.dataset.limit_train) == (3, "bfloat16", 5)
+    places = ("defaults", "datasets.sst2", "methods.lora", "datasets.sst2.methods.lora")
+    for index, place in enumerate(places):
+        with pytest.raises(UsageError) as caught:
+            load(*(part if each == index else {} for each in range(4)))
+        assert f"{place}.{said}" in str(caught.value)
+
+
+def test_a_seed_is_no_boolean(tmp_path):
+    for seeds in ([True], {"a": [True]}, True):
+        grid = {"hosts": ["a"], "datasets": {"sst2": {"seeds": seeds}}, "methods": {"lora": {}}}
+        with pytest.raises(UsageError, match="seeds"):
+            load_configs([write(tmp_path, {"grid": grid})])
 
 
 def test_a_set_that_is_not_there_names_those_that_are():
@@ -318,6 +397,14 @@ def test_names_have_no_dots_and_different_names_stay_different(tmp_path):
     first, second = (run.run_id for run in load_configs([write(tmp_path, {"grid": grid})]))
     assert (first, second) == (dotless("lora--org-m-1.5b--sst2--s0"), "lora--org-m-1-5b--sst2--s0")
     assert first != second
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "Adapters", dotless("searches.json")])
+def test_no_run_has_the_name_of_a_part_of_the_results_folder(tmp_path, name):
+    with pytest.raises(UsageError, match=f"run_id: '{name}' is what uhl calls"):
+        load_configs([write(tmp_path, RUN | {"run_id": name})])
+    (run,) = load_configs([write(tmp_path, RUN | {"run_id": f"{name}-2"})])
+    assert run.run_id == dotless(f"{name}-2")
 
 
 def test_a_run_of_an_earlier_version_with_dots_is_found(tmp_path):

@@ -12,7 +12,7 @@ from uhl_cli.compare import runs
 from uhl_cli.compare.config import DatasetSection, RunConfig, SearchSection, TrainingSection
 from uhl_cli.compare.results import Search
 from uhl_cli.compare.search import KeptSearches, chosen_training, search_rate, search_space, split_for_search
-from uhl_cli.errors import TrainingError
+from uhl_cli.errors import FormatError, TrainingError
 from uhl_cli.train.loop import RunFiles
 
 SEARCH = Search(rate=0.1, scores={"0.1": 0.5}, held_out=10, steps=2)
@@ -140,6 +140,16 @@ def test_searches_of_another_process_are_kept(tmp_path):
     first["a"] = SEARCH
     second["b"] = SEARCH.model_copy(update={"rate": 0.2})
     assert dict(KeptSearches(tmp_path / "searches.json")) == {**first, **second}
+
+
+@pytest.mark.parametrize("content", ["", '{"a": ', "[1]", '{"a": {"rate": 1}}', b"\xff"])
+def test_a_damaged_file_of_searches_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "searches.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(FormatError, match=r"searches\.json holds no searches. Delete it; its searches"):
+        KeptSearches(path)
+    path.unlink()
+    assert KeptSearches(path) == {}
 
 
 def test_searches_written_at_once_are_all_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uhl_cli.cli.options import command
@@ -43,13 +44,16 @@ def compare(options: CompareOptions, output: Output) -> None:
     with output.progress() as reporter:
         report = run_compare(options, reporter)
     best = report.aggregated.best_proposed
-    output.result(report, quiet=[(best.run_id if best else "",)], table=_table)
+    output.result(report, quiet=[(best.run_id,)] if best else [], table=_table)
     if report.failed:
         first = report.failed[0]
+        # A run that another process is doing has none of its own.
+        traced = (Path(report.results_dir) / first.run_id / "error.txt").exists()
+        see = "See error.txt in its folder, then continue" if traced else "Continue"
         tried = len(report.failed) + len(report.made) + len(report.timed)
         raise RunError(
             f"{len(report.failed)} of {tried} runs failed, first {first.run_id}: {first.error}",
-            f"See error.txt in its folder, then continue with {'--time-only' if options.time_only else '--resume'}; "
+            f"{see} with {'--time-only' if options.time_only else '--resume'}; "
             "--at NAME=PATH gives the location of a host or data set.",
         )
 
@@ -57,6 +61,7 @@ def compare(options: CompareOptions, output: Output) -> None:
 def _table(output: Output, report: CompareReport) -> None:
     """Print one table per data set and host, then the best runs and the gap."""
     from uhl_cli.compare.aggregate import counted
+    from uhl_cli.compare.config import COMPARISON
     from uhl_cli.compare.methods import METHODS
 
     for task, host in dict.fromkeys((group.task, group.host) for group in report.groups):
@@ -77,7 +82,7 @@ def _table(output: Output, report: CompareReport) -> None:
     timed = f"{len(report.timed)} timed again, " if report.timed else ""
     counts = f"{len(report.made)} runs made, {len(report.skipped)} kept, {timed}{left}{len(report.failed)} failed"
     # Without a finished run nothing is compared, and there is no such folder.
-    output.line(f"{counts}; see {report.results_dir}/comparison" if report.groups else counts)
+    output.line(f"{counts}; see {report.results_dir}/{COMPARISON}" if report.groups else counts)
     for failed in report.failed:
         output.note(f"{failed.run_id}: {failed.error}", "failed: ")
 

@@ -237,13 +237,15 @@ def _put(content: dict[str, object], path: tuple[str, ...], value: object) -> No
 def _pairs(option: str, entries: object) -> dict[str, str]:
     """Values of the form NAME=PATH.
 
-    :raises UsageError: When one is not.
+    :raises UsageError: When one is not, or a name stands twice.
     """
-    found = {}
+    found: dict[str, str] = {}
     for entry in entries if isinstance(entries, list) else []:
         name, separator, path = entry.partition("=")
         if not (name and separator and path):
             raise UsageError(f"--{option} {entry}: not of the form NAME=PATH.", "Example: --at minilm=hosts/minilm.")
+        if name in found:
+            raise UsageError(f"--{option} has the name {name} twice.", "Leave out one of the two.")
         found[name] = path
     return found
 

@@ -58,19 +58,20 @@ def claimed_run(
             remove_folder(files.folder)
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, option: str = "--output") -> None:
     """Refuse an output that cannot be written, before any work is done; writes nothing itself.
 
+    :param option: The command's option for where it writes, which the errors name.
     :raises OutputError: When it is no regular file, its folder is not writable, or its name is not UTF-8.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # neither JSON nor the tokenizers take it
-        raise OutputError(f"the name {path} is not UTF-8.", "Choose another --output.") from error
+        raise OutputError(f"the name {path} is not UTF-8.", f"Choose another {option}.") from error
     refuse_special(path)
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise OutputError(f"cannot write to {path.parent}.", "Choose another --output.")
+        raise OutputError(f"cannot write to {path.parent}.", f"Choose another {option}.")
 
 
 def refuse_overwriting(output: Path, files: RunFiles, *, resume: bool, overwrite: bool) -> None:

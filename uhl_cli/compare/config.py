@@ -6,13 +6,17 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
+    BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    StrictInt,
+    Tag,
     ValidationError,
     field_validator,
     model_serializer,
@@ -27,6 +31,10 @@ from uhl_cli.schema import Frozen, Schedule, TrainingConfig
 
 SETS = Path(__file__).parent / "sets"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+# What uhl itself keeps in a results folder, beside the folders of the runs; no run may have one of these names.
+ADAPTERS, PROJECTORS, COMPARISON, TRACKING = "adapters", "projectors", "comparison", "tracking"
+SEARCHES = "searches.json"
+RESERVED = (ADAPTERS, PROJECTORS, COMPARISON, TRACKING, SEARCHES)
 Mode = Literal["trial", "full"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 Searched = Literal["learning_rate", "lambda_F", "lambda_Q", "top_k", "rank", "batch_size"]
@@ -42,11 +50,19 @@ def dotless(name: str) -> str:
     return f"{name.replace('.', '-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-Name = Annotated[
-    str,
-    Field(pattern=_NAME, max_length=200),
-    BeforeValidator(lambda name: dotless(name) if isinstance(name, str) else name),
-]
+def _name(name: object) -> object:
+    """The name of a run without dots.
+
+    :raises ValueError: When it is that of a folder or file of uhl's own, on whichever file system.
+    """
+    if not isinstance(name, str):
+        return name
+    if name.casefold() in RESERVED or name in {dotless(each) for each in RESERVED}:
+        raise ValueError(f"{name!r} is what uhl calls a part of the results folder; the run needs another name")
+    return dotless(name)
+
+
+Name = Annotated[str, Field(pattern=_NAME, max_length=200), BeforeValidator(_name)]
 
 
 class _WithLater(Frozen):
@@ -227,6 +243,38 @@ class SearchRange(Frozen):
         return self
 
 
+def _is_number(value: object) -> bool:
+    """Whether pydantic takes it for a number, with a string such as YAML's 1e-3, and it is no boolean."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _kind_of_space(value: object) -> str | None:
+    """Which part of a search space a value is; None if it is none."""
+    if isinstance(value, SearchRange):
+        return "range"
+    if isinstance(value, dict):
+        wrong = [each for name, each in value.items() if name in SearchRange.model_fields and not _is_number(each)]
+        return None if wrong else "range"
+    whole = isinstance(value, (list, tuple)) and value and all(_is_number(each) for each in value)
+    return "choices" if whole else None
+
+
+_SearchPart = Annotated[
+    Annotated[SearchRange, Tag("range")] | Annotated[tuple[int | float, ...], Tag("choices")],
+    Discriminator(
+        _kind_of_space,
+        custom_error_type="search_part",
+        custom_error_message="it must be a list of numbers, or {low: NUMBER, high: NUMBER}",
+    ),
+]
+
+
 class OptunaSection(Frozen):
     """A search by optuna on held-out training examples; the first trial has the values of `training`.
 
@@ -234,7 +282,7 @@ class OptunaSection(Frozen):
     """
 
     n_trials: int = Field(25, ge=1, le=10_000)
-    search_space: dict[Searched, SearchRange | tuple[int | float, ...]] = Field(min_length=1)
+    search_space: dict[Searched, _SearchPart] = Field(min_length=1)
     steps: int | None = Field(None, ge=1, description="steps of a trial; None: those of the run")
     held_out: int = Field(2000, ge=1)
 
@@ -285,6 +333,15 @@ class RunConfig(_WithLater):
 
     @model_validator(mode="before")
     @classmethod
+    def _no_booleans_for_numbers(cls, content: Any) -> Any:  # noqa: ANN401 - whatever stands in a file
+        """Pydantic takes `true` for 1, so that `steps: true` would be a single step."""
+        wrong = _boolean_for_number(cls, content)
+        if wrong is not None:
+            raise ValueError(f"{wrong} is true or false, and must be a number")
+        return content
+
+    @model_validator(mode="before")
+    @classmethod
     def _own_defaults(cls, content: Any) -> Any:  # noqa: ANN401 - whatever stands in a file
         method = METHODS.get(str(content.get("method"))) if isinstance(content, dict) else None
         if method is None or method.mode is None:
@@ -302,6 +359,14 @@ class RunConfig(_WithLater):
                 return content  # the section itself says what is wrong
             values["warmup_steps"] = round(steps * own.warmup_fraction)
         return content | {"training": values}
+
+    @model_validator(mode="after")
+    def _hosts_are_named(self) -> RunConfig:
+        if not self.host.name.strip():
+            raise ValueError("host.name must not be empty")
+        if self.adapter is not None and self.adapter.source is not None and not self.adapter.source.name.strip():
+            raise ValueError("adapter.source.name must not be empty")
+        return self
 
     @field_validator("method")
     @classmethod
@@ -374,6 +439,11 @@ class RunConfig(_WithLater):
         return self
 
     @property
+    def asks_for_search(self) -> bool:
+        """Whether its training is searched, by rates or by optuna."""
+        return self.optuna is not None or bool(self.search.learning_rates)
+
+    @property
     def pretraining_data(self) -> DatasetSection:
         """The data that the run's adapter is pretrained on."""
         adapter = self.adapter
@@ -428,8 +498,32 @@ class RunConfig(_WithLater):
         return TrainingConfig(**{**tuning_defaults().model_dump(), **own})
 
 
+def _types(annotation: object) -> list[object]:
+    """The classes that an annotation is made of, and whatever else stands in it."""
+    parts = get_args(annotation)
+    return [each for part in parts for each in _types(part)] if parts else [annotation]
+
+
+def _boolean_for_number(section: type[BaseModel], content: object) -> str | None:
+    """Dotted path of the first boolean where the section, or one in it, has a number; None if there is none."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        field = section.model_fields.get(name)
+        types = [] if field is None else _types(field.annotation)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        number = any(each in (int, float) or isinstance(each, int) for each in types)  # of choices, types has these
+        if number and bool not in types and any(isinstance(each, bool) for each in values):
+            return str(name)
+        for nested in types:
+            if isinstance(nested, type) and issubclass(nested, BaseModel):
+                below = _boolean_for_number(nested, value)
+                if below is not None:
+                    return f"{name}.{below}"
+    return None
+
+
 class _Seeds(Frozen):
-    seeds: tuple[int, ...] | dict[str, tuple[int, ...]] = (0,)
+    # A boolean is no seed, though pydantic takes it for one.
+    seeds: tuple[StrictInt, ...] | dict[str, tuple[StrictInt, ...]] = (0,)
 
     def of(self, host: str) -> tuple[int, ...]:
         """The seeds on this host."""
@@ -473,6 +567,33 @@ class Grid(Frozen):
                         }
                         found.append(_merged(run, place))
         return found
+
+    @model_validator(mode="after")
+    def _sections_are_used(self) -> Grid:
+        """What the grid itself sets, and what is no section beside one, would be dropped silently."""
+        fields = {"run_id": None, "method": None, "host": "name", "dataset": "task", "training": "seed"}
+        for where, part in self._parts():
+            for name, value in part.items():
+                inner = fields.get(name)
+                if name in fields and (inner is None or (isinstance(value, dict) and inner in value)):
+                    given = name if inner is None else f"{name}.{inner}"
+                    raise ValueError(f"{where}.{given} is set by the grid's hosts, datasets, methods and seeds")
+                if name in RunConfig.model_fields and not isinstance(value, (dict, type(None))):
+                    raise ValueError(f"{where}.{name} must be a section")
+        return self
+
+    def _parts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every place that holds sections, and these."""
+        parts = [("defaults", self.defaults), *((f"methods.{name}", part) for name, part in self.methods.items())]
+        for task, dataset in self.datasets.items():
+            where = f"datasets.{task}"
+            parts.append((where, {name: part for name, part in dataset.items() if name not in ("seeds", "methods")}))
+            special = dataset.get("methods", {})
+            for method, part in special.items() if isinstance(special, dict) else ():
+                if not isinstance(part, (dict, type(None))):
+                    raise ValueError(f"{where}.methods.{method} must be sections, or null")
+                parts.append((f"{where}.methods.{method}", part or {}))
+        return parts
 
     @model_validator(mode="after")
     def _seeds_of_hosts(self) -> Grid:
@@ -548,9 +669,31 @@ def _locate(name: str) -> Path:
     raise UsageError(f"configuration {name} not found.", f"Name a YAML file, or one of {', '.join(shipped_sets())}.")
 
 
+class _DoubledKey(Exception):
+    """A mapping has a key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a doubled key, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as in yaml
+        # Here and not where mappings are made: there, a merge (<<) has already put other mappings' keys before its own.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                raise _DoubledKey(f"the key {key.value!r} in line {key.start_mark.line + 1} stands there twice")
+            seen.add((key.tag, key.value))
+        return node
+
+
 def _from_file(path: Path) -> list[RunConfig]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except _DoubledKey as error:
+        raise UsageError(f"{path}: {error}.", "Leave out one of the two.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}.", "It must be a YAML file.") from error
     if not isinstance(content, dict):

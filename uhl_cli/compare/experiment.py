@@ -11,6 +11,8 @@ from pydantic import Field
 from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
 from uhl_cli.compare.config import (
+    COMPARISON,
+    SEARCHES,
     CompareOptions,
     Mode,
     RunConfig,
@@ -22,12 +24,12 @@ from uhl_cli.compare.config import (
 from uhl_cli.compare.distilled import FROM_SOURCE
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
 from uhl_cli.compare.resources import Resources
-from uhl_cli.compare.results import RunFolder, RunMetrics
+from uhl_cli.compare.results import RunFolder, RunMetrics, Search
 from uhl_cli.compare.runs import has_clock, make_run, time_again
 from uhl_cli.compare.search import KeptSearches
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.tracking import refuse_missing, report_run
-from uhl_cli.errors import OutputError, UhlError, UsageError
+from uhl_cli.errors import ClaimedError, OutputError, UhlError, UsageError
 from uhl_cli.files import claimed, remove_folder, write_text
 from uhl_cli.formats.adapter import read_adapter
 from uhl_cli.reports import Reporter, silent
@@ -114,6 +116,13 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
 
     :raises UhlError: Before any run: wrong configurations, results that already exist, nothing to compare.
     """
+    if options.compare_only and options.time_only:
+        raise UsageError(
+            "--compare-only measures nothing, and --time-only measures again.",
+            "Leave out one of the two; --time-only compares as well.",
+        )
+    if options.resume and options.overwrite:
+        raise UsageError("--resume keeps finished runs, and --overwrite replaces them.", "Leave out one of the two.")
     makes_none = options.compare_only or options.time_only
     if makes_none and options.overwrite:
         flag = "--time-only" if options.time_only else "--compare-only"
@@ -121,7 +130,7 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     runs = chosen_runs(options)
     for run in runs:
         refuse_missing(tracking_of(run, options).report_to)
-    refuse_unwritable(options.results_dir / "comparison" / "aggregated_metrics.json")
+    refuse_unwritable(options.results_dir / COMPARISON / "aggregated_metrics.json", "--results-dir")
     finished = _finished(runs, options)
     unfinished = [run for run in runs if run.run_id not in finished]
     if makes_none and not finished:
@@ -133,11 +142,13 @@ def run_compare(options: CompareOptions, reporter: Reporter = silent) -> Compare
     resources = Resources(
         options.results_dir, options.places, device=options.device, offline=options.offline, reporter=reporter
     )
-    searches = KeptSearches(options.results_dir / "searches.json")
+    searching = not makes_none and any(run.asks_for_search for run in wanted)
+    # The file is not read where nothing is searched: if it is damaged, that is no matter there.
+    searches: dict[str, Search] = KeptSearches(options.results_dir / SEARCHES) if searching else {}
 
     def make(run: RunConfig) -> None:
         folder = RunFolder(options.results_dir, run.run_id).path
-        with claimed(folder):
+        with claimed(folder, "--results-dir"):
             if options.overwrite:
                 remove_folder(folder)
             metrics = make_run(run, resources, options.mode, searches)
@@ -176,7 +187,10 @@ def tracking_of(run: RunConfig, options: CompareOptions) -> TrackingSection:
 def _attempted(
     runs: list[RunConfig], attempt: Callable[[RunConfig], None], options: CompareOptions, reporter: Reporter
 ) -> tuple[list[str], list[FailedRun]]:
-    """Names of the runs for which `attempt` succeeded, and the failed runs, each with a traceback in its folder."""
+    """Names of the runs for which `attempt` succeeded, and the failed runs, each with a traceback in its folder.
+
+    A run that another process is doing fails without one.
+    """
     done: list[str] = []
     failed: list[FailedRun] = []
     for index, run in enumerate(runs):
@@ -184,6 +198,10 @@ def _attempted(
         try:
             attempt(run)
             done.append(run.run_id)
+        except ClaimedError as error:  # the folder is that of the other process, which may write its own error there
+            # It may also be pretraining this run's adapter; --output, which the error then names, is not compare's.
+            busy = ClaimedError(error.message, "Wait for its end, or choose another --results-dir.")
+            failed.append(FailedRun(run_id=run.run_id, error=str(busy)))
         except Exception as error:  # noqa: BLE001 - one failed run must not lose the others, whatever it failed of
             failed.append(FailedRun(run_id=run.run_id, error=_said(error)))
             details = "".join(traceback.format_exception(error))
@@ -231,7 +249,7 @@ def _draw_run(metrics: RunMetrics, options: CompareOptions) -> None:
 
 def _write(comparison: Comparison, options: CompareOptions) -> None:
     """`comparison/`: the aggregated metrics, tables, paired tests and figures."""
-    folder = options.results_dir / "comparison"
+    folder = options.results_dir / COMPARISON
     if not comparison.runs:
         return
     write_text(folder / "aggregated_metrics.json", comparison.aggregated.model_dump_json(indent=2) + "\n")

@@ -15,7 +15,7 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import load
-from uhl_cli.compare.config import DatasetSection, RunConfig
+from uhl_cli.compare.config import ADAPTERS, DatasetSection, RunConfig
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import DataError, FingerprintError, UsageError
 from uhl_cli.host.checkpoint import Host, device_of
@@ -145,7 +145,7 @@ class Resources:
         task = _slug(run.pretraining_data.task)
         seed = run.seed if section.seed is None else section.seed
         name = f"{_slug(section.source.name)}--{task}--s{seed}--{_key(run)}.safetensors"
-        return self.results / "adapters" / name
+        return self.results / ADAPTERS / name
 
     def source_outputs(self, run: RunConfig, texts: TransferTexts) -> Floats:
         """Logits float32 [predictions, labels] of the adapter's source, with the adapter on it; computed once.

@@ -18,7 +18,7 @@ from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.results import Search, SearchTrial
 from uhl_cli.data.examples import Examples
 from uhl_cli.data.tasks import Task
-from uhl_cli.errors import TrainingError
+from uhl_cli.errors import FormatError, TrainingError
 from uhl_cli.files import write_text
 from uhl_cli.metrics import score
 from uhl_cli.reports import Trial
@@ -85,9 +85,9 @@ def search_once(run: RunConfig, task: Task, searches: dict[str, Search], split: 
         after a training on the rest.
     :param folder: Where finished trials of optuna are saved until the search is finished.
     """
-    section: SearchSection | OptunaSection = run.optuna or run.search
-    if isinstance(section, SearchSection) and not section.learning_rates:
+    if not run.asks_for_search:
         return None
+    section: SearchSection | OptunaSection = run.optuna or run.search
     steps = section.steps or run.training.steps
     # The warm-up keeps its share of the steps.
     warmup = round(run.training.warmup_steps * steps / run.training.steps)
@@ -182,6 +182,8 @@ class KeptSearches(dict[str, Search]):
     """Searches by key, saved in a file for a resumed experiment.
 
     Entries that another process writes meanwhile are kept, even if both write at once.
+
+    :raises FormatError: When the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -197,7 +199,14 @@ class KeptSearches(dict[str, Search]):
 
 
 def _read_searches(path: Path) -> dict[str, Search]:
+    """The searches of a file; none if there is no file.
+
+    :raises FormatError: When it is damaged.
+    """
     if not path.exists():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return {key: Search.model_validate(row) for key, row in rows.items()}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {key: Search.model_validate(row) for key, row in rows.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise FormatError(f"{path} holds no searches.", "Delete it; its searches are then made again.") from error

@@ -31,7 +31,7 @@ from uhl_cli.codes.layout import bits_of
 from uhl_cli.codes.quantise import codes_and_scales, dequantise, fake_quantise
 from uhl_cli.commands.outputs import claimed_run
 from uhl_cli.commands.scoring import host_record, references_of
-from uhl_cli.compare.config import RunConfig
+from uhl_cli.compare.config import PROJECTORS, RunConfig
 from uhl_cli.compare.costs import ported_costs
 from uhl_cli.compare.outcome import Outcome, evaluation_of, refuse_other_labels, train_of
 from uhl_cli.compare.resources import Resources
@@ -52,7 +52,6 @@ from uhl_cli.schema import AdapterConfig, Frozen, HostRecord, TrainingConfig
 from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, optimizer_for, run_steps, total_steps
 from uhl_cli.train.model import TrainedModel
 
-FOLDER = "projectors"
 # The input is centred on models of some 30 million parameters, so that one hidden layer resolves it.
 LOG_SIZE = 7.5
 _BITS = 8
@@ -210,7 +209,7 @@ class Kept:
 
 def projectors_path(run: RunConfig, resources: Resources) -> Path:
     """Where the run's trained adapter is kept: once for each source, data set and seed, whatever the target."""
-    return resources.results / FOLDER / resources.adapter_path(run).name
+    return resources.results / PROJECTORS / resources.adapter_path(run).name
 
 
 def kept(run: RunConfig, resources: Resources) -> Kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from uhl_cli.compare.config import Tracker, TrackingSection
+from uhl_cli.compare.config import TRACKING, Tracker, TrackingSection
 from uhl_cli.compare.results import RunMetrics
 from uhl_cli.errors import UsageError
 
@@ -32,7 +32,7 @@ def report_run(tracking: TrackingSection, metrics: RunMetrics, results: Path) ->
 
     Weights & Biases works offline unless WANDB_MODE says otherwise.
     """
-    folder = results / "tracking"
+    folder = results / TRACKING
     finals = {"dev/score": metrics.score.value, "training_seconds": metrics.training_seconds}
     if metrics.zero_shot is not None:
         finals["dev/zero_shot"] = metrics.zero_shot.value
