@@ -253,8 +253,9 @@ def test_a_run_that_another_process_is_doing_is_left_alone(tmp_path):
     with claimed(tmp_path / "r" / "one"):
         called = call(*arguments)
         assert called.code == 1
-        assert "another run is writing" in called.error
-        assert "choose another --results-dir" in called.error
+        said = called.err.splitlines()[-1]
+        assert "another run is writing" in said
+        assert "choose another --results-dir" in said
         assert not (tmp_path / "r" / "one").exists()
     assert call(*arguments).code == 1  # it fails by itself, and says so in its folder
     assert (tmp_path / "r" / "one" / "error.txt").exists()
