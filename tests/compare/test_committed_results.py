@@ -17,7 +17,7 @@ from uhl_cli.compare.results import RunFolder
 from uhl_cli.reports import silent
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-LABEL_FREE = 67  # runs of three sets that could be compared in one call
+LABEL_FREE = 94  # runs of three sets that could be compared in one call
 
 
 @pytest.mark.parametrize(
