@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from uhl_cli.commands.scoring import Classes, references_of
 from uhl_cli.compare.baselines import Retrained, fit
-from uhl_cli.compare.config import SearchSection, TrainingSection
 from uhl_cli.compare.results import Search
 from uhl_cli.compare.search import search_rate, split_for_search
+from uhl_cli.compare.sections import SearchSection, TrainingSection
 from uhl_cli.data import Examples
 from uhl_cli.host.checkpoint import load_host
 from uhl_cli.metrics import score

@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from uhl_cli.compare.baselines import Retrained
-from uhl_cli.compare.config import TrainingSection
+from uhl_cli.compare.sections import TrainingSection
 from uhl_cli.cost.flops import count_flops, counted_operators
 from uhl_cli.cost.passes import SEQUENCE_LENGTH
 from uhl_cli.files import write_text

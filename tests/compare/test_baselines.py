@@ -8,7 +8,7 @@ from tiny_hosts import tiny_host
 from toy_runs import sequence_data, token_data
 
 from uhl_cli.compare.baselines import Retrained, SatLora, fake_int8, fit
-from uhl_cli.compare.config import TrainingSection
+from uhl_cli.compare.sections import TrainingSection
 from uhl_cli.errors import TrainingError
 from uhl_cli.host.encode import encode
 from uhl_cli.train.loop import accelerator_for

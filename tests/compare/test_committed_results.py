@@ -11,7 +11,7 @@ import pytest
 from recompute import differences, read
 
 from uhl_cli.compare.aggregate import PRIMARY
-from uhl_cli.compare.config import load_configs
+from uhl_cli.compare.load import load_configs
 from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder
 from uhl_cli.reports import silent

@@ -14,7 +14,7 @@ from recompute import differences, read
 
 from uhl_cli.compare import resources, runs
 from uhl_cli.compare.baselines import Retrained
-from uhl_cli.compare.config import load_configs
+from uhl_cli.compare.load import load_configs
 from uhl_cli.compare.resources import Resources
 from uhl_cli.files import claimed
 from uhl_cli.formats.task import read_task

@@ -9,21 +9,13 @@ import pytest
 import yaml
 
 from uhl_cli.commands.options import TuneTraining
-from uhl_cli.compare.config import (
-    RESERVED,
-    DatasetSection,
-    RunConfig,
-    TrackingSection,
-    dotless,
-    load_configs,
-    refuse_unknown_places,
-    shipped_sets,
-    trial,
-)
+from uhl_cli.compare.config import RESERVED, RunConfig, dotless, trial
 from uhl_cli.compare.experiment import CompareOptions, chosen_runs, tracking_of
+from uhl_cli.compare.load import load_configs, refuse_unknown_places, shipped_sets
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder
+from uhl_cli.compare.sections import DatasetSection, TrackingSection
 from uhl_cli.errors import UsageError
 from uhl_cli.reports import silent
 

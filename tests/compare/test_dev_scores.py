@@ -10,9 +10,10 @@ from toy_runs import sequence_data, token_data
 from uhl_cli.commands.options import HostOptions
 from uhl_cli.commands.scoring import references_of
 from uhl_cli.compare import figures
-from uhl_cli.compare.config import DatasetSection, RunConfig, TrainingSection
+from uhl_cli.compare.config import RunConfig
 from uhl_cli.compare.results import Costs, CurvePoint, DevPoint, RunMetrics
 from uhl_cli.compare.runs import _DevScores
+from uhl_cli.compare.sections import DatasetSection, TrainingSection
 from uhl_cli.metrics import score
 
 

@@ -9,9 +9,10 @@ from toy_runs import sequence_data
 
 from uhl_cli.commands.options import HostOptions
 from uhl_cli.compare import runs
-from uhl_cli.compare.config import DatasetSection, RunConfig, SearchSection, TrainingSection
+from uhl_cli.compare.config import RunConfig
 from uhl_cli.compare.results import Search
 from uhl_cli.compare.search import KeptSearches, chosen_training, search_rate, search_space, split_for_search
+from uhl_cli.compare.sections import DatasetSection, SearchSection, TrainingSection
 from uhl_cli.errors import FormatError, TrainingError
 from uhl_cli.train.loop import RunFiles
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from uhl_cli.compare.config import load_configs
+from uhl_cli.compare.load import load_configs
 from uhl_cli.compare.methods import METHODS
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ from compare_runs import at, write_data_sets, write_hosts
 from recompute import differences, read
 
 from uhl_cli.compare import resources
-from uhl_cli.compare.config import load_configs, shipped_sets, trial
+from uhl_cli.compare.config import trial
 from uhl_cli.compare.experiment import CompareOptions, chosen_runs
+from uhl_cli.compare.load import load_configs, shipped_sets
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.resources import Resources
 from uhl_cli.reports import silent

@@ -16,7 +16,8 @@ from toy_runs import TINY_LIMIT, sequence_data
 
 from uhl_cli.adapter.canonical import size_gains
 from uhl_cli.compare import size_projectors
-from uhl_cli.compare.config import RunConfig, load_configs
+from uhl_cli.compare.config import RunConfig
+from uhl_cli.compare.load import load_configs
 from uhl_cli.compare.size_projectors import (
     Kept,
     KeptRecord,

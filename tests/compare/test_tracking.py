@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from uhl_cli.compare.config import TrackingSection
 from uhl_cli.compare.results import Costs, CurvePoint, DevPoint, RunMetrics
+from uhl_cli.compare.sections import TrackingSection
 from uhl_cli.compare.tracking import refuse_missing, report_run
 from uhl_cli.errors import UsageError
 from uhl_cli.metrics import score

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from uhl_cli.cli.main import COMMANDS
 from uhl_cli.codes.layout import bits_of, parameter_shapes
-from uhl_cli.compare.config import load_configs
+from uhl_cli.compare.load import load_configs
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.schema import AdapterConfig
 

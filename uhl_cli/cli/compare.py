@@ -11,12 +11,12 @@ from uhl_cli.errors import RunError
 
 if TYPE_CHECKING:
     from uhl_cli.compare.aggregate import GroupSummary
-    from uhl_cli.compare.config import CompareOptions
     from uhl_cli.compare.experiment import CompareReport
+    from uhl_cli.compare.options import CompareOptions
 
 
 def _record() -> type[CompareOptions]:
-    from uhl_cli.compare.config import CompareOptions
+    from uhl_cli.compare.options import CompareOptions
 
     return CompareOptions
 

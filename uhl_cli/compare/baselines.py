@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from uhl_cli.commands.scoring import Classes
-from uhl_cli.compare.config import TrainingSection
 from uhl_cli.compare.results import CurvePoint
+from uhl_cli.compare.sections import TrainingSection
 from uhl_cli.data.examples import Examples
 from uhl_cli.errors import TrainingError
 from uhl_cli.host.checkpoint import Host

@@ -11,8 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from uhl_cli.compare.baselines import Retrained
-from uhl_cli.compare.config import EvaluationSection
 from uhl_cli.compare.results import Costs
+from uhl_cli.compare.sections import EvaluationSection
 from uhl_cli.cost.flops import counted_operators
 from uhl_cli.host.checkpoint import Host
 from uhl_cli.host.encode import Encoded, encode

@@ -15,13 +15,14 @@ from uhl_cli.commands.scoring import Classes
 from uhl_cli.commands.transfer_set import MAX_TEXTS, SPANS, cut_text
 from uhl_cli.commands.tune_student import distillation_data, tune_student
 from uhl_cli.compare.baselines import Retrained, fit
-from uhl_cli.compare.config import RunConfig, TrainingSection
+from uhl_cli.compare.config import RunConfig
 from uhl_cli.compare.costs import ported_costs, retrained_costs
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.outcome import Outcome, curve_of_log, evaluation_of, refuse_other_labels, train_of
 from uhl_cli.compare.resources import AlignedFile, Resources
 from uhl_cli.compare.results import Costs, CurvePoint, RunFolder, Search
 from uhl_cli.compare.search import chosen_training, search_once
+from uhl_cli.compare.sections import TrainingSection
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import DataError

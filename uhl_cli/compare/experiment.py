@@ -10,23 +10,16 @@ from pydantic import Field
 
 from uhl_cli.commands.outputs import refuse_unwritable
 from uhl_cli.compare.aggregate import Aggregated, Comparison, GroupSummary, Pairing, Verdict, aggregate
-from uhl_cli.compare.config import (
-    COMPARISON,
-    SEARCHES,
-    CompareOptions,
-    Mode,
-    RunConfig,
-    TrackingSection,
-    load_configs,
-    refuse_unknown_places,
-    trial,
-)
+from uhl_cli.compare.config import COMPARISON, SEARCHES, RunConfig, trial
 from uhl_cli.compare.distilled import FROM_SOURCE
 from uhl_cli.compare.figures import draw_comparison, draw_confusion, draw_learning_curve
+from uhl_cli.compare.load import load_configs, refuse_unknown_places
+from uhl_cli.compare.options import CompareOptions, Mode
 from uhl_cli.compare.resources import Resources
 from uhl_cli.compare.results import RunFolder, RunMetrics, Search
 from uhl_cli.compare.runs import has_clock, make_run, time_again
 from uhl_cli.compare.search import KeptSearches
+from uhl_cli.compare.sections import TrackingSection
 from uhl_cli.compare.tables import as_csv, as_latex, as_markdown, paired_markdown, short_markdown
 from uhl_cli.compare.tracking import refuse_missing, report_run
 from uhl_cli.errors import ClaimedError, OutputError, UhlError, UsageError

@@ -15,7 +15,8 @@ from uhl_cli.api import UniversalAdapter
 from uhl_cli.commands.options import DataOptions, HostOptions, PretrainOptions
 from uhl_cli.commands.pretrain import run_pretrain
 from uhl_cli.commands.scoring import load
-from uhl_cli.compare.config import ADAPTERS, DatasetSection, RunConfig
+from uhl_cli.compare.config import ADAPTERS, RunConfig
+from uhl_cli.compare.sections import DatasetSection
 from uhl_cli.data import TaskData, load_task
 from uhl_cli.errors import DataError, FingerprintError, UsageError
 from uhl_cli.host.checkpoint import Host, device_of

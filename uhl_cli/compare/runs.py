@@ -13,7 +13,7 @@ from uhl_cli.commands.scoring import Classes, Predictor, references_of
 from uhl_cli.commands.tune import tune
 from uhl_cli.commands.tune_setup import prepare
 from uhl_cli.compare.baselines import Retrained, fit
-from uhl_cli.compare.config import RunConfig, TrainingSection
+from uhl_cli.compare.config import RunConfig
 from uhl_cli.compare.costs import nothing_costs, ported_costs, retrained_costs
 from uhl_cli.compare.distilled import FROM_SOURCE, distilled, distilled_shape
 from uhl_cli.compare.methods import METHODS, NEW_TASK
@@ -31,6 +31,7 @@ from uhl_cli.compare.results import (
     published,
 )
 from uhl_cli.compare.search import chosen_training, search_once, split_for_search
+from uhl_cli.compare.sections import TrainingSection
 from uhl_cli.compare.size_projectors import by_size_alone, on_target, projectors_path, read_kept
 from uhl_cli.data import Examples, TaskData
 from uhl_cli.errors import UsageError

@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from uhl_cli.commands.scoring import Classes, references_of
 from uhl_cli.commands.search import Space, refuse_no_optuna, search
-from uhl_cli.compare.config import OptunaSection, RunConfig, SearchSection, TrainingSection
+from uhl_cli.compare.config import RunConfig
 from uhl_cli.compare.methods import METHODS
 from uhl_cli.compare.results import Search, SearchTrial
+from uhl_cli.compare.sections import OptunaSection, SearchSection, TrainingSection
 from uhl_cli.data.examples import Examples
 from uhl_cli.data.tasks import Task
 from uhl_cli.errors import FormatError, TrainingError

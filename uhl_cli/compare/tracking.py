@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from uhl_cli.compare.config import TRACKING, Tracker, TrackingSection
+from uhl_cli.compare.config import TRACKING
+from uhl_cli.compare.options import Tracker
 from uhl_cli.compare.results import RunMetrics
+from uhl_cli.compare.sections import TrackingSection
 from uhl_cli.errors import UsageError
 
 
