@@ -36,7 +36,9 @@ def test_a_difference_is_one_only_outside_its_interval(values, words):
 def kept(tmp_path_factory):
     """A demo from an empty home in a process of its own: (its folder, what the command left behind)."""
     folder = tmp_path_factory.mktemp("demo")
-    called = start("demo", *SHORT, "--output", "kept", "--json", cwd=folder, env={"HOME": str(folder / "home")})
+    # As a user has it: what the port aligns, tuning takes from the cache.
+    env = {"HOME": str(folder / "home"), "UHL_CACHE": str(folder / "cache")}
+    called = start("demo", *SHORT, "--output", "kept", "--json", cwd=folder, env=env)
     assert called.code == 0, called.err
     return folder, called
 

@@ -30,7 +30,7 @@ from uhl_cli.host.checkpoint import load_host, wrap_host
 from uhl_cli.host.loading import RELEASE
 from uhl_cli.metrics import score
 from uhl_cli.train.classifier import load_classifier
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.run_files import RunFiles
 
 DATA = {"sequence": sequence_data, "pairs": pair_data, "tokens": token_data}
 FORMATS = ("merged", "peft")

@@ -20,7 +20,7 @@ from uhl_cli.commands.tune_student import distillation_data
 from uhl_cli.errors import DataError, TrainingError, UsageError
 from uhl_cli.formats.task import read_task
 from uhl_cli.reports import SearchReport, Trial
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.run_files import RunFiles
 
 pytest.importorskip("optuna")
 

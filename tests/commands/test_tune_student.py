@@ -25,7 +25,7 @@ from uhl_cli.formats.task import read_task
 from uhl_cli.formats.transfer import StoredTransfer
 from uhl_cli.metrics import score
 from uhl_cli.reports import TuneReport, silent
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.transfer.general import record_of
 from uhl_cli.transfer.texts import TransferSet, TransferTexts
 
@@ -221,11 +221,11 @@ def test_a_text_is_held_out_with_all_its_spans(adapters):
 @pytest.mark.integration
 def test_true_outputs_teach_a_target_and_shuffled_ones_do_not(tmp_path):
     """Agreement with a teacher that knows the reviews' labels, on texts that the target has not seen."""
-    path, data = tmp_path / "adapter", load_task("reviews", limit_train=4000)
+    path, data = tmp_path / "adapter", load_task("reviews", limit_train=3000)
     host = load(HostOptions(name="builtin:tiny", device="cpu"))
     make_adapter(host, data, path, max_steps=1, max_flops=10.0)
     adapter = UniversalAdapter.load(path)
-    options = options_for(path, tmp_path / "out", "lora", max_steps=200, batch_size=32, max_flops=10.0)
+    options = options_for(path, tmp_path / "out", "lora", max_steps=150, batch_size=16, max_flops=10.0)
     config, aligned = training_of(adapter, options), adapter.align(host)
     distillation = distillation_data(oracle(data.train.texts, data.train.labels), host)
     order = np.random.default_rng(0).permutation(len(distillation.examples)).tolist()

@@ -14,7 +14,7 @@ from uhl_cli.compare.results import Search
 from uhl_cli.compare.search import KeptSearches, chosen_training, search_rate, search_space, split_for_search
 from uhl_cli.compare.sections import DatasetSection, SearchSection, TrainingSection
 from uhl_cli.errors import FormatError, TrainingError
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.run_files import RunFiles
 
 SEARCH = Search(rate=0.1, scores={"0.1": 0.5}, held_out=10, steps=2)
 

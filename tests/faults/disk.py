@@ -74,11 +74,10 @@ def check(run: Run, folder: Path, whole: dict[str, bytes | None], first: Callabl
 
 
 def campaign(root: Path, most: int | None, seed: int) -> dict[str, object]:
-    """Let every operation of every run fail in turn, or a random choice; the summary.
+    """Let every operation of every run fail in turn, or a random choice, in a prepared folder; the summary.
 
     :param most: Faults for each command, drawn by the seed; None for all of them.
     """
-    prepare(root)
     draw = random.Random(seed)
     counts: dict[str, Counter[str]] = {}
     problems: list[str] = []
@@ -119,7 +118,9 @@ def main() -> NoReturn:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="uhl-disk-") as folder:
-        summary = campaign(Path(folder).resolve(), given.most, given.seed)
+        root = Path(folder).resolve()
+        prepare(root)
+        summary = campaign(root, given.most, given.seed)
     text = json.dumps(summary, indent=1) + "\n"
     print(text, end="")
     if given.json:

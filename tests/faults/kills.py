@@ -102,8 +102,7 @@ def one(run: Run, folder: Path, undisturbed_run: Whole, draw: random.Random, *, 
 
 
 def campaign(kills: int, seed: int, root: Path) -> dict[str, object]:
-    """Kill runs at random moments, at least `kills` times, as often each command; the summary."""
-    prepare(root)
+    """Kill runs at random moments, at least `kills` times, as often each command, in a prepared folder; the summary."""
     draw = random.Random(seed)
     wholes = {}
     for run in RUNS:
@@ -145,7 +144,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="uhl-kills-") as folder:
-        summary = campaign(given.kills, given.seed, Path(folder).resolve())
+        root = Path(folder).resolve()
+        prepare(root)
+        summary = campaign(given.kills, given.seed, root)
     text = json.dumps(summary, indent=1) + "\n"
     print(text, end="")
     if given.json:

@@ -30,8 +30,9 @@ from uhl_cli.ported.controls import head_logits, mean_final_states
 from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import AdapterConfig, TrainingConfig
 from uhl_cli.train.head import fit_head, regression
-from uhl_cli.train.loop import RunFiles, learning_rate_factor, learning_rate_factors, optimizer_for, total_steps, train
+from uhl_cli.train.loop import learning_rate_factor, learning_rate_factors, optimizer_for, total_steps, train
 from uhl_cli.train.model import TrainedModel
+from uhl_cli.train.run_files import RunFiles
 
 NEVER_TRAINED = ("delta_theta", "head_weight", "head_bias")
 READOUT = ("readout_in_weight", "readout_in_bias", "readout_out_weight", "readout_out_bias", "readout_pool")

@@ -45,7 +45,8 @@ from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel, encode_examples
 from uhl_cli.reports import ExportReport, Reporter, RoundingReport, phase, silent
 from uhl_cli.schema import TrainingConfig, TrainingRecord
-from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, run_steps, total_steps
+from uhl_cli.train.loop import StepReport, accelerator_for, run_steps, total_steps
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.standard import StandardClassifier, refuse_headless, refuse_misread_padding, save_base
 
 # Texts on which the saved tokenizer is compared with uhl's.

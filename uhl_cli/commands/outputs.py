@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uhl_cli.errors import OutputError
 from uhl_cli.files import claimed, refuse_special, remove_folder, remove_leftovers
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.run_files import RunFiles
 
 
 @contextmanager

@@ -47,7 +47,8 @@ from uhl_cli.reports import PretrainReport, Reporter, phase, silent
 from uhl_cli.schema import AnchorRecord, FeatureRecord, Manifest, Parts, TrainingRecord
 from uhl_cli.train.classifier import Classifier, load_classifier
 from uhl_cli.train.head import fit_head
-from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, total_steps, train
+from uhl_cli.train.loop import StepReport, accelerator_for, total_steps, train
+from uhl_cli.train.run_files import RunFiles
 
 
 def run_pretrain(options: PretrainOptions, reporter: Reporter = silent) -> PretrainReport:

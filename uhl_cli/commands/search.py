@@ -31,7 +31,8 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.metrics import score
 from uhl_cli.reports import Reporter, SearchReport, Trial, silent
 from uhl_cli.schema import Frozen
-from uhl_cli.train.loop import RunFiles, total_steps
+from uhl_cli.train.loop import total_steps
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.task_adapter import TaskAdapter
 
 Ranges = dict[str, tuple[float, float]]

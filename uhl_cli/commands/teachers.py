@@ -16,7 +16,8 @@ from uhl_cli.metrics import Score, score
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.train.classifier import Classifier
-from uhl_cli.train.loop import RunFiles, StepReport
+from uhl_cli.train.loop import StepReport
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.teacher import lora_teacher, teacher_config
 
 # Training examples that neither teacher sees, to choose the better one by.

@@ -23,7 +23,8 @@ from uhl_cli.host.checkpoint import Host
 from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, TuneReport, silent
-from uhl_cli.train.loop import RunFiles, accelerator_for
+from uhl_cli.train.loop import accelerator_for
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.task_adapter import TaskAdapter
 
 

@@ -24,7 +24,8 @@ from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase
 from uhl_cli.schema import TrainingRecord
-from uhl_cli.train.loop import RunFiles, StepReport, total_steps, train
+from uhl_cli.train.loop import StepReport, total_steps, train
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.task_adapter import TaskAdapter
 
 

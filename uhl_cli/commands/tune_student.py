@@ -37,7 +37,8 @@ from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, TuneReport, phase, silent
 from uhl_cli.schema import HostRecord, TrainingConfig, TrainingRecord
-from uhl_cli.train.loop import RunFiles, StepReport, Targets, run_steps, total_steps
+from uhl_cli.train.loop import StepReport, Targets, run_steps, total_steps
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.student import Student, StudentModel
 from uhl_cli.transfer.texts import TransferSet
 

@@ -290,7 +290,7 @@ def trial(run: RunConfig) -> RunConfig:
     if run.adapter is not None and run.adapter.source is not None:
         small["adapter"] = {
             "pretraining": {"max_steps": 2, "batch_size": 8, "max_length": 32},
-            "num_anchors": 128,
+            "num_anchors": 64,
             "feature_words": 0,
             "transfer_set": "8",
         }

@@ -29,7 +29,8 @@ from uhl_cli.errors import DataError
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import phase
 from uhl_cli.train.classifier import load_classifier
-from uhl_cli.train.loop import RunFiles, accelerator_for
+from uhl_cli.train.loop import accelerator_for
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.student import Student, Trained
 from uhl_cli.transfer.general import record_of, transfer_texts
 from uhl_cli.transfer.texts import Floats, TransferSet, TransferTexts, quantised_log_odds, single_lines

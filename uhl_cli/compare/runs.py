@@ -41,7 +41,8 @@ from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.controls import by_size
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import Reporter, phase, silent
-from uhl_cli.train.loop import RunFiles, accelerator_for
+from uhl_cli.train.loop import accelerator_for
+from uhl_cli.train.run_files import RunFiles
 
 
 def make_run(run: RunConfig, resources: Resources, mode: str, searches: dict[str, Search]) -> RunMetrics:

@@ -23,7 +23,7 @@ from uhl_cli.errors import FormatError, TrainingError
 from uhl_cli.files import write_text
 from uhl_cli.metrics import score
 from uhl_cli.reports import Trial
-from uhl_cli.train.loop import RunFiles
+from uhl_cli.train.run_files import RunFiles
 
 
 def split_for_search(examples: Examples, limit: int) -> tuple[Examples, Examples]:

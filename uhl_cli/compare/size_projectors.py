@@ -49,8 +49,9 @@ from uhl_cli.ported.aligned import AlignedHost
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.reports import phase
 from uhl_cli.schema import AdapterConfig, Frozen, HostRecord, TrainingConfig
-from uhl_cli.train.loop import RunFiles, StepReport, accelerator_for, optimizer_for, run_steps, total_steps
+from uhl_cli.train.loop import StepReport, accelerator_for, optimizer_for, run_steps, total_steps
 from uhl_cli.train.model import TrainedModel
+from uhl_cli.train.run_files import RunFiles
 
 # The input is centred on models of some 30 million parameters, so that one hidden layer resolves it.
 LOG_SIZE = 7.5

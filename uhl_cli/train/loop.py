@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from uhl_cli.adapter.canonical import CanonicalAdapter
 from uhl_cli.codes.layout import UPDATE_PARAMETERS
@@ -29,6 +28,7 @@ from uhl_cli.ported.model import encode_examples
 from uhl_cli.schema import Schedule, TrainingConfig
 from uhl_cli.train.batches import batches_from, steps_per_epoch
 from uhl_cli.train.model import RANKS, Losses, TrainedModel
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.task_adapter import TaskAdapter
 
 LOG_EVERY = 20
@@ -45,43 +45,6 @@ class StepReport:
     atoms: float
     learning_rate: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Where a run keeps its checkpoint and its JSON-lines log."""
-
-    folder: Path
-
-    @classmethod
-    def beside(cls, output: Path) -> RunFiles:
-        """The files of a run that writes `output`.
-
-        :raises OutputError: It is `.` or `/`, next to which nothing can be written.
-        """
-        if not output.name:
-            raise OutputError(f"{output} cannot be an output.", "Choose another --output.")
-        return cls(output.with_name(output.name + ".uhl-run"))
-
-    @property
-    def checkpoint(self) -> Path:
-        """The latest checkpoint."""
-        return self.folder / "checkpoint.safetensors"
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether there is something to resume."""
-        return self.checkpoint.exists() or self.search.exists()
-
-    @property
-    def search(self) -> Path:
-        """The finished trials of a search for hyper-parameters."""
-        return self.folder / "search.json"
-
-    @property
-    def log(self) -> Path:
-        """JSON lines, one every `LOG_EVERY` steps."""
-        return self.folder / "log.jsonl"
 
 
 def total_steps(num_examples: int, config: TrainingConfig) -> int:
@@ -106,6 +69,8 @@ def learning_rate_factors(schedule: Schedule | None, steps: int, warmup_fraction
     """
     if schedule is None:
         return partial(learning_rate_factor, steps=steps, warmup_fraction=warmup_fraction)
+    from transformers import get_scheduler  # brings peft, and every command that loads a host would wait for it
+
     name = "constant_with_warmup" if schedule == "constant" else schedule
     unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     warmup = round(steps * warmup_fraction)

@@ -11,7 +11,8 @@ from uhl_cli.data.examples import Examples
 from uhl_cli.ported.model import PortedModel
 from uhl_cli.schema import TrainingConfig
 from uhl_cli.train.batches import steps_per_epoch
-from uhl_cli.train.loop import RunFiles, StepReport, run_steps
+from uhl_cli.train.loop import StepReport, run_steps
+from uhl_cli.train.run_files import RunFiles
 from uhl_cli.train.student import Student, StudentModel
 
 EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 500, 3000
