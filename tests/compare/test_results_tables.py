@@ -69,6 +69,21 @@ def test_scores_of_the_label_free_set():
     assert said == scores("compare_label_free")
 
 
+def test_scores_of_the_upwards_set():
+    _, *rows = rows_below(RESULTS_PAGE.read_text(encoding="utf-8"), "| data set, host | LoRA there")
+    verdicts = {(each["task"], each["host"]): each for each in comparison("compare_upwards-builtin-base")["verdicts"]}
+    found = scores("compare_upwards-builtin-base")
+    for name, *cells in rows:
+        title, host = name.split(", ")
+        task = {"reviews": "reviews"}.get(title) or TASKS[title]
+        verdict = verdicts.pop((task, host))
+        value, low, high = (verdict["difference"][each] for each in ("value", "low", "high"))
+        difference = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        stands = "no" if verdict["outcome"] == "open" else "yes"
+        assert cells == [found[task, host, "lora"], found[task, host, "uhl-zero-shot"], difference, stands]
+    assert verdicts == {}
+
+
 def test_scores_of_the_builtin_set(section):
     header, *rows = rows_below(section, "| | builtin:small")
     said = {("reviews", h, NAMES[row[0]]): cell for row in rows for h, cell in zip(header[1:], row[1:], strict=True)}

@@ -102,7 +102,7 @@ def one(run: Run, folder: Path, undisturbed_run: Whole, draw: random.Random, *, 
 
 
 def campaign(kills: int, seed: int, root: Path) -> dict[str, object]:
-    """Kill runs at random moments, at least `kills` times, as often each command, in a prepared folder; the summary."""
+    """Kill the commands in turn at random moments, at least `kills` times, in a prepared folder; the summary."""
     draw = random.Random(seed)
     wholes = {}
     for run in RUNS:
@@ -116,11 +116,11 @@ def campaign(kills: int, seed: int, root: Path) -> dict[str, object]:
     counts: dict[str, Counter[str]] = {run.name: Counter() for run in RUNS}
     problems: list[str] = []
     number = 0
-    while sum(found["kills"] for found in counts.values()) < kills:
+    while number < len(RUNS) or sum(found["kills"] for found in counts.values()) < kills:
         run = RUNS[number % len(RUNS)]
         number += 1
         try:
-            by_time = (number - 1) // len(RUNS) % 2 == 0
+            by_time = number % 2 == 1  # there is an odd number of commands, so that each meets both
             counts[run.name].update(one(run, root / "case", wholes[run.name], draw, by_time=by_time))
         except AssertionError as error:
             problems.append(f"{run.name}: {error}")

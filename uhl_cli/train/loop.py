@@ -69,7 +69,7 @@ def learning_rate_factors(schedule: Schedule | None, steps: int, warmup_fraction
     """
     if schedule is None:
         return partial(learning_rate_factor, steps=steps, warmup_fraction=warmup_fraction)
-    from transformers import get_scheduler  # brings peft, and every command that loads a host would wait for it
+    from transformers import get_scheduler  # brings peft, which most training does not need
 
     name = "constant_with_warmup" if schedule == "constant" else schedule
     unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

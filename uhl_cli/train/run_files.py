@@ -41,5 +41,5 @@ class RunFiles:
 
     @property
     def log(self) -> Path:
-        """JSON lines, one every `LOG_EVERY` steps."""
+        """JSON lines, one every `train.loop.LOG_EVERY` steps."""
         return self.folder / "log.jsonl"
