@@ -46,9 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What all files imported stays until the end: the collector of garbage need not look through it again."""
+    """What all files imported stays until the end: the collector of garbage need not look through it again.
+
+    Models make many objects that live on, and few cycles, so that it may run more seldom too.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_the_score_of_the_file_is_the_score_that_training_reported(family, tmp_p
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family, tmp_path):
     path = tmp_path / "adapter.safetensors"
     settings = {"anchors": "general", "max_bytes": 400_000, "max_steps": 12}
@@ -76,7 +76,7 @@ def test_a_feature_bank_fills_the_file_and_its_score_is_the_reported_one(family,
 def test_a_readout_by_its_feature_bank_is_the_readout_of_the_source(tmp_path):
     """On the source itself, the maps that the bank gives are those through canonical space, near enough."""
     host, path = tiny_host("bert"), tmp_path / "adapter.safetensors"
-    make_adapter(host, sequence_data(), path, anchors="general", feature_words=6_000, max_steps=12)
+    make_adapter(host, sequence_data(), path, anchors="general", feature_words=12_000, max_steps=12)
     adapter = UniversalAdapter.load(path)
     assert adapter.features is not None
     outputs = {}

@@ -49,7 +49,7 @@ def run(adapter: Path, host, data, output: Path, *, files=None, reporter=None, *
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("family", ["gpt2"])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_a_file_with_a_feature_bank_is_tuned_and_scores_what_training_showed(family, tmp_path):
     path, task = tmp_path / "adapter.safetensors", tmp_path / "task.safetensors"
     make_adapter(tiny_host("bert"), sequence_data(), path, max_steps=30, anchors="general", feature_words=3000)

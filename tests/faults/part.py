@@ -6,20 +6,24 @@ python tests/faults/part.py
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import disk
 import kills
 from runs import prepare
 
 
-def main() -> None:
-    """Print the summaries by campaign as JSON; what goes on is on stderr."""
+def main() -> NoReturn:
+    """Print the summaries by campaign as JSON; what goes on is on stderr.  Exit code 1 with problems."""
     with tempfile.TemporaryDirectory(prefix="uhl-faults-") as folder:
         root = Path(folder).resolve()
         prepare(root)
-        print(json.dumps({"kills": kills.campaign(5, 0, root), "disk": disk.campaign(root, 1, 0)}))
+        summaries = {"kills": kills.campaign(5, 0, root), "disk": disk.campaign(root, 1, 0)}
+    print(json.dumps(summaries))
+    sys.exit(any(summary["problems"] for summary in summaries.values()))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tiny_adapters import SMALL, tiny_file
 from uhl_cli.errors import FormatError
 from uhl_cli.formats.adapter import read_adapter, to_bytes
 
-CASES = 3000
+CASES = 6000
 FINE = (torch.zeros(2),)
 
 
